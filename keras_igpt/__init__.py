@@ -1,0 +1,28 @@
+"""Image GPT for Keras 3: generative pre-training from pixels, and what its features are good for.
+
+Reference:
+    [Chen et al., 2020, Generative Pretraining from Pixels](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf)
+"""
+
+from keras_igpt.backbone import ImageGPTBackbone
+from keras_igpt.data import load_dataset, load_image_folder
+from keras_igpt.image_classifier import ImageGPTImageClassifier
+from keras_igpt.linear_probe import LinearProbe
+from keras_igpt.palette import ColorPalette
+from keras_igpt.pixel_models import ImageGPTCausalLM, ImageGPTMaskedLM
+from keras_igpt.training import finetuning_recipe, pretraining_recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ColorPalette",
+    "ImageGPTBackbone",
+    "ImageGPTCausalLM",
+    "ImageGPTImageClassifier",
+    "ImageGPTMaskedLM",
+    "LinearProbe",
+    "finetuning_recipe",
+    "load_dataset",
+    "load_image_folder",
+    "pretraining_recipe",
+]

@@ -1,0 +1,346 @@
+"""The Image GPT transformer: one forward pass for training, probing and cached decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from keras_igpt.attention import KeyValue, SelfAttention
+from keras_igpt.layers import FeedForward, PixelEmbedding, make_normalization
+from keras_igpt.presets import get_preset
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class TransformerBlock(keras.layers.Layer):
+    """One pre-norm block: `a = h + MHA(norm(h))`, then `a + MLP(norm(a))`.
+
+    Args:
+        num_heads: int. Attention heads.
+        num_layers: int. Depth `L` of the network, for the initialisation.
+        attention: `"causal"` or `"bidirectional"`.
+        normalization: `"layer_norm"` or `"rms_norm"`.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        hidden: tensor `(B, T, D)`, the residual stream.
+        cache: optional pair of tensors `(B, S, N, H)`, keys and values of earlier positions; `T` is 1 then.
+        index: optional int tensor, the position of the single input, with `cache` only.
+
+    Returns:
+        Tensor `(B, T, D)` and the pair of keys and values.
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.3
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_layers: int,
+        attention: Literal["causal", "bidirectional"],
+        normalization: Literal["layer_norm", "rms_norm"],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._options: dict[str, Any] = {
+            "num_heads": num_heads,
+            "num_layers": num_layers,
+            "attention": attention,
+            "normalization": normalization,
+        }
+        self.attention_norm = make_normalization(normalization, dtype=self.dtype_policy, name="attention_norm")
+        self.attention = SelfAttention(num_heads, num_layers, attention, dtype=self.dtype_policy, name="attention")
+        self.feed_forward_norm = make_normalization(normalization, dtype=self.dtype_policy, name="feed_forward_norm")
+        self.feed_forward = FeedForward(dtype=self.dtype_policy, name="feed_forward")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        for layer in (
+            self.attention_norm,
+            self.attention,
+            self.feed_forward_norm,
+            self.feed_forward,
+        ):
+            layer.build(input_shape)
+
+    def call(self, hidden: Any, cache: KeyValue | None = None, index: Any | None = None) -> tuple[Any, KeyValue]:
+        attended, key_value = self.attention(self.attention_norm(hidden), cache=cache, index=index)
+        hidden = hidden + attended
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden)), key_value
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._options}
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class ImageGPTBackbone(keras.Model):
+    """The transformer of Image GPT, from palette tokens to features.
+
+    Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation of
+    the released code. All weights exist once the object does.
+
+    Args:
+        vocabulary_size: int. Palette colours `V`.
+        image_size: int. Side of the square pictures in pixels; sequences have `T = image_size ** 2` tokens.
+        num_layers: int. Blocks `L`.
+        num_heads: int. Attention heads `N`; must divide `hidden_dim`.
+        hidden_dim: int. Width `D`.
+        attention: `"causal"` for the autoregressive objective (inputs are shifted behind a start vector) or
+            `"bidirectional"` for BERT's.
+        normalization: `"layer_norm"`, the paper's text, or `"rms_norm"`, what the released weights were trained with.
+        dtype: dtype policy of the blocks, `"mixed_bfloat16"` say. Norm statistics and softmax are float32 under any.
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        token_ids: int tensor `(B, T)`, raster order.
+        position_mask: optional bool tensor `(B, T)`, True where the content is hidden; bidirectional only.
+
+    Returns:
+        Tensor `(B, T, D)`: the final norm's output n^L at each position.
+
+    Raises:
+        ValueError: if an argument is out of its range, or inputs do not fit.
+
+    Example:
+    ```python
+    backbone = ImageGPTBackbone(
+        vocabulary_size=512, image_size=32, num_layers=24, num_heads=8, hidden_dim=512
+    )
+    features = backbone(token_ids)   # (B, 1024, 512)
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.3
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        image_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        attention: Literal["causal", "bidirectional"] = "causal",
+        normalization: Literal["layer_norm", "rms_norm"] = "layer_norm",
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        sizes = {
+            "vocabulary_size": vocabulary_size,
+            "image_size": image_size,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "hidden_dim": hidden_dim,
+        }
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={size!r}")
+        if hidden_dim % num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
+            )
+        _check_choice("attention", attention, ("causal", "bidirectional"))
+        _check_choice("normalization", normalization, ("layer_norm", "rms_norm"))
+        super().__init__(dtype=dtype, **kwargs)
+
+        # === Layers ===
+        self.pixel_embedding = PixelEmbedding(
+            vocabulary_size,
+            hidden_dim,
+            shift=attention == "causal",
+            dtype=self.dtype_policy,
+            name="pixel_embedding",
+        )
+        self.blocks = [
+            TransformerBlock(
+                num_heads,
+                num_layers,
+                attention,
+                normalization,
+                dtype=self.dtype_policy,
+                name=f"block_{layer}",
+            )
+            for layer in range(num_layers)
+        ]
+        self.final_norm = make_normalization(normalization, dtype=self.dtype_policy, name="final_norm")
+
+        # === Config ===
+        self.vocabulary_size = vocabulary_size
+        self.image_size = image_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.attention = attention
+        self.normalization = normalization
+
+        self.build((None, self.num_tokens))
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> ImageGPTBackbone:
+        """Makes a backbone of a named architecture, with random weights.
+
+        Args:
+            name: str. A key of `keras_igpt.presets.PRESETS`: `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
+                `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop.
+            **overrides: constructor arguments that differ from the preset's.
+
+        Returns:
+            An `ImageGPTBackbone`.
+
+        Raises:
+            ValueError: if there is no such preset.
+
+        Example:
+        ```python
+        backbone = ImageGPTBackbone.from_preset("igpt_small", image_size=48)
+        ```
+        """
+        return cls(**{**get_preset(name).architecture, **overrides})
+
+    @property
+    def num_tokens(self) -> int:
+        """Sequence length `T`."""
+        return self.image_size**2
+
+    @property
+    def head_dim(self) -> int:
+        """Width `H` of one attention head."""
+        return self.hidden_dim // self.num_heads
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.pixel_embedding.build(input_shape)
+        hidden_shape = (*input_shape, self.hidden_dim)
+        for block in self.blocks:
+            block.build(hidden_shape)
+        self.final_norm.build(hidden_shape)
+
+    def call(self, token_ids: Any, position_mask: Any | None = None) -> Any:
+        hidden = None
+        for hidden in self._residual_states(token_ids, position_mask):
+            pass
+        return self.final_norm(hidden)
+
+    def pooled_features(
+        self,
+        token_ids: Any,
+        position_mask: Any | None = None,
+        which: Literal["normed", "residual"] = "normed",
+    ) -> Any:
+        """Computes the features f^0 … f^L: means over positions at every depth.
+
+        Args:
+            token_ids: int tensor `(B, T)`.
+            position_mask: as in `call`.
+            which: `"normed"` takes n^l, the normalised input of block l, and for l = L the final norm's output: the
+                paper's choice. `"residual"` takes the residual stream h^l itself.
+
+        Returns:
+            float32 tensor `(B, L + 1, D)`; entry l is f^l.
+
+        Example:
+        ```python
+        features = backbone.pooled_features(token_ids)
+        middle = features[:, backbone.num_layers // 2]
+        ```
+
+        Reference:
+            [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
+        """
+        _check_choice("which", which, ("normed", "residual"))
+        norms = [*(block.attention_norm for block in self.blocks), self.final_norm]
+        pooled = []
+        for norm, hidden in zip(norms, self._residual_states(token_ids, position_mask), strict=True):
+            states = norm(hidden) if which == "normed" else hidden
+            pooled.append(ops.mean(ops.cast(states, "float32"), axis=1))
+        return ops.stack(pooled, axis=1)
+
+    def fill_cache(self, token_ids: Any) -> list[KeyValue]:
+        """Computes keys and values of all positions in one pass, to decode on from any of them.
+
+        Args:
+            token_ids: int tensor `(B, T)`. Entries of positions not known yet may be anything: what depends on them is
+                written anew before a later step sees it.
+
+        Returns:
+            A pair of tensors `(B, T, N, H)` for each block.
+        """
+        hidden = self.pixel_embedding(token_ids)
+        cache = []
+        for block in self.blocks:
+            hidden, key_value = block(hidden)
+            cache.append(key_value)
+        return cache
+
+    def empty_cache(self, batch_size: Any) -> list[KeyValue]:
+        """Makes a cache for decoding from the first pixel on.
+
+        Args:
+            batch_size: int or int tensor `B`.
+
+        Returns:
+            A pair of zero tensors `(B, T, N, H)` for each block.
+        """
+        shape = (batch_size, self.num_tokens, self.num_heads, self.head_dim)
+        return [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
+
+    def decode_step(self, token_ids: Any, index: Any, cache: Sequence[KeyValue]) -> tuple[Any, list[KeyValue]]:
+        """Computes the features of one position from the cached ones before it.
+
+        Args:
+            token_ids: int tensor `(B, T)`, known before `index`.
+            index: int tensor, the position.
+            cache: a pair of tensors `(B, T, N, H)` for each block, filled before `index`.
+
+        Returns:
+            Tensor `(B, 1, D)`, what `call` gives at `index`, and the cache with this position in it.
+        """
+        hidden = self.pixel_embedding.embed_step(token_ids, index)
+        updated = []
+        for block, key_value in zip(self.blocks, cache, strict=True):
+            hidden, key_value = block(hidden, cache=key_value, index=index)
+            updated.append(key_value)
+        return self.final_norm(hidden), updated
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "image_size": self.image_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "attention": self.attention,
+            "normalization": self.normalization,
+        }
+
+    def _residual_states(self, token_ids: Any, position_mask: Any | None) -> Iterator[Any]:
+        """Yields h^0 … h^L, each `(B, T, D)`, keeping none of them."""
+        self._check_inputs(token_ids, position_mask)
+        hidden = self.pixel_embedding(token_ids, position_mask=position_mask)
+        yield hidden
+        for block in self.blocks:
+            hidden, _ = block(hidden)
+            yield hidden
+
+    def _check_inputs(self, token_ids: Any, position_mask: Any | None) -> None:
+        shape = tuple(token_ids.shape)
+        if len(shape) != 2 or shape[1] != self.num_tokens:
+            raise ValueError(
+                f"`token_ids` must have shape (B, {self.num_tokens}), one token a pixel "
+                f"(`ColorPalette.encode` makes them from images). Received: shape {shape}"
+            )
+        dtype = keras.backend.standardize_dtype(token_ids.dtype)
+        if "int" not in dtype:
+            raise ValueError(f"`token_ids` must be integers. Received: dtype {dtype}")
+        if position_mask is not None and self.attention == "causal":
+            raise ValueError(
+                "`position_mask` needs a backbone with attention='bidirectional'. "
+                "Received: position_mask with attention='causal'"
+            )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}")

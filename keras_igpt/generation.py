@@ -1,0 +1,203 @@
+"""Drawing pictures pixel by pixel: one compiled loop over a static key-value cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from keras_igpt.inference import predict_whole_batches
+from keras_igpt.palette import TokenIds, UInt8Images, check_images, check_token_ids
+
+
+def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
+    """Draws one token a row by inverting the cumulative distribution, most probable token first.
+
+    Args:
+        logits: float32 tensor `(B, V)`.
+        uniforms: float32 tensor `(B,)` in [0, 1), one number a draw; equal numbers give equal tokens on every backend.
+        temperature: float32 tensor `(B,)`, positive; logits are divided by it.
+        top_k: int32 tensor `(B,)`, 1…V. Only the k most probable tokens can be drawn; of equal ones the lower ids.
+        top_p: float32 tensor `(B,)` in (0, 1]. Only the most probable tokens whose predecessors sum to less than p can
+            be drawn.
+
+    Returns:
+        int32 tensor `(B,)`.
+    """
+    logits = logits / ops.expand_dims(temperature, -1)
+    order = ops.argsort(-logits, axis=-1)  # stable: of equal logits the lower id comes first
+    probabilities = ops.softmax(ops.take_along_axis(logits, order, axis=-1), axis=-1)
+    before = ops.cumsum(probabilities, axis=-1) - probabilities
+    ranks = ops.expand_dims(ops.arange(logits.shape[-1], dtype="int32"), 0)
+    kept = ops.logical_and(ranks < ops.expand_dims(top_k, -1), before < ops.expand_dims(top_p, -1))
+    # Rank 0 is always kept, also where p is so small that rounding says otherwise.
+    kept = ops.logical_or(kept, ops.equal(ranks, 0))
+    cumulative = ops.cumsum(ops.where(kept, probabilities, 0.0), axis=-1)
+    target = ops.expand_dims(uniforms, -1) * cumulative[:, -1:]
+    rank = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)
+    last = ops.sum(ops.cast(kept, "int32"), axis=-1) - 1
+    rank = ops.expand_dims(ops.minimum(ops.cast(rank, "int32"), ops.cast(last, "int32")), -1)
+    return ops.cast(ops.take_along_axis(order, rank, axis=-1)[:, 0], "int32")
+
+
+class _Decoder(keras.Model):
+    """The decoding loop as a model, so that `predict` compiles it on each backend.
+
+    Everything a caller may change from one call to the next is an input: nothing but a new shape compiles anew.
+    """
+
+    def __init__(self, language_model: keras.Model) -> None:
+        # float32, or Keras would round the uniform numbers to the compute dtype on their way in.
+        super().__init__(dtype="float32", name="decoder")
+        self.language_model = language_model
+        self.built = True
+
+    def call(self, inputs: dict[str, Any]) -> Any:
+        backbone = self.language_model.backbone
+        prompt, prefix_length = inputs["prompt"], inputs["prefix_length"]
+        uniforms = inputs["uniforms"]
+
+        def step(index: Any, token_ids: Any, cache: Any) -> tuple[Any, Any, Any]:
+            hidden, cache = backbone.decode_step(token_ids, index, cache)
+            logits = self.language_model.pixel_head(hidden)[:, 0]
+            drawn = sample_tokens(
+                logits,
+                ops.take(uniforms, ops.reshape(index, (1,)), axis=1)[:, 0],
+                inputs["temperature"],
+                inputs["top_k"],
+                inputs["top_p"],
+            )
+            given = ops.take(prompt, ops.reshape(index, (1,)), axis=1)[:, 0]
+            token = ops.where(index < prefix_length, given, drawn)
+            token_ids = ops.slice_update(token_ids, (0, index), ops.expand_dims(token, -1))
+            return index + 1, token_ids, cache
+
+        start = ops.cast(ops.min(prefix_length), "int32")
+        cache = backbone.fill_cache(prompt)
+        _, token_ids, _ = ops.while_loop(
+            lambda index, token_ids, cache: index < backbone.num_tokens,
+            step,
+            (start, prompt, cache),
+        )
+        return token_ids
+
+
+class Generator:
+    """Draws pictures from an autoregressive model; `ImageGPTCausalLM.generate` and `complete` go through it.
+
+    Holds the compiled loop, so that calls of equal shape share it. It is no layer, and a model that owns one does not
+    save it.
+
+    Args:
+        language_model: an `ImageGPTCausalLM`.
+    """
+
+    def __init__(self, language_model: Any) -> None:
+        self._language_model = language_model
+        self._decoder = _Decoder(language_model)
+
+    def continue_tokens(
+        self,
+        prompt: npt.ArrayLike,
+        prefix_length: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        uniforms: npt.ArrayLike | None = None,
+    ) -> TokenIds:
+        """Keeps a raster prefix of each sequence and draws the tokens after it, one at a time.
+
+        Args:
+            prompt: int array `(B, T)`; values from `prefix_length` on are ignored.
+            prefix_length: int in 0…T. Tokens kept; with 0 the first pixel is drawn too.
+            temperature: float. 1 draws from the model's distribution, as the paper does; 0 takes the most probable token.
+            top_k: int. Draw among the k most probable tokens only; all by default.
+            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+            seed: int. Row i's draws depend on `(seed, i)` alone.
+            batch_size: int. Sequences decoded together.
+            uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
+
+        Returns:
+            int32 array `(B, T)`.
+
+        Raises:
+            ValueError: if an argument is out of its range.
+        """
+        backbone = self._language_model.backbone
+        tokens, vocabulary_size = backbone.num_tokens, backbone.vocabulary_size
+        prompt = check_token_ids(prompt, vocabulary_size, "prompt").astype(np.int32)
+        if prompt.ndim != 2 or prompt.shape[1] != tokens or len(prompt) < 1:
+            raise ValueError(
+                f"`prompt` must have shape (B, {tokens}) with B at least 1. Received: shape {prompt.shape}"
+            )
+        if not 0 <= prefix_length <= tokens:
+            raise ValueError(f"`prefix_length` must lie in 0…{tokens}. Received: prefix_length={prefix_length}")
+        if temperature < 0 or not np.isfinite(temperature):
+            raise ValueError(
+                f"`temperature` must be 0 (greedy) or a positive number. Received: temperature={temperature}"
+            )
+        if top_k is not None and not 1 <= top_k <= vocabulary_size:
+            raise ValueError(f"`top_k` must lie in 1…{vocabulary_size}. Received: top_k={top_k}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
+        if temperature == 0:
+            temperature, top_k = 1.0, 1
+        rows = len(prompt)
+        if uniforms is None:
+            uniforms = np.stack([np.random.default_rng([seed, row]).random(tokens, np.float32) for row in range(rows)])
+        draws = np.asarray(uniforms, np.float32)
+        if draws.shape != prompt.shape or draws.min() < 0 or draws.max() >= 1:
+            raise ValueError(
+                f"`uniforms` must have shape {prompt.shape} and lie in [0, 1). "
+                f"Received: shape {draws.shape}, values from {draws.min()} to {draws.max()}"
+            )
+
+        inputs = {
+            "prompt": prompt,
+            "prefix_length": np.full(rows, prefix_length, np.int32),
+            "uniforms": draws,
+            "temperature": np.full(rows, temperature, np.float32),
+            "top_k": np.full(rows, vocabulary_size if top_k is None else top_k, np.int32),
+            "top_p": np.full(rows, 1.0 if top_p is None else top_p, np.float32),
+        }
+        return predict_whole_batches(self._decoder, inputs, batch_size).astype(np.int32)
+
+    def generate(self, num_images: int, **options: Any) -> UInt8Images:
+        """Draws whole pictures; see `ImageGPTCausalLM.generate`."""
+        if num_images < 1:
+            raise ValueError(f"`num_images` must be at least 1. Received: num_images={num_images}")
+        palette = self._palette()
+        prompt = np.zeros((num_images, self._language_model.backbone.num_tokens), np.int32)
+        return palette.decode(self.continue_tokens(prompt, prefix_length=0, **options))
+
+    def complete(self, images: npt.ArrayLike, keep_rows: int, num_samples: int, **options: Any) -> UInt8Images:
+        """Draws the lower rows of pictures; see `ImageGPTCausalLM.complete`."""
+        palette = self._palette()
+        side = self._language_model.backbone.image_size
+        array = check_images(images)
+        if array.shape[1:] != (side, side, palette.num_channels):
+            raise ValueError(
+                f"`images` must have shape (B, {side}, {side}, {palette.num_channels}). Received: shape {array.shape}"
+            )
+        if not 0 <= keep_rows <= side:
+            raise ValueError(f"`keep_rows` must lie in 0…{side}. Received: keep_rows={keep_rows}")
+        if num_samples < 1:
+            raise ValueError(f"`num_samples` must be at least 1. Received: num_samples={num_samples}")
+        prompt = np.repeat(palette.encode(array), num_samples, axis=0)
+        token_ids = self.continue_tokens(prompt, prefix_length=keep_rows * side, **options)
+        completed = palette.decode(token_ids).reshape(len(array), num_samples, *array.shape[1:])
+        completed[:, :, :keep_rows] = array[:, None, :keep_rows]
+        return completed
+
+    def _palette(self) -> Any:
+        if self._language_model.palette is None:
+            raise ValueError(
+                "`palette` is needed to turn tokens into pictures: make the model with "
+                "`palette=ColorPalette(...)`, or draw tokens with `continue_tokens`. Received: palette=None"
+            )
+        return self._language_model.palette

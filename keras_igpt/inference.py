@@ -1,0 +1,35 @@
+"""Running a model over arrays of any length with one compiled batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+
+def predict_whole_batches(model: keras.Model, inputs: dict[str, npt.NDArray[Any]], batch_size: int) -> npt.NDArray[Any]:
+    """Calls `model.predict` so that every batch has the same size.
+
+    A shorter last batch would be traced and compiled anew on JAX and TensorFlow. The last row fills it up, and what comes
+    of the filling is dropped.
+
+    Args:
+        model: a model with one output `(B, ...)`.
+        inputs: arrays `(B, ...)` of equal length by name.
+        batch_size: int. Rows a batch, at most.
+
+    Returns:
+        Array `(B, ...)`.
+
+    Raises:
+        ValueError: if `batch_size` is not positive.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+    rows = len(next(iter(inputs.values())))
+    batch_size = min(batch_size, rows)
+    padding = -rows % batch_size
+    padded = {name: np.concatenate([array, np.repeat(array[-1:], padding, axis=0)]) for name, array in inputs.items()}
+    return np.asarray(model.predict(padded, batch_size=batch_size, verbose=0)[:rows])

@@ -1,0 +1,476 @@
+"""Palettes: images become sequences of colour indices, and back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Images = npt.NDArray[np.uint8]
+TokenIds = npt.NDArray[np.int32]
+
+# Distances are computed for this many (colour, palette entry) pairs at a time: 32 MB of float64.
+_PAIRS_PER_CHUNK = 1 << 22
+
+# Centroids within this of a whole 8-bit value are that value: float32 on [-1, 1] cannot say it exactly.
+_WHOLE_VALUE_TOLERANCE = 1e-3
+
+# ITU-R BT.601 luma, which orders a fitted palette from dark to bright.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """How much of a set of images is lost by replacing each pixel by its palette colour.
+
+    Attributes:
+        num_pixels: int. Pixels measured.
+        root_mean_squared_error: float. Over pixels and channels, in units of the 0…255 scale.
+        peak_signal_to_noise_ratio: float. In decibels, with a peak of 255; infinite when nothing is lost.
+        largest_error: float. Largest distance of a pixel to its colour, Euclidean, 0…255 scale.
+        used_colors: int. Palette entries that occur in the images.
+        num_colors: int. Palette entries there are.
+    """
+
+    num_pixels: int
+    root_mean_squared_error: float
+    peak_signal_to_noise_ratio: float
+    largest_error: float
+    used_colors: int
+    num_colors: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_colors} colours ({self.used_colors} used) on {self.num_pixels:,} pixels: "
+            f"RMSE {self.root_mean_squared_error:.2f} of 255, "
+            f"PSNR {self.peak_signal_to_noise_ratio:.1f} dB, worst pixel {self.largest_error:.1f}"
+        )
+
+
+class ColorPalette:
+    """A fixed list of colours, and the exact nearest-colour map from pixels to token ids.
+
+    Image GPT clusters the (R, G, B) values of pixels with k-means and lets each pixel be the index of its
+    nearest cluster centre, which makes the sequence three times shorter than one of raw channels
+    (Chen et al., 2020, section 3.1: 512 colours, "9-bit").
+
+    Args:
+        centroids: float array `(V, C)` in [-1, 1], the official format: pixel value `x` in 0…255 lies at
+            `x / 127.5 - 1`. `C` is 3 for colour and 1 for grey images. Rows must be distinct.
+
+    Raises:
+        ValueError: if `centroids` has another shape, values outside [-1, 1] or repeated rows.
+
+    Example:
+    ```python
+    palette = ColorPalette.fit(images, num_colors=512, seed=0)   # images: uint8 (B, H, W, 3)
+    token_ids = palette.encode(images)                           # int32 (B, H * W), raster order
+    approximation = palette.decode(token_ids)                    # uint8 (B, H, W, 3)
+    ```
+
+    Reference:
+        [Chen et al., 2020, Generative Pretraining from Pixels](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf)
+    """
+
+    def __init__(self, centroids: npt.ArrayLike) -> None:
+        array = np.asarray(centroids)
+        if array.ndim != 2 or array.shape[-1] not in (1, 3) or len(array) < 1:
+            raise ValueError(
+                f"`centroids` must have shape (V, 3) for colour or (V, 1) for grey. Received: shape {array.shape}"
+            )
+        if array.dtype.kind != "f":
+            raise ValueError(
+                "`centroids` must be floats in [-1, 1] (use `ColorPalette.from_colors` for uint8 colours). "
+                f"Received: dtype {array.dtype}"
+            )
+        if not np.all(np.abs(array) <= 1 + 1e-6):
+            raise ValueError(
+                "`centroids` must lie in [-1, 1], where pixel value x is x / 127.5 - 1. "
+                f"Received: values from {array.min():.4g} to {array.max():.4g}"
+            )
+        self._centroids = array.astype(np.float32)
+        # Where the colours live on the pixel scale. Whole values are restored from their float32 image so that
+        # distances between them are exact and ties really tie.
+        positions = (self._centroids.astype(np.float64) + 1.0) * 127.5
+        whole = np.rint(positions)
+        if np.all(np.abs(positions - whole) < _WHOLE_VALUE_TOLERANCE):
+            positions = whole
+        self._positions = positions
+        if len(np.unique(positions, axis=0)) != len(positions):
+            raise ValueError(
+                "`centroids` must be distinct colours. Received: "
+                f"{len(np.unique(positions, axis=0))} distinct rows of {len(positions)}"
+            )
+        self._table: npt.NDArray[Any] | None = None
+
+    @classmethod
+    def from_colors(cls, colors: npt.ArrayLike) -> ColorPalette:
+        """Makes a palette of whole 8-bit colours.
+
+        Args:
+            colors: uint8 array `(V, 3)` or, for grey images, `(V, 1)`.
+
+        Returns:
+            A `ColorPalette`.
+
+        Raises:
+            ValueError: if `colors` is not uint8.
+
+        Example:
+        ```python
+        black_and_white = ColorPalette.from_colors(np.array([[0], [255]], "uint8"))
+        ```
+        """
+        array = np.asarray(colors)
+        if array.dtype != np.uint8:
+            raise ValueError(f"`colors` must be uint8. Received: dtype {array.dtype}")
+        return cls(array / 127.5 - 1.0)
+
+    @classmethod
+    def fit(
+        cls,
+        images: npt.ArrayLike,
+        num_colors: int = 512,
+        seed: int = 0,
+        max_pixels: int = 1 << 18,
+        max_iterations: int = 100,
+    ) -> ColorPalette:
+        """Clusters the colours of images with k-means.
+
+        The paper gives neither the sample nor the seed nor the iterations of its k-means. Here: at most
+        `max_pixels` pixels drawn without replacement, k-means++ and Lloyd iterations (scikit-learn) on their
+        distinct colours weighted by count. Centres are rounded to whole 8-bit colours, so that `encode(decode(ids))`
+        gives `ids` again, and ordered from dark to bright.
+
+        Args:
+            images: uint8 array `(..., H, W, C)`, `C` 3 or 1.
+            num_colors: int. Palette size `V`.
+            seed: int. Equal images and seed give an equal palette.
+            max_pixels: int. Pixels that k-means sees at most.
+            max_iterations: int. Lloyd iterations at most.
+
+        Returns:
+            A `ColorPalette` of exactly `num_colors` distinct colours.
+
+        Raises:
+            ValueError: if `images` is not uint8 of that shape, or has fewer distinct colours than `num_colors`.
+            ImportError: if scikit-learn is absent.
+
+        Example:
+        ```python
+        palette = ColorPalette.fit(images, num_colors=64, seed=0)
+        ```
+        """
+        pixels = check_images(images)
+        pixels = pixels.reshape(-1, pixels.shape[-1])
+        if num_colors < 1:
+            raise ValueError(f"`num_colors` must be at least 1. Received: num_colors={num_colors}")
+        if len(pixels) > max_pixels:
+            chosen = np.random.default_rng(seed).choice(len(pixels), max_pixels, replace=False)
+            pixels = pixels[chosen]
+        packed, counts = np.unique(_pack(pixels), return_counts=True)
+        colors = _unpack(packed, pixels.shape[-1])
+        if len(colors) < num_colors:
+            raise ValueError(
+                f"`images` must have at least `num_colors`={num_colors} distinct colours "
+                f"(of {len(pixels):,} pixels looked at); fit fewer colours or give more images. "
+                f"Received: {len(colors)} distinct colours"
+            )
+        if len(colors) > num_colors:
+            colors = _cluster(colors, counts, num_colors, seed, max_iterations)
+        luma = colors @ _LUMA if colors.shape[-1] == 3 else colors[:, 0]
+        order = np.lexsort((*colors.T, luma))
+        return cls.from_colors(colors[order])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ColorPalette:
+        """Reads a palette from a `.npy` file in the official format, the released `kmeans_centers.npy` included.
+
+        Args:
+            path: file holding a float array `(V, 3)` or `(V, 1)` in [-1, 1]. Pickled files are refused.
+
+        Returns:
+            A `ColorPalette`.
+
+        Raises:
+            ValueError: if the file is not such an array.
+
+        Example:
+        ```python
+        palette = ColorPalette.load("kmeans_centers.npy")
+        ```
+        """
+        try:
+            centroids = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                "`path` must be a .npy file with a float array (V, 3) or (V, 1) in [-1, 1]. "
+                f"Received: {os.fspath(path)!r}, which NumPy cannot read ({error})"
+            ) from error
+        return cls(centroids)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the palette as `.npy`: float32 `(V, C)` in [-1, 1], the official format.
+
+        The file is written under a temporary name and renamed, so that a reader never meets half of it.
+
+        Args:
+            path: file to write.
+
+        Example:
+        ```python
+        palette.save("palette.npy")
+        ```
+        """
+        temporary = f"{os.fspath(path)}.partial"
+        with open(temporary, "wb") as file:
+            np.save(file, self._centroids, allow_pickle=False)
+        os.replace(temporary, path)
+
+    @property
+    def num_colors(self) -> int:
+        """Palette size `V`."""
+        return len(self._centroids)
+
+    @property
+    def num_channels(self) -> int:
+        """3 for colour, 1 for grey."""
+        return int(self._centroids.shape[-1])
+
+    @property
+    def centroids(self) -> npt.NDArray[np.float32]:
+        """Colours as float32 `(V, C)` in [-1, 1], a copy."""
+        return self._centroids.copy()
+
+    @property
+    def colors(self) -> UInt8Images:
+        """Colours as uint8 `(V, C)`: `rint(127.5 * (centroid + 1))`, as in the official sampler."""
+        return np.rint(self._positions).clip(0, 255).astype(np.uint8)
+
+    def __repr__(self) -> str:
+        return f"ColorPalette(num_colors={self.num_colors}, num_channels={self.num_channels})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ColorPalette) and np.array_equal(self._centroids, other._centroids)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def encode(self, images: npt.ArrayLike) -> TokenIds:
+        """Replaces each pixel by the index of its nearest colour.
+
+        Nearest in Euclidean distance, computed in float64; a tie goes to the lower index. Each distinct colour is
+        looked up once in the life of the palette and remembered in a table (32 MB for colour, made on first use).
+
+        Args:
+            images: uint8 array `(..., H, W, C)` with the palette's number of channels.
+
+        Returns:
+            int32 array `(..., H * W)` of token ids in raster order.
+
+        Raises:
+            ValueError: if `images` is not uint8 or has another number of channels.
+
+        Example:
+        ```python
+        token_ids = palette.encode(images)
+        ```
+        """
+        array = check_images(images)
+        if array.shape[-1] != self.num_channels:
+            raise ValueError(
+                f"`images` must have the palette's {self.num_channels} channel(s). Received: shape {array.shape}"
+            )
+        packed = _pack(array)
+        table = self._table_for(packed)
+        tokens = array.shape[-3] * array.shape[-2]
+        return table[packed].astype(np.int32).reshape(*array.shape[:-3], tokens)
+
+    def decode(self, token_ids: npt.ArrayLike, image_shape: tuple[int, int] | None = None) -> UInt8Images:
+        """Turns token ids back into pixels.
+
+        Args:
+            token_ids: integer array `(..., T)`, values 0…V-1, raster order.
+            image_shape: `(height, width)` with `height * width == T`; a square by default.
+
+        Returns:
+            uint8 array `(..., H, W, C)`.
+
+        Raises:
+            ValueError: if an id is out of range or `T` does not fit `image_shape`.
+
+        Example:
+        ```python
+        images = palette.decode(token_ids)
+        ```
+        """
+        ids = check_token_ids(token_ids, self.num_colors)
+        length = ids.shape[-1]
+        if image_shape is None:
+            side = int(round(length**0.5))
+            image_shape = (side, side)
+        if image_shape[0] * image_shape[1] != length:
+            raise ValueError(
+                "`image_shape` must hold as many pixels as there are tokens (a square by default). "
+                f"Received: {length} tokens, image_shape={image_shape}"
+            )
+        return self.colors[ids].reshape(*ids.shape[:-1], *image_shape, self.num_channels)
+
+    def quantization_report(self, images: npt.ArrayLike) -> QuantizationReport:
+        """Measures what the palette loses on images.
+
+        Args:
+            images: uint8 array `(..., H, W, C)`.
+
+        Returns:
+            A `QuantizationReport`, which prints as one line.
+
+        Raises:
+            ValueError: as `encode`.
+
+        Example:
+        ```python
+        print(palette.quantization_report(images))
+        ```
+        """
+        array = check_images(images)
+        ids = self.encode(array).reshape(-1)
+        pixels = array.reshape(-1, self.num_channels).astype(np.float32)
+        squared = np.square(pixels - self.colors.astype(np.float32)[ids])
+        mean_squared = float(squared.mean(dtype=np.float64))
+        return QuantizationReport(
+            num_pixels=len(ids),
+            root_mean_squared_error=mean_squared**0.5,
+            peak_signal_to_noise_ratio=float(10 * np.log10(255**2 / mean_squared)) if mean_squared else float("inf"),
+            largest_error=float(np.sqrt(squared.sum(axis=-1).max())),
+            used_colors=len(np.unique(ids)),
+            num_colors=self.num_colors,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the palette as plain lists, as a model's configuration holds it."""
+        return {"centroids": self._centroids.tolist()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ColorPalette:
+        """Makes the palette that `get_config` described."""
+        return cls(np.asarray(config["centroids"], np.float32))
+
+    def _table_for(self, packed: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+        """Returns the table from packed colour to token id, filled in at least for `packed`."""
+        size = 256**self.num_channels
+        if self._table is None:
+            self._table = np.full(size, -1, np.int16 if self.num_colors <= 1 << 15 else np.int32)
+        missing = packed[self._table[packed] < 0]
+        if missing.size:
+            occurs = np.zeros(size, bool)
+            occurs[missing] = True
+            unknown = np.flatnonzero(occurs).astype(np.int32)
+            step = max(1, _PAIRS_PER_CHUNK // self.num_colors)
+            for start in range(0, len(unknown), step):
+                chunk = unknown[start : start + step]
+                self._table[chunk] = self._nearest(_unpack(chunk, self.num_channels))
+        return self._table
+
+    def _nearest(self, colors: UInt8Images) -> npt.NDArray[np.int64]:
+        """Index of the nearest centroid in float64, the lower one of a tie (`argmin` takes the first)."""
+        distances = np.zeros((len(colors), self.num_colors))
+        for channel in range(self.num_channels):
+            difference = colors[:, channel, None].astype(np.float64) - self._positions[:, channel]
+            distances += np.square(difference, out=difference)
+        return np.argmin(distances, axis=-1)
+
+
+def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
+    """Returns images as an array, or says what is wrong with them.
+
+    Args:
+        images: expected uint8 `(..., H, W, C)` with `C` 1 or 3.
+        name: what the caller calls them.
+
+    Returns:
+        The array, unchanged.
+
+    Raises:
+        ValueError: if dtype, rank, channels or size are wrong.
+    """
+    array = np.asarray(images)
+    if array.dtype != np.uint8:
+        hint = "; scale floats to 0…255 and convert them" if array.dtype.kind == "f" else ""
+        raise ValueError(f"`{name}` must be uint8 (0…255){hint}. Received: dtype {array.dtype}")
+    if array.ndim < 3 or array.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"`{name}` must have shape (..., height, width, channels) with 3 channels, or 1 for grey. "
+            f"Received: shape {array.shape}"
+        )
+    if array.size == 0:
+        raise ValueError(f"`{name}` must hold at least one pixel. Received: shape {array.shape}")
+    return cast(UInt8Images, array)
+
+
+def check_token_ids(token_ids: npt.ArrayLike, num_colors: int, name: str = "token_ids") -> npt.NDArray[np.integer[Any]]:
+    """Returns token ids as an array, or says what is wrong with them.
+
+    Args:
+        token_ids: expected integers `(..., T)`, values 0…num_colors-1.
+        num_colors: palette size `V`.
+        name: what the caller calls them.
+
+    Returns:
+        The array, unchanged.
+
+    Raises:
+        ValueError: if they are no integers, a scalar, or out of range.
+    """
+    array = np.asarray(token_ids)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"`{name}` must be integers. Received: dtype {array.dtype}")
+    if array.ndim < 1:
+        raise ValueError(f"`{name}` must have shape (..., tokens). Received: a scalar")
+    if array.size and (array.min() < 0 or array.max() >= num_colors):
+        raise ValueError(
+            f"`{name}` must lie in 0…{num_colors - 1}, the palette's colours. "
+            f"Received: values from {array.min()} to {array.max()}"
+        )
+    return array
+
+
+def _pack(pixels: UInt8Images) -> npt.NDArray[np.int32]:
+    """One integer a pixel, `(R << 16) | (G << 8) | B`, or the grey value itself."""
+    packed = pixels[..., 0].astype(np.int32)
+    for channel in range(1, pixels.shape[-1]):
+        packed = (packed << 8) | pixels[..., channel]
+    return packed
+
+
+def _unpack(packed: npt.NDArray[np.int32], num_channels: int) -> UInt8Images:
+    shifts = 8 * np.arange(num_channels - 1, -1, -1)
+    return ((packed[:, None] >> shifts) & 255).astype(np.uint8)
+
+
+def _cluster(
+    colors: UInt8Images,
+    counts: npt.NDArray[np.int64],
+    num_colors: int,
+    seed: int,
+    max_iterations: int,
+) -> UInt8Images:
+    """K-means on weighted colours; the centres as whole, distinct colours."""
+    try:
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise ImportError("Fitting a palette needs scikit-learn: pip install 'keras_igpt[probe]'") from error
+    k_means = KMeans(num_colors, n_init=1, max_iter=max_iterations, random_state=seed)
+    # One thread: several would add up the centres in whatever order they finish, and the seed would not decide.
+    with threadpool_limits(limits=1):
+        k_means.fit(colors.astype(np.float64), sample_weight=counts.astype(np.float64))
+    centers = np.unique(np.rint(k_means.cluster_centers_).clip(0, 255).astype(np.uint8), axis=0)
+    # Rounding can merge centres. Their places go to the colours that the palette serves worst.
+    while len(centers) < num_colors:
+        difference = colors[:, None, :].astype(np.int32) - centers.astype(np.int32)
+        distances = np.square(difference).sum(axis=-1).min(axis=-1)
+        centers = np.concatenate([centers, colors[np.argmax(distances * counts)][None]])
+    return centers

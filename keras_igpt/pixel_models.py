@@ -1,0 +1,447 @@
+"""Pre-training: models of palette pixels under the autoregressive and the BERT objective."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from keras_igpt.backbone import ImageGPTBackbone
+from keras_igpt.generation import Generator
+from keras_igpt.layers import RandomPositionMask
+from keras_igpt.palette import ColorPalette, UInt8Images, check_token_ids
+
+
+class TokenModel(keras.Model):
+    """A Keras model fed with token ids, which are checked before any work is done.
+
+    `fit`, `evaluate` and `predict` look at arrays of token ids on the host: an id out of range would be NaN on JAX and a
+    crash deep inside elsewhere. What comes through a `tf.data.Dataset` or a `PyDataset` is not seen here; there an
+    out-of-range id makes the loss NaN, or the backend raises.
+    """
+
+    backbone: ImageGPTBackbone
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model; `keras.Model.fit`, with `x` checked first."""
+        self.check_token_arrays(x)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple) and validation:
+            self.check_token_arrays(validation[0], "validation_data")
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Computes loss and metrics; `keras.Model.evaluate`, with `x` checked first."""
+        self.check_token_arrays(x)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
+        self.check_token_arrays(x)
+        return super().predict(x, *args, **kwargs)
+
+    def check_token_arrays(self, x: Any, name: str = "x") -> None:
+        """Checks token ids that are in memory; data sets and generators pass unseen.
+
+        Args:
+            x: what `fit` takes.
+            name: str. What the caller calls it.
+
+        Raises:
+            ValueError: if shape, dtype or range of the token ids do not fit the model.
+        """
+        token_ids = x.get("token_ids") if isinstance(x, dict) else x
+        if isinstance(token_ids, (list, tuple)):
+            token_ids = np.asarray(token_ids)
+        elif ops.is_tensor(token_ids):
+            token_ids = ops.convert_to_numpy(token_ids)
+        if not isinstance(token_ids, np.ndarray):
+            return
+        tokens = self.backbone.num_tokens
+        if token_ids.ndim != 2 or token_ids.shape[1] != tokens or len(token_ids) < 1:
+            raise ValueError(
+                f"`{name}` must be token ids of shape (B, {tokens}) with B at least 1 "
+                f"(`ColorPalette.encode` makes them from images). Received: shape {token_ids.shape}"
+            )
+        check_token_ids(token_ids, self.backbone.vocabulary_size, name)
+
+
+class PixelModel(TokenModel):
+    """What the two objectives share: backbone, palette, pixel head and the loss in nats per token.
+
+    The loss of a batch is the mean over its images, weighted by `sample_weight` where given, of each image's mean over
+    its predicted tokens. `bits_per_pixel` is the same in bits, exact over batches of any size and weight. It describes
+    the palette image and is not comparable with the bits per dimension of 8-bit RGB models.
+
+    Args:
+        backbone: an `ImageGPTBackbone`.
+        palette: a `ColorPalette` of `backbone.vocabulary_size` colours, kept in the model's file; None if unknown.
+        dtype: dtype policy; the pixel head and the loss are float32 under any.
+        **kwargs: of `keras.Model`.
+    """
+
+    _attention: str
+
+    def __init__(
+        self,
+        backbone: ImageGPTBackbone,
+        palette: ColorPalette | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(backbone, ImageGPTBackbone):
+            raise ValueError(f"`backbone` must be an ImageGPTBackbone. Received: {type(backbone).__name__}")
+        if backbone.attention != self._attention:
+            raise ValueError(
+                f"`backbone` must have attention={self._attention!r} for {type(self).__name__}. "
+                f"Received: attention={backbone.attention!r}"
+            )
+        if palette is not None and palette.num_colors != backbone.vocabulary_size:
+            raise ValueError(
+                f"`palette` must have the backbone's vocabulary_size={backbone.vocabulary_size} colours. "
+                f"Received: {palette.num_colors} colours"
+            )
+        super().__init__(dtype=dtype or backbone.dtype_policy, **kwargs)
+
+        # === Layers ===
+        self.backbone = backbone
+        # Zero, and not tied to the token embeddings: both helped the representation (section 3.3).
+        self.pixel_head = keras.layers.Dense(
+            backbone.vocabulary_size,
+            use_bias=False,
+            kernel_initializer="zeros",
+            dtype="float32",
+            name="pixel_head",
+        )
+        self.bits_per_pixel = keras.metrics.Mean(name="bits_per_pixel")
+
+        # === Config ===
+        self.palette = palette
+
+    def build(self, input_shape: Any = None) -> None:
+        self.pixel_head.build((None, None, self.backbone.hidden_dim))
+
+    def hidden_positions(self, inputs: Any, training: bool | None = None) -> Any | None:
+        """Returns the positions hidden from the input, or None where the objective hides none.
+
+        Args:
+            inputs: what `call` takes.
+            training: bool. Whether the step takes part in the choice.
+
+        Returns:
+            bool tensor `(B, T)` or None.
+        """
+        return None
+
+    def advance_step(self) -> None:
+        """Counts one training step, for whatever is drawn anew each step."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        hidden = self.backbone(token_ids_of(inputs), position_mask=self.hidden_positions(inputs, training))
+        return self.pixel_head(hidden)
+
+    def pooled_features(self, inputs: Any, which: str = "normed") -> Any:
+        """Computes f^0 … f^L as the linear probe sees them; BERT models see masked inputs (section 3.2).
+
+        Args:
+            inputs: what `call` takes.
+            which: `"normed"` or `"residual"`, as in `ImageGPTBackbone.pooled_features`.
+
+        Returns:
+            float32 tensor `(B, L + 1, D)`.
+        """
+        return self.backbone.pooled_features(
+            token_ids_of(inputs), position_mask=self.hidden_positions(inputs), which=which
+        )
+
+    def image_losses(self, token_ids: Any, logits: Any, position_mask: Any | None) -> Any:
+        """Computes each image's loss: the mean over its predicted tokens, in nats per token.
+
+        Args:
+            token_ids: int tensor `(B, T)`, the targets.
+            logits: float32 tensor `(B, T, V)`.
+            position_mask: bool tensor `(B, T)`, the tokens that count; all of them where None.
+
+        Returns:
+            float32 tensor `(B,)`; 0 for an image without a predicted token.
+
+        Reference:
+            [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.2;
+            the mean over masked tokens, where the formula has a sum, is the released code's.
+        """
+        in_range = ops.logical_and(token_ids >= 0, token_ids < self.backbone.vocabulary_size)
+        losses = ops.sparse_categorical_crossentropy(
+            ops.where(in_range, token_ids, ops.zeros_like(token_ids)), logits, from_logits=True
+        )
+        # No backend may pass an impossible token off as some other one.
+        losses = ops.where(in_range, losses, ops.full_like(losses, math.nan))
+        if position_mask is None:
+            return ops.mean(losses, axis=-1)
+        counted = ops.cast(position_mask, losses.dtype)
+        total = ops.sum(ops.where(position_mask, losses, ops.zeros_like(losses)), axis=-1)
+        return total / ops.maximum(ops.sum(counted, axis=-1), 1.0)
+
+    def average_losses(self, losses: Any, position_mask: Any | None, sample_weight: Any | None) -> Any:
+        """Averages image losses over the images that have any predicted token, and tells the metric.
+
+        Args:
+            losses: float32 tensor `(B,)` of `image_losses`.
+            position_mask: as in `image_losses`.
+            sample_weight: optional tensor `(B,)`.
+
+        Returns:
+            float32 scalar tensor; 0 if no image counts.
+        """
+        weights = ops.ones_like(losses) if sample_weight is None else ops.cast(sample_weight, losses.dtype)
+        if position_mask is not None:
+            weights = weights * ops.cast(ops.any(position_mask, axis=-1), losses.dtype)
+        self.bits_per_pixel.update_state(losses / math.log(2), sample_weight=weights)
+        total = ops.sum(weights)
+        return ops.sum(losses * weights) / ops.where(total > 0, total, ops.ones_like(total))
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Computes the objective in nats per token; targets are the inputs, and `y` is ignored."""
+        position_mask = self.hidden_positions(x, training)
+        losses = self.image_losses(token_ids_of(x), y_pred, position_mask)
+        if training:
+            self.advance_step()
+        return self.average_losses(losses, position_mask, sample_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "palette": None if self.palette is None else self.palette.get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        config = dict(config)
+        config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
+        if config["palette"] is not None:
+            config["palette"] = ColorPalette.from_config(config["palette"])
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class ImageGPTCausalLM(PixelModel):
+    """Image GPT under the autoregressive objective: each pixel from those before it in raster order.
+
+    All `T` pixels are predicted, the first one from the start vector.
+
+    Args:
+        backbone: an `ImageGPTBackbone` with causal attention.
+        palette: a `ColorPalette` of `backbone.vocabulary_size` colours, kept in the model's file; None if unknown.
+        dtype: dtype policy, the backbone's by default; the pixel head and the loss are float32 under any.
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        inputs: int tensor `(B, T)` of token ids, unshifted.
+
+    Returns:
+        float32 tensor `(B, T, V)`: logits of pixel i at position i, which depend on pixels 0…i-1 alone.
+
+    Raises:
+        ValueError: if backbone and palette do not fit.
+
+    Example:
+    ```python
+    lm = ImageGPTCausalLM(ImageGPTBackbone.from_preset("igpt_small"), palette=palette)
+    lm.compile(**pretraining_recipe("igpt_small", objective="ar", steps=1_000_000))
+    lm.fit(token_ids, batch_size=128)
+    images = lm.generate(num_images=16, seed=0)
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.2,
+        L_AR
+    """
+
+    _attention = "causal"
+
+    def __init__(
+        self,
+        backbone: ImageGPTBackbone,
+        palette: ColorPalette | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, palette, dtype, **kwargs)
+        self.build()
+        self._generator = Generator(self)
+
+    def generate(
+        self,
+        num_images: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> UInt8Images:
+        """Draws pictures from nothing, the first pixel included.
+
+        Args:
+            num_images: int. Pictures to draw.
+            temperature: float. 1 draws from the model's distribution, as the paper does; 0 takes the most probable token.
+            top_k: int. Draw among the k most probable tokens only; all by default.
+            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+            seed: int. Picture i's draws depend on `(seed, i)` alone.
+            batch_size: int. Pictures drawn together.
+
+        Returns:
+            uint8 array `(num_images, H, W, C)`.
+
+        Raises:
+            ValueError: if an argument is out of its range or the model has no palette.
+
+        Example:
+        ```python
+        images = lm.generate(num_images=16, temperature=1.0, seed=0)
+        ```
+        """
+        return self._generator.generate(
+            num_images,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            batch_size=batch_size,
+        )
+
+    def complete(
+        self,
+        images: npt.ArrayLike,
+        keep_rows: int,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> UInt8Images:
+        """Keeps the upper rows of pictures and draws the rest, several times each.
+
+        Args:
+            images: uint8 array `(B, H, W, C)` of the model's size.
+            keep_rows: int in 0…H. Rows kept.
+            num_samples: int. Completions of each picture.
+            temperature: float. 1 draws from the model's distribution, as the paper does; 0 takes the most probable token.
+            top_k: int. Draw among the k most probable tokens only; all by default.
+            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+            seed: int. Row i's draws depend on `(seed, i)` alone.
+            batch_size: int. Completions drawn together.
+
+        Returns:
+            uint8 array `(B, num_samples, H, W, C)`. The rows kept are those given; the others have palette colours.
+
+        Raises:
+            ValueError: if an argument is out of its range or the model has no palette.
+
+        Example:
+        ```python
+        completions = lm.complete(images, keep_rows=16, num_samples=4, seed=0)
+        ```
+        """
+        return self._generator.complete(
+            images,
+            keep_rows,
+            num_samples,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            batch_size=batch_size,
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class ImageGPTMaskedLM(PixelModel):
+    """Image GPT under the BERT objective: hidden pixels from all the others.
+
+    The masks of training are drawn anew each step from `(mask_seed, step, picture)`; in evaluation, prediction and
+    probing a picture's mask is always the same (inputs stay masked there, as in the paper). The step is saved with the
+    weights. Masks of one's own come in as `position_mask`.
+
+    Args:
+        backbone: an `ImageGPTBackbone` with bidirectional attention.
+        palette: a `ColorPalette` of `backbone.vocabulary_size` colours, kept in the model's file; None if unknown.
+        mask_rate: float in [0, 1]. Probability that a position is hidden.
+        mask_seed: int. Another seed gives other masks.
+        dtype: dtype policy, the backbone's by default; the pixel head and the loss are float32 under any.
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        inputs: int tensor `(B, T)` of token ids, or a dictionary of `"token_ids"` and `"position_mask"`, a bool tensor
+            `(B, T)`, True where the pixel is hidden from the input and predicted.
+
+    Returns:
+        float32 tensor `(B, T, V)`: logits at every position; the loss counts those of hidden positions.
+
+    Raises:
+        ValueError: if backbone and palette do not fit, or `mask_rate` is out of range.
+
+    Example:
+    ```python
+    backbone = ImageGPTBackbone.from_preset("igpt_small", attention="bidirectional")
+    lm = ImageGPTMaskedLM(backbone, palette=palette, mask_rate=0.15)
+    lm.compile(**pretraining_recipe("igpt_small", objective="bert", steps=1_000_000))
+    lm.fit(token_ids, batch_size=128)
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.2,
+        L_BERT
+    """
+
+    _attention = "bidirectional"
+
+    def __init__(
+        self,
+        backbone: ImageGPTBackbone,
+        palette: ColorPalette | None = None,
+        mask_rate: float = 0.15,
+        mask_seed: int = 0,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= mask_rate <= 1:
+            raise ValueError(f"`mask_rate` must lie in [0, 1]. Received: mask_rate={mask_rate}")
+        super().__init__(backbone, palette, dtype, **kwargs)
+        self.random_position_mask = RandomPositionMask(
+            mask_rate, mask_seed, dtype=self.dtype_policy, name="random_position_mask"
+        )
+        self.mask_rate = mask_rate
+        self.mask_seed = mask_seed
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        self.random_position_mask.build((None, self.backbone.num_tokens))
+
+    def hidden_positions(self, inputs: Any, training: bool | None = None) -> Any:
+        if isinstance(inputs, dict) and "position_mask" in inputs:
+            return ops.cast(inputs["position_mask"], "bool")
+        return self.random_position_mask(token_ids_of(inputs), training=training)
+
+    def advance_step(self) -> None:
+        self.random_position_mask.advance()
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "mask_rate": self.mask_rate, "mask_seed": self.mask_seed}
+
+
+def token_ids_of(inputs: Any) -> Any:
+    """Returns the token ids among a model's inputs: the tensor itself, or the dictionary's entry."""
+    return inputs["token_ids"] if isinstance(inputs, dict) else inputs
