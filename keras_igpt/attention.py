@@ -110,7 +110,7 @@ class SelfAttention(keras.layers.Layer):
         self.num_layers = num_layers
         self.mode = mode
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         width = input_shape[-1]
         head_dim = width // self.num_heads
         heads = (self.num_heads, head_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -56,7 +57,7 @@ class TransformerBlock(keras.layers.Layer):
         self.feed_forward_norm = make_normalization(normalization, dtype=self.dtype_policy, name="feed_forward_norm")
         self.feed_forward = FeedForward(dtype=self.dtype_policy, name="feed_forward")
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         for layer in (
             self.attention_norm,
             self.attention,
@@ -78,8 +79,8 @@ class TransformerBlock(keras.layers.Layer):
 class ImageGPTBackbone(keras.Model):
     """The transformer of Image GPT, from palette tokens to features.
 
-    Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation of
-    the released code. All weights exist once the object does.
+    Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation
+    of the released code. All weights exist once the object does.
 
     Args:
         vocabulary_size: int. Palette colours `V`.
@@ -209,7 +210,7 @@ class ImageGPTBackbone(keras.Model):
         """Width `H` of one attention head."""
         return self.hidden_dim // self.num_heads
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         self.pixel_embedding.build(input_shape)
         hidden_shape = (*input_shape, self.hidden_dim)
         for block in self.blocks:
@@ -217,10 +218,9 @@ class ImageGPTBackbone(keras.Model):
         self.final_norm.build(hidden_shape)
 
     def call(self, token_ids: Any, position_mask: Any | None = None) -> Any:
-        hidden = None
-        for hidden in self._residual_states(token_ids, position_mask):
-            pass
-        return self.final_norm(hidden)
+        # Only the last state is wanted, and only it is kept.
+        (last,) = deque(self._residual_states(token_ids, position_mask), maxlen=1)
+        return self.final_norm(last)
 
     def pooled_features(
         self,

@@ -215,8 +215,8 @@ def load_image_folder(
 
     Raises:
         FileNotFoundError: if `folder` does not exist.
-        ValueError: if there are fewer than two classes, a class has too few pictures for the splits, or a file cannot be
-            read; the message names it.
+        ValueError: if there are fewer than two classes, a class has too few pictures for the splits, or a file cannot
+            be read; the message names it.
         ImportError: if Pillow is absent.
 
     Example:
@@ -284,7 +284,8 @@ def _import_pillow() -> Any:
 def _area_resize(pillow: Any, image: UInt8Images, size: int) -> UInt8Images:
     flat = image[..., 0] if image.shape[-1] == 1 else image
     resized = pillow.fromarray(flat).resize((size, size), pillow.Resampling.BOX)
-    return np.asarray(resized, np.uint8).reshape(size, size, image.shape[-1])
+    pixels = np.asarray(resized, np.uint8).reshape(size, size, image.shape[-1])
+    return check_images(pixels)
 
 
 def _read_picture(pillow: Any, file: Path, size: int) -> UInt8Images:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.inference import predict_whole_batches
-from keras_igpt.palette import TokenIds, UInt8Images, check_images, check_token_ids
+from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_images, check_token_ids
 
 
 def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
@@ -57,25 +57,28 @@ class _Decoder(keras.Model):
 
     def call(self, inputs: dict[str, Any]) -> Any:
         backbone = self.language_model.backbone
-        prompt, prefix_length = inputs["prompt"], inputs["prefix_length"]
-        uniforms = inputs["uniforms"]
+        prompt, known, uniforms = inputs["prompt"], inputs["known"], inputs["uniforms"]
 
         def step(index: Any, token_ids: Any, cache: Any) -> tuple[Any, Any, Any]:
+            position = ops.reshape(index, (1,))
             hidden, cache = backbone.decode_step(token_ids, index, cache)
             logits = self.language_model.pixel_head(hidden)[:, 0]
             drawn = sample_tokens(
                 logits,
-                ops.take(uniforms, ops.reshape(index, (1,)), axis=1)[:, 0],
+                ops.take(uniforms, position, axis=1)[:, 0],
                 inputs["temperature"],
                 inputs["top_k"],
                 inputs["top_p"],
             )
-            given = ops.take(prompt, ops.reshape(index, (1,)), axis=1)[:, 0]
-            token = ops.where(index < prefix_length, given, drawn)
+            given = ops.take(prompt, position, axis=1)[:, 0]
+            token = ops.where(ops.take(known, position, axis=1)[:, 0], given, drawn)
             token_ids = ops.slice_update(token_ids, (0, index), ops.expand_dims(token, -1))
             return index + 1, token_ids, cache
 
-        start = ops.cast(ops.min(prefix_length), "int32")
+        # Everything before the first position that any row has to draw comes from one pass over the prompt.
+        drawn_by_any = ops.any(ops.logical_not(known), axis=0)
+        start = ops.where(ops.any(drawn_by_any), ops.argmax(ops.cast(drawn_by_any, "int32")), backbone.num_tokens)
+        start = ops.cast(start, "int32")
         cache = backbone.fill_cache(prompt)
         _, token_ids, _ = ops.while_loop(
             lambda index, token_ids, cache: index < backbone.num_tokens,
@@ -102,7 +105,7 @@ class Generator:
     def continue_tokens(
         self,
         prompt: npt.ArrayLike,
-        prefix_length: int,
+        known: npt.ArrayLike,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -110,12 +113,15 @@ class Generator:
         batch_size: int = 64,
         uniforms: npt.ArrayLike | None = None,
     ) -> TokenIds:
-        """Keeps a raster prefix of each sequence and draws the tokens after it, one at a time.
+        """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
+
+        Each token is drawn from the model's distribution given all those before it, kept or drawn; known tokens further
+        on have no influence on it.
 
         Args:
-            prompt: int array `(B, T)`; values from `prefix_length` on are ignored.
-            prefix_length: int in 0…T. Tokens kept; with 0 the first pixel is drawn too.
-            temperature: float. 1 draws from the model's distribution, as the paper does; 0 takes the most probable token.
+            prompt: int array `(B, T)`; entries that are not known are ignored.
+            known: bool array `(B, T)` or `(T,)`, True where the prompt's token is kept.
+            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. Row i's draws depend on `(seed, i)` alone.
@@ -135,8 +141,12 @@ class Generator:
             raise ValueError(
                 f"`prompt` must have shape (B, {tokens}) with B at least 1. Received: shape {prompt.shape}"
             )
-        if not 0 <= prefix_length <= tokens:
-            raise ValueError(f"`prefix_length` must lie in 0…{tokens}. Received: prefix_length={prefix_length}")
+        given = np.asarray(known)
+        if given.dtype != bool or given.shape not in (prompt.shape, prompt.shape[1:]):
+            raise ValueError(
+                f"`known` must be bool of shape {prompt.shape} or {prompt.shape[1:]}. "
+                f"Received: {given.dtype} of shape {given.shape}"
+            )
         if temperature < 0 or not np.isfinite(temperature):
             raise ValueError(
                 f"`temperature` must be 0 (greedy) or a positive number. Received: temperature={temperature}"
@@ -159,7 +169,7 @@ class Generator:
 
         inputs = {
             "prompt": prompt,
-            "prefix_length": np.full(rows, prefix_length, np.int32),
+            "known": np.broadcast_to(given, prompt.shape),
             "uniforms": draws,
             "temperature": np.full(rows, temperature, np.float32),
             "top_k": np.full(rows, vocabulary_size if top_k is None else top_k, np.int32),
@@ -173,7 +183,7 @@ class Generator:
             raise ValueError(f"`num_images` must be at least 1. Received: num_images={num_images}")
         palette = self._palette()
         prompt = np.zeros((num_images, self._language_model.backbone.num_tokens), np.int32)
-        return palette.decode(self.continue_tokens(prompt, prefix_length=0, **options))
+        return palette.decode(self.continue_tokens(prompt, np.zeros(prompt.shape, bool), **options))
 
     def complete(self, images: npt.ArrayLike, keep_rows: int, num_samples: int, **options: Any) -> UInt8Images:
         """Draws the lower rows of pictures; see `ImageGPTCausalLM.complete`."""
@@ -189,15 +199,17 @@ class Generator:
         if num_samples < 1:
             raise ValueError(f"`num_samples` must be at least 1. Received: num_samples={num_samples}")
         prompt = np.repeat(palette.encode(array), num_samples, axis=0)
-        token_ids = self.continue_tokens(prompt, prefix_length=keep_rows * side, **options)
+        known = np.arange(side**2) < keep_rows * side
+        token_ids = self.continue_tokens(prompt, known, **options)
         completed = palette.decode(token_ids).reshape(len(array), num_samples, *array.shape[1:])
         completed[:, :, :keep_rows] = array[:, None, :keep_rows]
         return completed
 
-    def _palette(self) -> Any:
+    def _palette(self) -> ColorPalette:
         if self._language_model.palette is None:
             raise ValueError(
                 "`palette` is needed to turn tokens into pictures: make the model with "
                 "`palette=ColorPalette(...)`, or draw tokens with `continue_tokens`. Received: palette=None"
             )
-        return self._language_model.palette
+        palette: ColorPalette = self._language_model.palette
+        return palette

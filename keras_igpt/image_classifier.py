@@ -7,6 +7,8 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_igpt.backbone import ImageGPTBackbone
+from keras_igpt.palette import ColorPalette
 from keras_igpt.pixel_models import PixelModel, TokenModel, token_ids_of
 
 
@@ -28,8 +30,8 @@ class ImageGPTImageClassifier(TokenModel):
         inputs: what the language model takes: an int tensor `(B, T)` of token ids, or a dictionary.
 
     Returns:
-        Dictionary of `"class_logits"`, float32 `(B, C)`, and with a positive `generative_weight` `"image_losses"`, float32
-        `(B,)`, the pixel objective of each image in nats per token. `predict` returns the class logits alone.
+        Dictionary of `"class_logits"`, float32 `(B, C)`, and with a positive `generative_weight` `"image_losses"`,
+        float32 `(B,)`, the pixel objective of each image in nats per token. `predict` returns the class logits alone.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -81,14 +83,16 @@ class ImageGPTImageClassifier(TokenModel):
         self.build()
 
     @property
-    def backbone(self) -> Any:
+    def backbone(self) -> ImageGPTBackbone:  # type: ignore[override]
         """The transformer inside the language model."""
-        return self.language_model.backbone
+        backbone: ImageGPTBackbone = self.language_model.backbone
+        return backbone
 
     @property
-    def palette(self) -> Any:
+    def palette(self) -> ColorPalette | None:
         """The language model's palette."""
-        return self.language_model.palette
+        palette: ColorPalette | None = self.language_model.palette
+        return palette
 
     def build(self, input_shape: Any = None) -> None:
         self.class_head.build((None, self.backbone.hidden_dim))
@@ -147,7 +151,8 @@ class ImageGPTImageClassifier(TokenModel):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Updates the compiled metrics with the class logits."""
-        return super().compute_metrics(x, y, y_pred["class_logits"], sample_weight)
+        metrics: dict[str, Any] = super().compute_metrics(x, y, y_pred["class_logits"], sample_weight)
+        return metrics
 
     def get_config(self) -> dict[str, Any]:
         return {

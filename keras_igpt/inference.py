@@ -12,8 +12,8 @@ import numpy.typing as npt
 def predict_whole_batches(model: keras.Model, inputs: dict[str, npt.NDArray[Any]], batch_size: int) -> npt.NDArray[Any]:
     """Calls `model.predict` so that every batch has the same size.
 
-    A shorter last batch would be traced and compiled anew on JAX and TensorFlow. The last row fills it up, and what comes
-    of the filling is dropped.
+    A shorter last batch would be traced and compiled anew on JAX and TensorFlow. The last row fills it up, and what
+    comes of the filling is dropped.
 
     Args:
         model: a model with one output `(B, ...)`.

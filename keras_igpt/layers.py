@@ -27,7 +27,7 @@ def make_normalization(kind: Literal["layer_norm", "rms_norm"], **kwargs: Any) -
     """Makes one normalisation layer; both kinds compute their statistics in float32 under any dtype policy.
 
     Args:
-        kind: `"layer_norm"`, the paper's text, or `"rms_norm"` (`x / sqrt(mean(x^2) + 1e-5) * gain`), the released code.
+        kind: `"layer_norm"`, the paper's text, or `"rms_norm"`, the released code: `x / sqrt(mean(x^2) + 1e-5) * gain`.
         **kwargs: of `keras.layers.Layer`.
 
     Returns:
@@ -69,7 +69,7 @@ class PixelEmbedding(keras.layers.Layer):
         self.hidden_dim = hidden_dim
         self.shift = shift
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         self.token_embedding = keras.layers.Embedding(
             self.vocabulary_size,
             self.hidden_dim,
@@ -137,7 +137,7 @@ class FeedForward(keras.layers.Layer):
         Tensor `(B, T, D)`.
     """
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         width = input_shape[-1]
         self.expansion = keras.layers.Dense(
             4 * width,
@@ -165,9 +165,9 @@ class FeedForward(keras.layers.Layer):
 class RandomPositionMask(keras.layers.Layer):
     """Chooses the positions that BERT hides: each one independently with probability `rate`.
 
-    The choice is a hash of the seed, the picture and, in training, the step, computed in 32-bit integers: it is the same
-    on every backend, whatever the batch and its order, and repeats after a restart, since the step is a weight and is
-    saved with the others. Evaluation hides the same positions of the same picture each time.
+    The choice is a hash of the seed, the picture and, in training, the step, computed in 32-bit integers: it is the
+    same on every backend, whatever the batch and its order, and repeats after a restart, since the step is a weight
+    and is saved with the others. Evaluation hides the same positions of the same picture each time.
 
     Args:
         rate: float in [0, 1]. Probability of each position.
@@ -191,7 +191,7 @@ class RandomPositionMask(keras.layers.Layer):
         self.rate = rate
         self.seed = seed
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         self.step = self.add_weight(
             name="step",
             shape=(),
@@ -215,7 +215,7 @@ class RandomPositionMask(keras.layers.Layer):
         bits = _mix(key + _wrap(0x85EBCA77) * (positions + 1))  # (B, T)
         # 24 bits are a uniform number in steps of 2^-24.
         uniform = ops.bitwise_and(bits, 0xFFFFFF)
-        return uniform < int(round(self.rate * (1 << 24)))
+        return uniform < round(self.rate * (1 << 24))
 
     def advance(self) -> None:
         """Counts one training step, so that the next one hides other positions."""

@@ -309,14 +309,15 @@ class ColorPalette:
         ids = check_token_ids(token_ids, self.num_colors)
         length = ids.shape[-1]
         if image_shape is None:
-            side = int(round(length**0.5))
+            side = round(length**0.5)
             image_shape = (side, side)
         if image_shape[0] * image_shape[1] != length:
             raise ValueError(
                 "`image_shape` must hold as many pixels as there are tokens (a square by default). "
                 f"Received: {length} tokens, image_shape={image_shape}"
             )
-        return self.colors[ids].reshape(*ids.shape[:-1], *image_shape, self.num_channels)
+        pixels: UInt8Images = self.colors[ids]
+        return pixels.reshape(*ids.shape[:-1], *image_shape, self.num_channels)
 
     def quantization_report(self, images: npt.ArrayLike) -> QuantizationReport:
         """Measures what the palette loses on images.
@@ -374,13 +375,13 @@ class ColorPalette:
                 self._table[chunk] = self._nearest(_unpack(chunk, self.num_channels))
         return self._table
 
-    def _nearest(self, colors: UInt8Images) -> npt.NDArray[np.int64]:
+    def _nearest(self, colors: UInt8Images) -> npt.NDArray[Any]:
         """Index of the nearest centroid in float64, the lower one of a tie (`argmin` takes the first)."""
         distances = np.zeros((len(colors), self.num_colors))
         for channel in range(self.num_channels):
             difference = colors[:, channel, None].astype(np.float64) - self._positions[:, channel]
             distances += np.square(difference, out=difference)
-        return np.argmin(distances, axis=-1)
+        return np.asarray(np.argmin(distances, axis=-1))
 
 
 def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -19,8 +19,8 @@ from keras_igpt.palette import ColorPalette, UInt8Images, check_token_ids
 class TokenModel(keras.Model):
     """A Keras model fed with token ids, which are checked before any work is done.
 
-    `fit`, `evaluate` and `predict` look at arrays of token ids on the host: an id out of range would be NaN on JAX and a
-    crash deep inside elsewhere. What comes through a `tf.data.Dataset` or a `PyDataset` is not seen here; there an
+    `fit`, `evaluate` and `predict` look at arrays of token ids on the host: an id out of range would be NaN on JAX and
+    a crash deep inside elsewhere. What comes through a `tf.data.Dataset` or a `PyDataset` is not seen here; there an
     out-of-range id makes the loss NaN, or the backend raises.
     """
 
@@ -144,7 +144,7 @@ class PixelModel(TokenModel):
         hidden = self.backbone(token_ids_of(inputs), position_mask=self.hidden_positions(inputs, training))
         return self.pixel_head(hidden)
 
-    def pooled_features(self, inputs: Any, which: str = "normed") -> Any:
+    def pooled_features(self, inputs: Any, which: Literal["normed", "residual"] = "normed") -> Any:
         """Computes f^0 … f^L as the linear probe sees them; BERT models see masked inputs (section 3.2).
 
         Args:
@@ -294,7 +294,7 @@ class ImageGPTCausalLM(PixelModel):
 
         Args:
             num_images: int. Pictures to draw.
-            temperature: float. 1 draws from the model's distribution, as the paper does; 0 takes the most probable token.
+            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. Picture i's draws depend on `(seed, i)` alone.
@@ -337,7 +337,7 @@ class ImageGPTCausalLM(PixelModel):
             images: uint8 array `(B, H, W, C)` of the model's size.
             keep_rows: int in 0…H. Rows kept.
             num_samples: int. Completions of each picture.
-            temperature: float. 1 draws from the model's distribution, as the paper does; 0 takes the most probable token.
+            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. Row i's draws depend on `(seed, i)` alone.

@@ -111,6 +111,8 @@ def plot_depth_curves(
     """
     references = references or {}
     figure = _figure(6.4, 4.2)
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.subplots()
     colors = _cycle(len(curves) + len(references))
     for color, (name, accuracies) in zip(colors, curves.items(), strict=False):
@@ -121,7 +123,7 @@ def plot_depth_curves(
         axes.plot([best], [100 * accuracies[best]], "o", color=color, markersize=9, fillstyle="none")
     for color, (name, accuracy) in zip(colors[len(curves) :], references.items(), strict=True):
         axes.axhline(100 * accuracy, color=color, linestyle="--", label=name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes, "depth l of the features (0 = embeddings)", "accuracy of a linear probe (%)")
     return figure
 

@@ -80,8 +80,8 @@ def finetuning_recipe(learning_rate: float) -> dict[str, Any]:
     """Makes the paper's fine-tuning set-up: Adam as in pre-training, at a constant rate.
 
     The paper fine-tunes all weights without schedule and stops at the best validation accuracy
-    (`keras.callbacks.EarlyStopping(monitor="val_accuracy", restore_best_weights=True)`). It does not print its rates; it
-    searches them, and found them often ten times below those of pre-training.
+    (`keras.callbacks.EarlyStopping(monitor="val_accuracy", restore_best_weights=True)`). It does not print its rates;
+    it searches them, and found them often ten times below those of pre-training.
 
     Args:
         learning_rate: float. Rate of Adam, constant.
