@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_igpt.attention import KeyValue, SelfAttention
-from keras_igpt.layers import FeedForward, PixelEmbedding, make_normalization
+from keras_igpt.layers import FeedForward, Normalization, PixelEmbedding
 from keras_igpt.presets import get_preset
 
 
@@ -52,9 +52,9 @@ class TransformerBlock(keras.layers.Layer):
             "attention": attention,
             "normalization": normalization,
         }
-        self.attention_norm = make_normalization(normalization, dtype=self.dtype_policy, name="attention_norm")
+        self.attention_norm = Normalization(normalization, dtype=self.dtype_policy, name="attention_norm")
         self.attention = SelfAttention(num_heads, num_layers, attention, dtype=self.dtype_policy, name="attention")
-        self.feed_forward_norm = make_normalization(normalization, dtype=self.dtype_policy, name="feed_forward_norm")
+        self.feed_forward_norm = Normalization(normalization, dtype=self.dtype_policy, name="feed_forward_norm")
         self.feed_forward = FeedForward(dtype=self.dtype_policy, name="feed_forward")
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
@@ -165,7 +165,7 @@ class ImageGPTBackbone(keras.Model):
             )
             for layer in range(num_layers)
         ]
-        self.final_norm = make_normalization(normalization, dtype=self.dtype_policy, name="final_norm")
+        self.final_norm = Normalization(normalization, dtype=self.dtype_policy, name="final_norm")
 
         # === Config ===
         self.vocabulary_size = vocabulary_size

@@ -294,4 +294,5 @@ def _read_picture(pillow: Any, file: Path, size: int) -> UInt8Images:
             array = np.asarray(picture.convert("RGB"), np.uint8)
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
         raise ValueError(f"`folder` must hold readable pictures. Received: {file} ({error})") from error
-    return resize_images(array[None], size)[0]
+    resized: UInt8Images = resize_images(array[None], size)[0]
+    return resized

@@ -23,19 +23,70 @@ def quick_gelu(inputs: Any) -> Any:
     return inputs * ops.sigmoid(1.702 * inputs)
 
 
-def make_normalization(kind: Literal["layer_norm", "rms_norm"], **kwargs: Any) -> keras.layers.Layer:
-    """Makes one normalisation layer; both kinds compute their statistics in float32 under any dtype policy.
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class Normalization(keras.layers.Layer):
+    """Normalises each position over its width, with statistics in float32 under any dtype policy.
 
     Args:
-        kind: `"layer_norm"`, the paper's text, or `"rms_norm"`, the released code: `x / sqrt(mean(x^2) + 1e-5) * gain`.
+        kind: `"layer_norm"`, the paper's text: centred, with gain and bias; or `"rms_norm"`, the released code:
+            `x / sqrt(mean(x^2) + 1e-5) * gain`.
         **kwargs: of `keras.layers.Layer`.
 
+    Call arguments:
+        inputs: tensor `(B, T, D)`.
+
     Returns:
-        The layer.
+        Tensor `(B, T, D)`.
     """
-    if kind == "layer_norm":
-        return keras.layers.LayerNormalization(epsilon=_EPSILON, **kwargs)
-    return keras.layers.RMSNormalization(epsilon=_EPSILON, **kwargs)
+
+    def __init__(self, kind: Literal["layer_norm", "rms_norm"], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        self.gain = self.add_weight(name="gain", shape=input_shape[-1:], initializer="ones")
+        self.bias = None
+        if self.kind == "layer_norm":
+            self.bias = self.add_weight(name="bias", shape=input_shape[-1:], initializer="zeros")
+
+    def call(self, inputs: Any) -> Any:
+        # Keras' own operations use the backend's kernels; the written-out form is for where there is none.
+        if _reduces_rows_slowly():
+            outputs = self._normalize_by_products(ops.cast(inputs, "float32"))
+        elif self.kind == "layer_norm":
+            outputs = ops.layer_normalization(inputs, self.gain, self.bias, epsilon=_EPSILON)
+        else:
+            outputs = ops.rms_normalization(inputs, self.gain, epsilon=_EPSILON)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _normalize_by_products(self, inputs: Any) -> Any:
+        if self.kind == "layer_norm":
+            inputs = inputs - _mean_over_width(inputs)
+        outputs = inputs * ops.rsqrt(_mean_over_width(ops.square(inputs)) + _EPSILON)
+        outputs = outputs * ops.cast(self.gain, "float32")
+        return outputs if self.bias is None else outputs + ops.cast(self.bias, "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kind": self.kind}
+
+
+def _reduces_rows_slowly() -> bool:
+    """Whether the backend is XLA on CPU, whose sums over the last axis are scalar loops.
+
+    As matrix products they take a third off a training step there; on an accelerator they would be rounded to the
+    precision of its products.
+    """
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
+def _mean_over_width(inputs: Any) -> Any:
+    """The mean over the last axis, repeated along it, as two products so that its gradient is products too."""
+    width = inputs.shape[-1]
+    return ops.matmul(ops.matmul(inputs, ops.full((width, 1), 1.0 / width)), ops.ones((1, width)))
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")

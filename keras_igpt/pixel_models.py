@@ -13,7 +13,7 @@ from keras import ops
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.generation import Generator
 from keras_igpt.layers import RandomPositionMask
-from keras_igpt.palette import ColorPalette, UInt8Images, check_token_ids
+from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
 
 
 class TokenModel(keras.Model):
@@ -319,6 +319,46 @@ class ImageGPTCausalLM(PixelModel):
             seed=seed,
             batch_size=batch_size,
         )
+
+    def continue_tokens(
+        self,
+        prompt: npt.ArrayLike,
+        known: npt.ArrayLike,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        uniforms: npt.ArrayLike | None = None,
+    ) -> TokenIds:
+        """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
+
+        Each token is drawn from the model's distribution given all those before it, kept or drawn; known tokens further
+        on have no influence on it. Needs no palette.
+
+        Args:
+            prompt: int array `(B, T)`; entries that are not known are ignored.
+            known: bool array `(B, T)` or `(T,)`, True where the prompt's token is kept.
+            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
+            top_k: int. Draw among the k most probable tokens only; all by default.
+            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+            seed: int. Row i's draws depend on `(seed, i)` alone.
+            batch_size: int. Sequences decoded together.
+            uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
+
+        Returns:
+            int32 array `(B, T)`.
+
+        Raises:
+            ValueError: if an argument is out of its range.
+
+        Example:
+        ```python
+        known = np.arange(1024) < 512
+        continued = lm.continue_tokens(token_ids, known, temperature=0)
+        ```
+        """
+        return self._generator.continue_tokens(prompt, known, temperature, top_k, top_p, seed, batch_size, uniforms)
 
     def complete(
         self,
