@@ -32,12 +32,12 @@ class TokenModel(keras.Model):
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and validation:
             self.check_token_arrays(validation[0], "validation_data")
-        return super().fit(x, y, *args, **kwargs)
+        return super().fit(x, _targets_for(x, y, kwargs), *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics; `keras.Model.evaluate`, with `x` checked first."""
         self.check_token_arrays(x)
-        return super().evaluate(x, y, *args, **kwargs)
+        return super().evaluate(x, _targets_for(x, y, kwargs), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
@@ -485,3 +485,8 @@ class ImageGPTMaskedLM(PixelModel):
 def token_ids_of(inputs: Any) -> Any:
     """Returns the token ids among a model's inputs: the tensor itself, or the dictionary's entry."""
     return inputs["token_ids"] if isinstance(inputs, dict) else inputs
+
+
+def _targets_for(x: Any, y: Any, options: dict[str, Any]) -> Any:
+    """Returns `y`, or the inputs where there are weights but no targets: Keras would drop the weights."""
+    return token_ids_of(x) if y is None and options.get("sample_weight") is not None else y

@@ -1,0 +1,60 @@
+"""What several test modules share: tiny models, and how tensors are read and set."""
+
+import os
+
+# Before Keras or a backend is imported.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import keras
+import numpy as np
+import pytest
+
+import keras_igpt as igpt
+
+TINY = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def palette():
+    """Sixteen colours whose distances are all distinct enough to survive any rounding."""
+    steps = np.array([0, 85, 170, 255], "uint8")
+    red, green = np.meshgrid(steps, steps, indexing="ij")
+    colors = np.stack([red.ravel(), green.ravel(), np.zeros(16, "uint8")], axis=-1)
+    return igpt.ColorPalette.from_colors(colors)
+
+
+def make_backbone(**overrides):
+    return igpt.ImageGPTBackbone(**{**TINY, **overrides})
+
+
+def make_causal_lm(palette=None, **overrides):
+    return igpt.ImageGPTCausalLM(make_backbone(**overrides), palette=palette)
+
+
+def make_masked_lm(palette=None, mask_rate=0.15, mask_seed=0, **overrides):
+    backbone = make_backbone(attention="bidirectional", **overrides)
+    return igpt.ImageGPTMaskedLM(backbone, palette=palette, mask_rate=mask_rate, mask_seed=mask_seed)
+
+
+def random_tokens(count, num_tokens=16, vocabulary_size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, vocabulary_size, (count, num_tokens)).astype("int32")
+
+
+def randomize(model, seed=0, scale=0.3):
+    """Gives every weight, zero-initialised heads and unit gains included, a random value."""
+    random = np.random.default_rng(seed)
+    for weight in model.trainable_weights:
+        center = 1.0 if weight.name == "gain" else 0.0
+        weight.assign(center + scale * random.standard_normal(weight.shape))
+    return model
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)

@@ -1,0 +1,187 @@
+"""Bad input: one line that names the argument, what was expected and what was received."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_backbone, make_causal_lm, make_masked_lm, random_tokens
+
+import keras_igpt as igpt
+from keras_igpt.data import LabeledImages, resize_images, split_off
+from keras_igpt.linear_probe import fit_logistic_regression
+from keras_igpt.palette import ColorPalette
+from keras_igpt.presets import get_preset
+
+GREY = ColorPalette.from_colors(np.arange(16, dtype="uint8")[:, None])
+COLORS = ColorPalette.from_colors(np.random.default_rng(0).integers(0, 256, (16, 3)).astype("uint8"))
+TOKENS = random_tokens(4)
+IMAGES = np.zeros((4, 4, 4, 3), "uint8")
+
+
+def fitted(model):
+    model.compile(optimizer="sgd")
+    return model
+
+
+def with_token(value):
+    token_ids = TOKENS.copy()
+    token_ids[1, 2] = value
+    return token_ids
+
+
+CASES = {
+    # Palettes and images
+    "float images": ("images", lambda: COLORS.encode(IMAGES / 255)),
+    "images without channels": ("images", lambda: COLORS.encode(np.zeros((4, 4), "uint8"))),
+    "images with four channels": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 4), "uint8"))),
+    "no pixel": ("images", lambda: COLORS.encode(np.zeros((0, 4, 4, 3), "uint8"))),
+    "grey images for a colour palette": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 1), "uint8"))),
+    "colour images for a grey palette": ("images", lambda: GREY.encode(IMAGES)),
+    "too few colours": ("images", lambda: ColorPalette.fit(IMAGES, 2)),
+    "no colours": ("num_colors", lambda: ColorPalette.fit(IMAGES, 0)),
+    "centroids on the pixel scale": ("centroids", lambda: ColorPalette(np.full((2, 3), 128.0))),
+    "centroids that are NaN": ("centroids", lambda: ColorPalette(np.full((2, 3), np.nan))),
+    "integer centroids": ("centroids", lambda: ColorPalette(np.ones((2, 3), int))),
+    "centroids of two channels": ("centroids", lambda: ColorPalette(np.zeros((2, 2)))),
+    "centroids that repeat": ("centroids", lambda: ColorPalette(np.zeros((2, 3)))),
+    "float colours": ("colors", lambda: ColorPalette.from_colors(np.zeros((2, 3)))),
+    "decoding an impossible token": ("token_ids", lambda: COLORS.decode(with_token(16))),
+    "decoding floats": ("token_ids", lambda: COLORS.decode(TOKENS.astype("float32"))),
+    "decoding no square": ("image_shape", lambda: COLORS.decode(TOKENS[:, :15])),
+    "decoding to a wrong shape": ("image_shape", lambda: COLORS.decode(TOKENS, (3, 5))),
+    # Architectures
+    "no layers": ("num_layers", lambda: make_backbone(num_layers=0)),
+    "a float width": ("hidden_dim", lambda: make_backbone(hidden_dim=32.0)),
+    "heads that do not divide the width": ("num_heads", lambda: make_backbone(num_heads=5)),
+    "an unknown attention": ("attention", lambda: make_backbone(attention="sparse")),
+    "an unknown norm": ("normalization", lambda: make_backbone(normalization="batch_norm")),
+    "an unknown preset": ("name", lambda: get_preset("igpt_huge")),
+    "unknown features": ("which", lambda: make_backbone().pooled_features(TOKENS, which="raw")),
+    "a palette of another size": (
+        "palette",
+        lambda: igpt.ImageGPTCausalLM(make_backbone(vocabulary_size=8), palette=COLORS),
+    ),
+    "a bidirectional backbone for a causal model": (
+        "backbone",
+        lambda: igpt.ImageGPTCausalLM(make_backbone(attention="bidirectional")),
+    ),
+    "a causal backbone for a masked model": ("backbone", lambda: igpt.ImageGPTMaskedLM(make_backbone())),
+    "no backbone": ("backbone", lambda: igpt.ImageGPTCausalLM("igpt_small")),
+    "a mask rate above one": ("mask_rate", lambda: make_masked_lm(mask_rate=15)),
+    "a classifier of no model": ("language_model", lambda: igpt.ImageGPTImageClassifier(make_backbone(), 4)),
+    "one class": ("num_classes", lambda: igpt.ImageGPTImageClassifier(make_causal_lm(), 1)),
+    "a negative weight": (
+        "generative_weight",
+        lambda: igpt.ImageGPTImageClassifier(make_causal_lm(), 4, generative_weight=-1),
+    ),
+    # What goes into a model
+    "images in place of tokens": ("x", lambda: fitted(make_causal_lm()).fit(IMAGES)),
+    "sequences of another length": ("x", lambda: fitted(make_causal_lm()).fit(TOKENS[:, :9])),
+    "no sequence": ("x", lambda: fitted(make_causal_lm()).fit(TOKENS[:0])),
+    "float tokens": ("x", lambda: fitted(make_causal_lm()).fit(TOKENS.astype("float32"))),
+    "a token too large": ("x", lambda: fitted(make_causal_lm()).fit(with_token(16))),
+    "a negative token": ("x", lambda: fitted(make_masked_lm()).fit({"token_ids": with_token(-1)})),
+    "a bad token in validation": (
+        "validation_data",
+        lambda: fitted(make_causal_lm()).fit(TOKENS, validation_data=(with_token(99), None)),
+    ),
+    "evaluating a bad token": ("x", lambda: fitted(make_causal_lm()).evaluate(with_token(16))),
+    "predicting a bad token": ("x", lambda: make_causal_lm().predict(with_token(16))),
+    "a tensor of bad tokens": ("x", lambda: make_causal_lm().predict(keras.ops.convert_to_tensor(with_token(16)))),
+    # Recipes
+    "an unknown objective": ("objective", lambda: igpt.pretraining_recipe("igpt_small", "mae", steps=10)),
+    "a rate that nobody published": (
+        "learning_rate",
+        lambda: igpt.pretraining_recipe("igpt_extra_large", "bert", steps=10),
+    ),
+    "no steps": ("steps", lambda: igpt.pretraining_recipe("igpt_small", "ar", steps=0)),
+    "a warm-up longer than training": (
+        "steps_per_epoch",
+        lambda: igpt.pretraining_recipe("igpt_small", "ar", steps=10, steps_per_epoch=11),
+    ),
+    "a negative rate": ("learning_rate", lambda: igpt.finetuning_recipe(-0.1)),
+    # Generation
+    "generating without a palette": ("palette", lambda: make_causal_lm().generate(1)),
+    "generating nothing": ("num_images", lambda: make_causal_lm(COLORS).generate(0)),
+    "completing another size": (
+        "images",
+        lambda: make_causal_lm(COLORS).complete(np.zeros((1, 5, 5, 3), "uint8"), keep_rows=2),
+    ),
+    "completing one picture without a batch": ("images", lambda: make_causal_lm(COLORS).complete(IMAGES[0], 2)),
+    "keeping too many rows": ("keep_rows", lambda: make_causal_lm(COLORS).complete(IMAGES, keep_rows=5)),
+    "no samples": ("num_samples", lambda: make_causal_lm(COLORS).complete(IMAGES, 2, num_samples=0)),
+    "a negative temperature": ("temperature", lambda: make_causal_lm(COLORS).generate(1, temperature=-1)),
+    "top_k of zero": ("top_k", lambda: make_causal_lm(COLORS).generate(1, top_k=0)),
+    "top_p above one": ("top_p", lambda: make_causal_lm(COLORS).generate(1, top_p=1.5)),
+    "a batch of nothing": ("batch_size", lambda: make_causal_lm(COLORS).generate(1, batch_size=0)),
+    "a prompt of another length": (
+        "prompt",
+        lambda: make_causal_lm().continue_tokens(TOKENS[:, :3], np.zeros(3, bool)),
+    ),
+    "known positions that are no mask": ("known", lambda: make_causal_lm().continue_tokens(TOKENS, 8)),
+    "uniform numbers of one": (
+        "uniforms",
+        lambda: make_causal_lm().continue_tokens(TOKENS, np.zeros(16, bool), uniforms=np.ones((4, 16))),
+    ),
+    # Probes
+    "a probe of no model": ("language_model", lambda: igpt.LinearProbe(make_backbone())),
+    "a depth that is not there": ("layers", lambda: igpt.LinearProbe(make_causal_lm(), layers=[3])),
+    "no depth": ("layers", lambda: igpt.LinearProbe(make_causal_lm(), layers=[])),
+    "probing unknown features": ("which", lambda: igpt.LinearProbe(make_causal_lm(), which="raw")),
+    "probing images without a palette": ("inputs", lambda: igpt.LinearProbe(make_causal_lm()).features(IMAGES)),
+    "probing a bad token": ("inputs", lambda: igpt.LinearProbe(make_causal_lm()).features(with_token(16))),
+    "one class to probe": ("train", lambda: fit_logistic_regression((np.eye(4), [0] * 4), (np.eye(4), [0] * 4))),
+    "labels of another length": (
+        "validation",
+        lambda: fit_logistic_regression((np.eye(4), [0, 1, 0, 1]), (np.eye(4), [0, 1])),
+    ),
+    "features that are NaN": (
+        "train",
+        lambda: fit_logistic_regression((np.full((2, 3), np.nan), [0, 1]), (np.eye(3)[:2], [0, 1])),
+    ),
+    "no strengths": (
+        "strengths",
+        lambda: fit_logistic_regression((np.eye(2), [0, 1]), (np.eye(2), [0, 1]), strengths=()),
+    ),
+    # Data
+    "too few images to split": ("images", lambda: split_off(IMAGES, np.zeros(4), share=0.1)),
+    "a share of everything": ("share", lambda: split_off(IMAGES, np.zeros(4), share=1.0)),
+    "labels for other images": ("labels", lambda: split_off(IMAGES, np.zeros(3), share=0.5)),
+    "resizing to nothing": ("size", lambda: resize_images(IMAGES, 0)),
+    "an unknown data set": ("name", lambda: igpt.load_dataset("cifar11")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_named_in_one_line(case):
+    argument, call = CASES[case]
+    with pytest.raises(ValueError, match=f"`{argument}`") as raised:
+        call()
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "Received: " in message
+
+
+def test_an_unfitted_probe_refuses_to_report():
+    probe = igpt.LinearProbe(make_causal_lm())
+    for read in (lambda: probe.score((TOKENS, [0, 1, 2, 3])), lambda: probe.predict(TOKENS), lambda: probe.report):
+        with pytest.raises(ValueError, match="must be fitted"):
+            read()
+
+
+def test_shapes_are_checked_where_a_model_is_called_directly():
+    for call in (
+        lambda: make_causal_lm()(IMAGES),
+        lambda: make_causal_lm()(TOKENS.astype("float32")),
+        lambda: make_backbone()(TOKENS, position_mask=np.zeros((4, 16), bool)),
+    ):
+        with pytest.raises(ValueError, match="Received: "):
+            call()
+
+
+def test_pictures_and_labels_stay_together():
+    kept, held_out = split_off(np.arange(48, dtype="uint8").reshape(16, 1, 1, 3), np.arange(16), share=0.25, seed=1)
+    assert isinstance(kept, LabeledImages)
+    assert (len(kept), len(held_out)) == (12, 4)
+    for part in (kept, held_out):
+        np.testing.assert_array_equal(part.images[:, 0, 0, 0] // 3, part.labels)
+    assert not set(kept.labels) & set(held_out.labels)

@@ -1,0 +1,95 @@
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize
+
+import keras_igpt as igpt
+
+BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
+
+# Runs in a process of its own that imports keras_igpt alone before it loads the file.
+OPEN_ELSEWHERE = """
+import sys
+import numpy as np
+import keras_igpt
+import keras
+path, arrays, result = sys.argv[1:]
+model = keras.saving.load_model(path)
+stored = np.load(arrays)
+token_ids, labels = stored["token_ids"], stored["labels"]
+outputs = {"logits": model.predict(token_ids, verbose=0), "iterations": int(model.optimizer.iterations)}
+backbone = model.backbone
+outputs["features"] = keras.ops.convert_to_numpy(backbone.pooled_features(token_ids))
+outputs["centroids"] = model.palette.centroids
+targets = labels if hasattr(model, "num_classes") else None
+history = model.fit(token_ids, targets, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+outputs["losses"] = np.array(history["loss"])
+np.savez(result, **outputs)
+"""
+
+
+def make_trained(kind, palette):
+    if kind == "causal":
+        model = randomize(make_causal_lm(palette), scale=0.1)
+        recipe = igpt.pretraining_recipe("igpt_nano", "ar", steps=50)
+    elif kind == "masked":
+        model = randomize(make_masked_lm(palette, normalization="rms_norm", mask_rate=0.3, mask_seed=2), scale=0.1)
+        recipe = igpt.pretraining_recipe("igpt_nano", "bert", steps=50)
+    else:
+        language_model = randomize(make_masked_lm(palette), scale=0.1)
+        model = igpt.ImageGPTImageClassifier(language_model, num_classes=4, generative_weight=0.5)
+        recipe = igpt.finetuning_recipe(0.001)
+    model.compile(**recipe)
+    token_ids, labels = random_tokens(8), np.arange(8) % 4
+    fit(model, token_ids, labels, epochs=3)
+    return model, token_ids, labels
+
+
+def fit(model, token_ids, labels, epochs):
+    targets = labels if isinstance(model, igpt.ImageGPTImageClassifier) else None
+    return model.fit(token_ids, targets, batch_size=8, epochs=epochs, shuffle=False, verbose=0).history["loss"]
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "classifier"])
+def test_one_file_holds_everything(kind, palette, tmp_path):
+    model, token_ids, labels = make_trained(kind, palette)
+    model.save(tmp_path / "model.keras")
+    restored = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(restored) is type(model)
+    assert restored.palette == palette
+    # Names of metrics are counted up in a process; everything else must be the same.
+    assert restored.backbone.get_config() == model.backbone.get_config()
+    np.testing.assert_array_equal(restored.predict(token_ids, verbose=0), model.predict(token_ids, verbose=0))
+    for old, new in zip(model.optimizer.variables, restored.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(old), keras.ops.convert_to_numpy(new))
+    # The next masks are those of the next step, not those of the first.
+    np.testing.assert_allclose(
+        fit(restored, token_ids, labels, epochs=2), fit(model, token_ids, labels, epochs=2), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["causal", "classifier"])
+def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_backend(kind, backend, palette, tmp_path):
+    pytest.importorskip(BACKENDS[backend])
+    model, token_ids, labels = make_trained(kind, palette)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "arrays.npz", token_ids=token_ids, labels=labels)
+    arguments = [str(tmp_path / name) for name in ("model.keras", "arrays.npz", "result.npz")]
+    subprocess.run(
+        [sys.executable, "-c", OPEN_ELSEWHERE, *arguments],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        cwd=tmp_path,
+    )
+    result = np.load(tmp_path / "result.npz")
+    np.testing.assert_allclose(result["logits"], model.predict(token_ids, verbose=0), atol=1e-4)
+    features = keras.ops.convert_to_numpy(model.backbone.pooled_features(token_ids))
+    np.testing.assert_allclose(result["features"], features, atol=1e-4)
+    np.testing.assert_array_equal(result["centroids"], palette.centroids)
+    assert result["iterations"] == 3
+    np.testing.assert_allclose(result["losses"], fit(model, token_ids, labels, epochs=2), rtol=1e-4)
