@@ -28,7 +28,7 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data import DataSplits, LabeledImages
+from keras_igpt.data import DataSplits, LabeledImages, concatenate
 from keras_igpt.linear_probe import fit_logistic_regression
 
 
@@ -44,17 +44,16 @@ class Size:
     pretraining_steps: int
     finetuning_steps: int
     probe_examples: int
-    batch_size: int = 64
-    pretraining_rate: float = 0.003
+    batch_size: int = 32
+    pretraining_rate: float = 0.004
     finetuning_rate: float = 0.001
 
 
 SIZES = {
-    "photographs": Size(8, 64, 6, 4, 64, pretraining_steps=280, finetuning_steps=70, probe_examples=4200),
-    "cifar10": Size(16, 128, 8, 4, 96, pretraining_steps=500, finetuning_steps=150, probe_examples=5000),
-    "images": Size(16, 128, 8, 4, 96, pretraining_steps=500, finetuning_steps=150, probe_examples=5000),
+    "photographs": Size(8, 128, 6, 4, 64, pretraining_steps=480, finetuning_steps=250, probe_examples=5600),
+    "cifar10": Size(16, 128, 6, 4, 64, pretraining_steps=500, finetuning_steps=250, probe_examples=5000),
+    "images": Size(16, 128, 6, 4, 64, pretraining_steps=500, finetuning_steps=250, probe_examples=5000),
 }
-
 # Colour pictures and textures inside the wheels of scikit-image and scikit-learn.
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -72,7 +71,7 @@ PHOTOGRAPHS = (
     "retina.jpg",
     "rocket.jpg",
 )
-PHOTOGRAPH_HEIGHT = 128
+PHOTOGRAPH_HEIGHT = 96
 PATCHES = {"train": 400, "validation": 60, "test": 120}  # of each photograph
 
 
@@ -177,7 +176,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             results[f"{name}, probe at final depth ({last})"] = depth_curves[name][last]
     with stage("Logistic regression on raw pixels"):
         raw_pixels = fit_logistic_regression(
-            *((images.reshape(len(images), -1) / 255, labels) for images, labels in (probe_train, probe_validation))
+            *((images.reshape(len(images), -1) / 255, labels) for images, labels in (probe_train, probe_validation)),
         )
         accuracy = raw_pixels.pipeline.score(test[0].reshape(len(test[0]), -1) / 255, test[1])
         results["raw pixels, logistic regression"] = accuracy
@@ -197,9 +196,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         )
         results["largest difference of logits after reloading"] = difference
 
-    # === Fine-tuning, each from the same file ===
+    # === Fine-tuning, each from the same file; nothing is chosen here, so validation is training data too ===
     epoch_steps = max(1, finetuning_steps // 5)
-    labeled = TokenBatches(train, size.batch_size, epoch_steps, options.seed, data.train.labels)
+    folded = concatenate([data.train, data.validation])
+    labeled = TokenBatches(palette.encode(folded.images), size.batch_size, epoch_steps, options.seed, folded.labels)
     tokens_test = palette.encode(data.test.images)
     for name, weight in {"joint loss L_GEN + L_CLF": 1.0, "L_CLF alone": 0.0}.items():
         with stage(f"Fine-tuning, {name}"):
@@ -216,13 +216,15 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     # === What it has learned to draw ===
     with stage("Completing pictures"):
         keep = size.image_size // 2
-        chosen = pick_one_a_class(data.test, limit=8).images
+        # In palette colours, as the model sees them.
+        chosen = palette.decode(palette.encode(pick_one_a_class(data.test, limit=8).images))
         completions = autoregressive.complete(chosen, keep_rows=keep, num_samples=5, seed=options.seed)
         plotting.plot_completions(chosen, completions, keep).savefig(output / "completions.png")
         generated = autoregressive.generate(num_images=32, seed=options.seed)
         plotting.plot_grid(generated).savefig(output / "samples.png")
         if not options.images and options.dataset == "photographs":
-            strip = photograph("flower.jpg")[40:][: size.image_size]
+            strip = photograph("flower.jpg")[30:][: size.image_size]
+            strip = palette.decode(palette.encode(strip), strip.shape[:2])
             completed = complete_strip(autoregressive, strip, keep, options.seed)
             rows = {
                 "a strip of a photograph, upper half seen": plotting.hide_rows(strip, keep),
@@ -326,7 +328,7 @@ def complete_strip(language_model: igpt.ImageGPTCausalLM, strip: np.ndarray, kee
     In each place the window knows its upper rows and the columns drawn before, and adds two columns.
     """
     palette, side = language_model.palette, language_model.backbone.image_size
-    drawn = palette.decode(palette.encode(strip), strip.shape[:2])
+    drawn = strip.copy()
     step = 2
     for left in range(0, strip.shape[1] - side + 1, step):
         known = np.zeros((side, side), bool)
@@ -346,8 +348,12 @@ def first(examples: LabeledImages, count: int) -> LabeledImages:
 
 
 def pick_one_a_class(examples: LabeledImages, limit: int) -> LabeledImages:
-    """Takes the first example of each of up to `limit` classes."""
-    rows = [int(np.argmax(examples.labels == label)) for label in np.unique(examples.labels)[:limit]]
+    """Takes one example of each of up to `limit` classes: among the first ten the one with the most contrast."""
+    contrast = examples.images.std(axis=(1, 2)).mean(axis=-1)
+    rows = []
+    for label in np.unique(examples.labels)[:limit]:
+        candidates = np.flatnonzero(examples.labels == label)[:10]
+        rows.append(int(candidates[np.argmax(contrast[candidates])]))
     return LabeledImages(examples.images[rows], examples.labels[rows])
 
 

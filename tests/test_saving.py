@@ -92,4 +92,7 @@ def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_backend(kind, back
     np.testing.assert_allclose(result["features"], features, atol=1e-4)
     np.testing.assert_array_equal(result["centroids"], palette.centroids)
     assert result["iterations"] == 3
-    np.testing.assert_allclose(result["losses"], fit(model, token_ids, labels, epochs=2), rtol=1e-4)
+    here = fit(model, token_ids, labels, epochs=2)
+    assert result["losses"][0] == pytest.approx(here[0], rel=1e-5)
+    # One update apart: Adam turns rounding of its smallest gradients into steps of full size.
+    assert result["losses"][1] == pytest.approx(here[1], rel=2e-3)

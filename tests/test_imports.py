@@ -1,0 +1,117 @@
+"""Who may import whom, and what `import keras_igpt` may need."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "keras_igpt"
+
+# Each module and the modules of the package it may import: one way, from the top down.
+ALLOWED = {
+    "presets": set(),
+    "palette": set(),
+    "layers": set(),
+    "attention": set(),
+    "inference": set(),
+    "training": {"presets"},
+    "data": {"palette"},
+    "plotting": {"palette"},
+    "backbone": {"attention", "layers", "presets"},
+    "generation": {"inference", "palette"},
+    "pixel_models": {"backbone", "generation", "layers", "palette"},
+    "image_classifier": {"backbone", "palette", "pixel_models"},
+    "linear_probe": {"inference", "pixel_models"},
+}
+
+# Imported where they are used, and nowhere at the top.
+LATE = {
+    "jax",
+    "tensorflow",
+    "torch",
+    "sklearn",
+    "threadpoolctl",
+    "tensorflow_datasets",
+    "keras_tuner",
+    "matplotlib",
+    "PIL",
+}
+
+
+def imported_names(nodes):
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+
+
+def test_the_table_names_every_module():
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_run_one_way(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    own = {name.split(".")[1] for name in imported_names(ast.walk(tree)) if name.startswith("keras_igpt.")}
+    assert own == ALLOWED[module]
+    assert not LATE & {name.split(".")[0] for name in imported_names(tree.body)}
+
+
+def run(script, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+# Python takes a module that is None in `sys.modules` for absent.
+BLOCK = """
+import sys
+sys.modules.update(dict.fromkeys({blocked}))
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_package_imports_where_the_extras_are_absent(backend):
+    pytest.importorskip(backend)
+    absent = LATE - {backend, "jax" if backend == "jax" else "torch"}
+    script = BLOCK.format(blocked=absent) + (
+        "import numpy, keras_igpt as igpt\n"
+        "backbone = igpt.ImageGPTBackbone(vocabulary_size=4, image_size=2, num_layers=1, num_heads=1, hidden_dim=4)\n"
+        "lm = igpt.ImageGPTCausalLM(backbone)\n"
+        "print(lm.predict(numpy.zeros((2, 4), 'int32'), verbose=0).shape)\n"
+    )
+    result = run(script, KERAS_BACKEND=backend)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("(2, 4, 4)")
+
+
+USES = {
+    "probe": (
+        {"sklearn"},
+        "igpt.ColorPalette.fit(numpy.random.randint(0, 256, (1, 9, 9, 3)).astype('uint8'), 2)",
+    ),
+    "plot": ({"matplotlib"}, "igpt.plotting.plot_palette(palette)"),
+    "data": ({"tensorflow_datasets"}, "igpt.load_dataset('cifar10')"),
+}
+
+
+@pytest.mark.parametrize("extra", USES)
+def test_an_absent_extra_is_named_in_one_line(extra):
+    absent, use = USES[extra]
+    script = BLOCK.format(blocked=absent) + (
+        "import numpy, keras_igpt as igpt, keras_igpt.plotting\n"
+        "palette = igpt.ColorPalette.from_colors(numpy.eye(2, 3).astype('uint8'))\n"
+        f"try:\n    {use}\nexcept ImportError as error:\n    print(error)\n"
+    )
+    result = run(script)
+    assert result.returncode == 0, result.stderr
+    assert f"pip install 'keras_igpt[{extra}]'" in result.stdout.strip().splitlines()[-1]

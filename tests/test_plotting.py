@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+import keras_igpt as igpt
+from keras_igpt import plotting
+
+pytest.importorskip("matplotlib")
+
+
+def images(count=3, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (count, 4, 4, channels)).astype("uint8")
+
+
+def pictures_in(figure):
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+
+
+def test_palette_shows_every_color(palette, tmp_path):
+    figure = plotting.plot_palette(palette)
+    np.testing.assert_array_equal(pictures_in(figure)[0].reshape(-1, 3), palette.colors)
+    figure.savefig(tmp_path / "palette.png")
+    assert (tmp_path / "palette.png").stat().st_size > 1000
+
+
+def test_grey_palettes_and_pictures_show_as_grey():
+    palette = igpt.ColorPalette.from_colors(np.array([[0], [100], [255]], "uint8"))
+    tiles = pictures_in(plotting.plot_palette(palette))[0].reshape(-1, 3)
+    np.testing.assert_array_equal(tiles[:3], np.repeat(palette.colors, 3, axis=1))
+    assert pictures_in(plotting.plot_grid(images(channels=1)))[0].shape == (4, 4, 3)
+
+
+def test_quantization_shows_pairs(palette):
+    originals = images()
+    shown = pictures_in(plotting.plot_quantization(originals, palette))
+    np.testing.assert_array_equal(shown[:3], originals)
+    np.testing.assert_array_equal(shown[3:], palette.decode(palette.encode(originals)))
+
+
+def test_completions_show_what_was_seen_drawn_and_there():
+    originals = images(2)
+    completions = np.stack([images(2), images(2)[::-1]], axis=1)
+    shown = pictures_in(plotting.plot_completions(originals, completions, keep_rows=1))
+    assert len(shown) == 2 * 4
+    np.testing.assert_array_equal(shown[0][:1], originals[0, :1])
+    assert (shown[0][1:] == 128).all()
+    np.testing.assert_array_equal(shown[1], completions[0, 0])
+    np.testing.assert_array_equal(shown[3], originals[0])
+
+
+def test_curves_hold_the_numbers():
+    (axes,) = plotting.plot_depth_curves({"model": {0: 0.5, 2: 0.7, 1: 0.75}}, {"raw pixels": 0.4}).axes
+    curve, best, reference = axes.lines
+    np.testing.assert_allclose(curve.get_xydata(), [[0, 50], [1, 75], [2, 70]])
+    np.testing.assert_allclose(best.get_xydata(), [[1, 75]])
+    np.testing.assert_allclose(reference.get_ydata(), [40, 40])
+    (axes,) = plotting.plot_loss_curves({"training": [3.0, 2.0], "validation": [3.1, 2.5]}).axes
+    np.testing.assert_allclose(axes.lines[1].get_xydata(), [[1, 3.1], [2, 2.5]])
+    assert axes.get_ylabel() == "loss (nats per token)"
+
+
+def test_rows_and_grid():
+    wide = {"a strip": np.zeros((4, 40, 3), "uint8"), "another": np.ones((4, 40, 3), "uint8")}
+    assert [axes.get_title(loc="left") for axes in plotting.plot_rows(wide).axes] == list(wide)
+    assert len(pictures_in(plotting.plot_grid(images(5), columns=3))) == 5
