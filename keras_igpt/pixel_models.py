@@ -44,6 +44,15 @@ class TokenModel(keras.Model):
         self.check_token_arrays(x)
         return super().predict(x, *args, **kwargs)
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what `compile` was given, in a form that any backend reads.
+
+        Keras 3.15 writes optimizers made on PyTorch under a private PyTorch module, which the other backends would then
+        load and fail with in the first step.
+        """
+        config: dict[str, Any] = _with_public_optimizers(super().get_compile_config())
+        return config
+
     def check_token_arrays(self, x: Any, name: str = "x") -> None:
         """Checks token ids that are in memory; data sets and generators pass unseen.
 
@@ -490,3 +499,15 @@ def token_ids_of(inputs: Any) -> Any:
 def _targets_for(x: Any, y: Any, options: dict[str, Any]) -> Any:
     """Returns `y`, or the inputs where there are weights but no targets: Keras would drop the weights."""
     return token_ids_of(x) if y is None and options.get("sample_weight") is not None else y
+
+
+def _with_public_optimizers(config: Any) -> Any:
+    """The configuration with PyTorch's optimizer classes replaced by the public ones of the same name."""
+    if isinstance(config, list):
+        return [_with_public_optimizers(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _with_public_optimizers(value) for key, value in config.items()}
+    if str(config.get("module", "")).startswith("keras.src.backend.torch.optimizers"):
+        config |= {"module": "keras.optimizers", "registered_name": None}
+    return config

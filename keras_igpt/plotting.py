@@ -21,7 +21,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def plot_palette(palette: ColorPalette) -> Figure:
-    """Draws the colours of a palette as a square of tiles, in token order from the upper left.
+    """Draws the colours of a palette as tiles, in token order from the upper left.
 
     Args:
         palette: a `ColorPalette`.
@@ -34,13 +34,16 @@ def plot_palette(palette: ColorPalette) -> Figure:
     plot_palette(palette).savefig("palette.png")
     ```
     """
-    side = int(np.ceil(np.sqrt(palette.num_colors)))
-    tiles = np.full((side * side, 3), 255, np.uint8)
+    square = int(np.ceil(np.sqrt(palette.num_colors)))
+    # Full rows where some width near a square's gives them.
+    columns = next((width for width in range(square, 2 * square + 1) if palette.num_colors % width == 0), square)
+    rows = -(-palette.num_colors // columns)
+    tiles = np.full((rows * columns, 3), 255, np.uint8)
     tiles[: palette.num_colors] = palette.colors  # a grey palette has one channel, which fills all three
-    figure = _figure(4.2, 4.4)
+    figure = _figure(0.3 * columns + 0.4, 0.3 * rows + 0.7)
     axes = figure.subplots()
-    _show(axes, tiles.reshape(side, side, 3))
-    axes.set_title(f"Palette of {palette.num_colors} colours")
+    _show(axes, tiles.reshape(rows, columns, 3))
+    axes.set_title(f"Palette of {palette.num_colors} colours", fontsize=10)
     return figure
 
 
@@ -69,7 +72,8 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
     """Draws losses by epoch, one line a run.
 
     Args:
-        curves: losses by epoch (`History.history["loss"]`), by the name of the run.
+        curves: losses by epoch (`History.history["loss"]`), by name. Names that share what stands before a comma share
+            a colour, and validation is dashed: `"BERT, training"` and `"BERT, validation"`.
         label: str. What the vertical axis shows.
 
     Returns:
@@ -82,9 +86,12 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
     """
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
-    for color, (name, losses) in zip(_cycle(len(curves)), curves.items(), strict=True):
+    runs = list(dict.fromkeys(name.partition(",")[0] for name in curves))
+    colors = dict(zip(runs, _cycle(len(runs)), strict=True))
+    for name, losses in curves.items():
         dashes = "--" if name.endswith("validation") else "-"
-        axes.plot(np.arange(1, len(losses) + 1), losses, dashes, color=color, label=name)
+        epochs = np.arange(1, len(losses) + 1)
+        axes.plot(epochs, losses, dashes, color=colors[name.partition(",")[0]], label=name)
     _finish(axes, "epoch", label)
     return figure
 

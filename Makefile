@@ -1,0 +1,34 @@
+# Every target makes its own environment in .venv from a bare python3 and uses it again afterwards.
+PYTHON ?= python3
+BIN := .venv/bin
+BACKENDS := jax tensorflow torch
+
+.PHONY: quickstart test lint benchmark clean $(addprefix test-,$(BACKENDS))
+
+quickstart: .venv/.quickstart  ## the whole story in a few minutes; pictures in quickstart_output/
+	KERAS_BACKEND=jax $(BIN)/python examples/quickstart.py
+
+test: lint $(addprefix test-,$(BACKENDS))  ## lint, types, and the whole suite on each backend
+
+$(addprefix test-,$(BACKENDS)): test-%: .venv/.dev
+	@echo "== $* =="
+	KERAS_BACKEND=$* $(BIN)/python -m pytest
+
+lint: .venv/.dev  ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md
+	KERAS_BACKEND=jax $(BIN)/python benchmarks/normalization.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The stamp of an extra is newer than pyproject.toml once it is installed.
+.venv/.quickstart .venv/.dev: .venv/.%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@

@@ -1,0 +1,70 @@
+"""Does the written-out normalisation pay on JAX and CPU?
+
+Command: make benchmark   (or KERAS_BACKEND=jax python benchmarks/normalization.py)
+
+One training step of the quickstart's model with each of the two forms of `keras_igpt.layers.Normalization`: Keras' own
+operation, whose row sums XLA turns into scalar loops on CPU, and the same by matrix products. The contestants alternate
+in one run; after a step each to compile, medians and quartiles of the rest are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from unittest import mock
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+import numpy as np
+
+import keras_igpt as igpt
+from keras_igpt import layers
+
+
+def make_step(by_products: bool, batch_size: int) -> Callable[[], None]:
+    """Compiles one training step with the form chosen."""
+    random = np.random.default_rng(0)
+    with mock.patch.object(layers, "_reduces_rows_slowly", return_value=by_products):
+        backbone = igpt.ImageGPTBackbone.from_preset("igpt_nano", vocabulary_size=128)
+        language_model = igpt.ImageGPTCausalLM(backbone)
+        language_model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=1000))
+        token_ids = random.integers(0, 128, (batch_size, backbone.num_tokens)).astype("int32")
+
+        def step() -> None:
+            # `train_on_batch` returns numbers, which waits for the step.
+            language_model.train_on_batch(token_ids)
+
+        step()
+    return step
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Prints the table; returns median seconds by contestant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=32)
+    options = parser.parse_args(arguments)
+    contestants = {
+        name: make_step(by_products, options.batch_size)
+        for name, by_products in {"Keras operation": False, "matrix products": True}.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(options.rounds):
+        for name, step in contestants.items():
+            started = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - started)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, keras {keras.__version__}, {keras.backend.backend()}")
+    print("| form | median step (ms) | quartiles (ms) |\n|---|---|---|")
+    for name, seconds in times.items():
+        lower, median, upper = np.percentile(np.array(seconds) * 1000, [25, 50, 75])
+        print(f"| {name} | {median:.0f} | {lower:.0f} to {upper:.0f} |")
+    return {name: float(np.median(seconds)) for name, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Every example, benchmark and README block runs, at a tiny size."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_told_the_story(output, results):
+    assert json.loads((output / "results.json").read_text()) == results
+    pictures = {"palette", "quantization", "loss_curves", "depth_curves", "completions", "samples"}
+    assert pictures <= {path.stem for path in output.glob("*.png")}
+    assert results["largest difference of logits after reloading"] == 0.0
+    for name in ("raw pixels, logistic regression", "fine-tuned, L_CLF alone"):
+        assert 0 <= results[name] <= 1
+    model = keras.saving.load_model(output / "igpt.keras")
+    assert model.palette.num_colors == model.backbone.vocabulary_size
+
+
+@pytest.fixture
+def quickstart(monkeypatch):
+    for package in ("skimage", "sklearn", "matplotlib", "PIL"):
+        pytest.importorskip(package)
+    module = load(ROOT / "examples" / "quickstart.py")
+    small = {"image_size": 4, "num_colors": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 16}
+    small |= {"pretraining_steps": 4, "finetuning_steps": 2, "probe_examples": 42, "batch_size": 8}
+    monkeypatch.setattr(module, "SIZES", {name: module.Size(**small) for name in module.SIZES})
+    monkeypatch.setattr(module, "PATCHES", {"train": 6, "validation": 2, "test": 2})
+    return module
+
+
+def test_quickstart_on_photographs(quickstart, tmp_path, capsys):
+    results = quickstart.main(["--output", str(tmp_path)])
+    assert_told_the_story(tmp_path, results)
+    assert (tmp_path / "strip.png").is_file()
+    assert "fine-tuned, joint loss L_GEN + L_CLF" in capsys.readouterr().out
+
+
+def test_quickstart_on_a_folder(quickstart, tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in ("dark", "bright"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = random.integers(0, 256, (6, 6, 3)).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.png")
+    output = tmp_path / "out"
+    assert_told_the_story(output, quickstart.main(["--images", str(tmp_path / "in"), "--output", str(output)]))
+
+
+def test_patches_of_a_photograph_share_no_pixel_across_splits(quickstart, monkeypatch):
+    # A picture whose pixels tell their column: (x // 256, x % 256, 0).
+    x = np.arange(120)
+    columns = np.stack([x // 256, x % 256, 0 * x], axis=-1).astype("uint8")
+    monkeypatch.setattr(quickstart, "photograph", lambda name: np.tile(columns, (quickstart.PHOTOGRAPH_HEIGHT, 1, 1)))
+    data = quickstart.photograph_patches(8, seed=0)
+    ranges = [
+        (int(part.images[..., 1].min()), int(part.images[..., 1].max()))
+        for part in (data.train, data.validation, data.test)
+    ]
+    assert ranges[0][1] < 75 <= ranges[1][0] <= ranges[1][1] < 90 <= ranges[2][0]
+
+
+def test_batches_are_a_function_of_seed_and_step(quickstart):
+    token_ids = np.arange(10)[:, None]
+    labels = np.arange(10)
+
+    def batches():
+        made = quickstart.TokenBatches(token_ids, 4, 3, seed=1, labels=labels)
+        for _ in range(2):
+            yield from (made[index] for index in range(3))
+            made.on_epoch_end()
+
+    seen = [rows[:, 0].tolist() for rows, _ in batches()]
+    assert seen == [rows[:, 0].tolist() for rows, _ in batches()]
+    flat = [row for batch in seen for row in batch]
+    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
+    assert flat[:10] != flat[10:20]
+    assert all((rows[:, 0] == classes).all() for rows, classes in batches())
+
+
+def test_a_strip_keeps_what_was_seen(quickstart, palette):
+    import keras_igpt as igpt
+
+    backbone = igpt.ImageGPTBackbone(vocabulary_size=16, image_size=4, num_layers=1, num_heads=1, hidden_dim=8)
+    strip = palette.decode(np.random.default_rng(0).integers(0, 16, 44), (4, 11))
+    drawn = quickstart.complete_strip(igpt.ImageGPTCausalLM(backbone, palette), strip, keep_rows=2, seed=0)
+    assert drawn.shape == (4, 10, 3)
+    np.testing.assert_array_equal(drawn[:2], strip[:2, :10])
+    assert (drawn[2:] != strip[2:, :10]).any()
+
+
+def test_benchmark_of_normalization():
+    if keras.backend.backend() != "jax":
+        pytest.skip("measures JAX")
+    medians = load(ROOT / "benchmarks" / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
+    assert set(medians) == {"Keras operation", "matrix products"}
+
+
+def readme_blocks():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_runs(tmp_path, monkeypatch):
+    """All blocks of the README in order, in one namespace, with the names it takes for granted made here."""
+    for package in ("sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    import keras_igpt as igpt
+
+    monkeypatch.chdir(tmp_path)
+    blocks = readme_blocks()
+    assert len(blocks) >= 3
+    random = np.random.default_rng(0)
+    tiny = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 16}
+    original = igpt.ImageGPTBackbone.from_preset.__func__
+    monkeypatch.setattr(
+        igpt.ImageGPTBackbone,
+        "from_preset",
+        classmethod(lambda cls, name, **overrides: original(cls, name, **{**tiny, **overrides})),
+    )
+    fit_palette = igpt.ColorPalette.fit
+    monkeypatch.setattr(igpt.ColorPalette, "fit", lambda images, num_colors: fit_palette(images, 16))
+    namespace = {}
+    for name, count in (("train", 24), ("validation", 12), ("test", 12)):
+        namespace[f"{name}_images"] = random.integers(0, 256, (count, 4, 4, 3)).astype("uint8")
+        namespace[f"{name}_labels"] = np.arange(count) % 10
+    for block in blocks:
+        exec(compile(block.replace("keep_rows=16", "keep_rows=2"), "README.md", "exec"), namespace)
+    assert (tmp_path / "igpt.keras").is_file()
+    assert (tmp_path / "depth_curve.png").is_file()
