@@ -78,13 +78,16 @@ PATCHES = {"train": 400, "validation": 60, "test": 120}  # of each photograph
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Runs the story; returns the figures of its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", choices=("photographs", "cifar10"), default="photographs")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--dataset", choices=("photographs", "cifar10"), default="photographs")
     parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets, for cifar10")
-    parser.add_argument("--images", help="folder with a subfolder of pictures for each class")
+    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
     parser.add_argument("--output", default="quickstart_output", help="folder for pictures and the model")
     parser.add_argument("--steps", type=int, help="pre-training steps in place of the default")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.steps is not None and options.steps < 2:
+        parser.error(f"--steps must be at least 2; received {options.steps}")
 
     started = time.monotonic()
     keras.utils.set_random_seed(options.seed)
@@ -162,7 +165,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     few = first(data.train, size.probe_examples)
     probe_train, probe_validation = (few.images, few.labels), (data.validation.images, data.validation.labels)
     test = (data.test.images, data.test.labels)
-    depth_curves = {}
+    depth_curves, chosen_depths = {}, {}
     for name, language_model in {
         **language_models,
         "random weights": make_language_model("ar"),
@@ -170,6 +173,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         with stage(f"Linear probes, {name}"):
             probe = igpt.LinearProbe(language_model).fit(probe_train, probe_validation)
             depth_curves[name] = probe.score(test)
+            chosen_depths[name] = probe.report.best_layer
             best, last = probe.report.best_layer, language_model.backbone.num_layers
             print("  " + "  ".join(f"{layer}: {accuracy:.1%}" for layer, accuracy in depth_curves[name].items()))
             results[f"{name}, probe at best depth ({best}, chosen on validation)"] = depth_curves[name][best]
@@ -180,7 +184,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         )
         accuracy = raw_pixels.pipeline.score(test[0].reshape(len(test[0]), -1) / 255, test[1])
         results["raw pixels, logistic regression"] = accuracy
-    plotting.plot_depth_curves(depth_curves, {"raw pixels": accuracy}).savefig(output / "depth_curves.png")
+    figure = plotting.plot_depth_curves(depth_curves, {"raw pixels": accuracy}, chosen_depths)
+    figure.savefig(output / "depth_curves.png")
 
     # === One file holds weights, optimizer, palette and configuration ===
     with stage("Saving and reloading"):

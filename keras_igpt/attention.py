@@ -18,8 +18,8 @@ KeyValue = tuple[Any, Any]
 def dot_product_attention(query: Any, key: Any, value: Any, *, causal: bool) -> Any:
     """Attends over whole sequences: `softmax(q k^T / sqrt(H)) v`.
 
-    Runs the backend's fused kernel where it has one: SDPA on PyTorch, cuDNN or the TPU kernel on JAX. Elsewhere (CPU on
-    JAX, TensorFlow) it is written out in blocks of queries, with the softmax in float32.
+    Runs the backend's fused kernel where it has one: SDPA on PyTorch, cuDNN (in half precision) or the TPU kernel (when
+    causal) on JAX. Elsewhere it is written out in blocks of queries, with the softmax in float32.
 
     Args:
         query: tensor `(B, T, N, H)`.
@@ -30,7 +30,7 @@ def dot_product_attention(query: Any, key: Any, value: Any, *, causal: bool) -> 
     Returns:
         Tensor `(B, T, N, H)` of the dtype of `query`.
     """
-    if _has_fused_kernel(causal):
+    if _has_fused_kernel(keras.backend.standardize_dtype(query.dtype), causal):
         return ops.dot_product_attention(query, key, value, is_causal=causal)
     length = query.shape[1]
     if not causal:
@@ -45,7 +45,7 @@ def dot_product_attention(query: Any, key: Any, value: Any, *, causal: bool) -> 
     return outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
 
 
-def _has_fused_kernel(causal: bool) -> bool:
+def _has_fused_kernel(dtype: str, causal: bool) -> bool:
     """Whether `ops.dot_product_attention` beats the written-out form on this backend and device.
 
     The one place that asks which backend runs: Keras offers the kernels through one call, but not the knowledge of
@@ -59,7 +59,10 @@ def _has_fused_kernel(causal: bool) -> bool:
 
     platform = jax.default_backend()
     # Keras 3.15's TPU path applies a causal mask when asked for none, so bidirectional attention must not take it.
-    return platform == "gpu" or (platform == "tpu" and causal)
+    if platform == "tpu":
+        return causal
+    # cuDNN's kernel takes half precision only; in float32 Keras would hold the whole score matrix in memory.
+    return platform == "gpu" and dtype in ("float16", "bfloat16")
 
 
 def _masked_attention(query: Any, key: Any, value: Any, visible: Any | None) -> Any:

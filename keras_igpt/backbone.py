@@ -334,6 +334,10 @@ class ImageGPTBackbone(keras.Model):
         dtype = keras.backend.standardize_dtype(token_ids.dtype)
         if "int" not in dtype:
             raise ValueError(f"`token_ids` must be integers. Received: dtype {dtype}")
+        if position_mask is not None and tuple(position_mask.shape)[1:] != (self.num_tokens,):
+            raise ValueError(
+                f"`position_mask` must have shape (B, {self.num_tokens}). Received: shape {tuple(position_mask.shape)}"
+            )
         if position_mask is not None and self.attention == "causal":
             raise ValueError(
                 "`position_mask` needs a backbone with attention='bidirectional'. "

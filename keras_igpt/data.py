@@ -77,10 +77,14 @@ def split_off(
     train, validation = split_off(images, labels, share=0.1, seed=0)
     ```
     """
-    images = check_images(images)
-    classes = np.asarray(labels, np.int64)
-    if len(images) != len(classes):
-        raise ValueError(f"`labels` must be as many as `images`. Received: {len(images)} images, {len(classes)} labels")
+    images = _check_batch(images)
+    classes = np.asarray(labels)
+    if classes.dtype.kind not in "iu" or classes.shape != images.shape[:1]:
+        raise ValueError(
+            f"`labels` must be integers of shape {images.shape[:1]}, one an image. "
+            f"Received: {classes.dtype} of shape {classes.shape}"
+        )
+    classes = classes.astype(np.int64)
     if not 0 < share < 1:
         raise ValueError(f"`share` must lie between 0 and 1. Received: share={share}")
     count = round(share * len(images))
@@ -115,7 +119,7 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
     small = resize_images(images, 16)
     ```
     """
-    array = check_images(images)
+    array = _check_batch(images)
     if size < 1:
         raise ValueError(f"`size` must be positive. Received: size={size}")
     height, width = array.shape[1:3]
@@ -201,11 +205,12 @@ def load_image_folder(
 ) -> DataSplits:
     """Loads one's own pictures from a folder with a subfolder for each class.
 
-    Pictures are converted to RGB, centre-cropped and resized (`resize_images`). Of each class a share goes to
-    validation and as many to test.
+    Pictures are turned upright, converted to RGB, centre-cropped and resized (`resize_images`); of an animation the
+    first frame counts. Of each class a share goes to validation and as many to test. Folders whose names begin with a
+    dot and files without the suffix of a picture (.png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff, .webp) are left out.
 
     Args:
-        folder: folder of class subfolders holding PNG, JPEG and other files that Pillow reads.
+        folder: folder of class subfolders of pictures.
         image_size: int. Side of the pictures in pixels.
         held_out: float in (0, 0.5). Share of validation and of test each.
         seed: int. Which pictures go where.
@@ -230,7 +235,7 @@ def load_image_folder(
         raise FileNotFoundError(f"`folder` must be an existing folder. Received: {root}")
     if not 0 < held_out < 0.5:
         raise ValueError(f"`held_out` must lie between 0 and 0.5. Received: held_out={held_out}")
-    class_folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    class_folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if len(class_folders) < 2:
         raise ValueError(
             "`folder` must have a subfolder of pictures for each of at least two classes. "
@@ -242,7 +247,8 @@ def load_image_folder(
         count = max(1, round(held_out * len(files)))
         if len(files) < 2 * count + 1:
             raise ValueError(
-                f"`folder` must have at least three pictures in each class. Received: {class_folder} with {len(files)}"
+                f"`folder` must have at least {2 * count + 1} pictures in each class at held_out={held_out}. "
+                f"Received: {class_folder} with {len(files)}"
             )
         images = np.stack([_read_picture(pillow, file, image_size) for file in files])
         order = np.random.default_rng([seed, label]).permutation(len(files))
@@ -273,6 +279,13 @@ def concatenate(parts: Sequence[LabeledImages]) -> LabeledImages:
     )
 
 
+def _check_batch(images: npt.ArrayLike) -> UInt8Images:
+    array = check_images(images)
+    if array.ndim != 4:
+        raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {array.shape}")
+    return array
+
+
 def _import_pillow() -> Any:
     try:
         from PIL import Image
@@ -289,9 +302,11 @@ def _area_resize(pillow: Any, image: UInt8Images, size: int) -> UInt8Images:
 
 
 def _read_picture(pillow: Any, file: Path, size: int) -> UInt8Images:
+    from PIL import ImageOps
+
     try:
         with pillow.open(file) as picture:
-            array = np.asarray(picture.convert("RGB"), np.uint8)
+            array = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"), np.uint8)
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
         raise ValueError(f"`folder` must hold readable pictures. Received: {file} ({error})") from error
     resized: UInt8Images = resize_images(array[None], size)[0]

@@ -12,6 +12,9 @@ from keras import ops
 from keras_igpt.inference import predict_whole_batches
 from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_images, check_token_ids
 
+# Below it, dividing float32 logits overflows.
+_LOWEST_TEMPERATURE = 1e-4
+
 
 def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
     """Draws one token a row by inverting the cumulative distribution, most probable token first.
@@ -59,10 +62,11 @@ class _Decoder(keras.Model):
         backbone = self.language_model.backbone
         prompt, known, uniforms = inputs["prompt"], inputs["known"], inputs["uniforms"]
 
-        def step(index: Any, token_ids: Any, cache: Any) -> tuple[Any, Any, Any]:
+        def step(index: Any, token_ids: Any, finite: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
             position = ops.reshape(index, (1,))
             hidden, cache = backbone.decode_step(token_ids, index, cache)
             logits = self.language_model.pixel_head(hidden)[:, 0]
+            finite = ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=-1))
             drawn = sample_tokens(
                 logits,
                 ops.take(uniforms, position, axis=1)[:, 0],
@@ -73,19 +77,20 @@ class _Decoder(keras.Model):
             given = ops.take(prompt, position, axis=1)[:, 0]
             token = ops.where(ops.take(known, position, axis=1)[:, 0], given, drawn)
             token_ids = ops.slice_update(token_ids, (0, index), ops.expand_dims(token, -1))
-            return index + 1, token_ids, cache
+            return index + 1, token_ids, finite, cache
 
         # Everything before the first position that any row has to draw comes from one pass over the prompt.
         drawn_by_any = ops.any(ops.logical_not(known), axis=0)
         start = ops.where(ops.any(drawn_by_any), ops.argmax(ops.cast(drawn_by_any, "int32")), backbone.num_tokens)
         start = ops.cast(start, "int32")
         cache = backbone.fill_cache(prompt)
-        _, token_ids, _ = ops.while_loop(
-            lambda index, token_ids, cache: index < backbone.num_tokens,
+        _, token_ids, finite, _ = ops.while_loop(
+            lambda index, token_ids, finite, cache: index < backbone.num_tokens,
             step,
-            (start, prompt, cache),
+            (start, prompt, ops.ones_like(known[:, 0]), cache),
         )
-        return token_ids
+        # Rows that met NaN or infinity are marked with an impossible token.
+        return ops.where(ops.expand_dims(finite, -1), token_ids, -1)
 
 
 class Generator:
@@ -147,12 +152,15 @@ class Generator:
                 f"`known` must be bool of shape {prompt.shape} or {prompt.shape[1:]}. "
                 f"Received: {given.dtype} of shape {given.shape}"
             )
-        if temperature < 0 or not np.isfinite(temperature):
+        if temperature != 0 and not _LOWEST_TEMPERATURE <= temperature < float("inf"):
             raise ValueError(
-                f"`temperature` must be 0 (greedy) or a positive number. Received: temperature={temperature}"
+                f"`temperature` must be 0 (greedy) or a number of at least {_LOWEST_TEMPERATURE}. "
+                f"Received: temperature={temperature}"
             )
-        if top_k is not None and not 1 <= top_k <= vocabulary_size:
-            raise ValueError(f"`top_k` must lie in 1…{vocabulary_size}. Received: top_k={top_k}")
+        if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k <= vocabulary_size):
+            raise ValueError(f"`top_k` must be an integer in 1…{vocabulary_size}. Received: top_k={top_k}")
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"`seed` must be an integer of at least 0. Received: seed={seed!r}")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
         if temperature == 0:
@@ -175,7 +183,13 @@ class Generator:
             "top_k": np.full(rows, vocabulary_size if top_k is None else top_k, np.int32),
             "top_p": np.full(rows, 1.0 if top_p is None else top_p, np.float32),
         }
-        return predict_whole_batches(self._decoder, inputs, batch_size).astype(np.int32)
+        token_ids = predict_whole_batches(self._decoder, inputs, batch_size).astype(np.int32)
+        if token_ids.min() < 0:
+            raise ValueError(
+                "The model must give finite logits to draw from; its weights have diverged. "
+                f"Received: NaN or infinity in {int((token_ids[:, 0] < 0).sum())} of {rows} sequences"
+            )
+        return token_ids
 
     def generate(self, num_images: int, **options: Any) -> UInt8Images:
         """Draws whole pictures; see `ImageGPTCausalLM.generate`."""

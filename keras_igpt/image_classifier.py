@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.palette import ColorPalette
-from keras_igpt.pixel_models import PixelModel, TokenModel, token_ids_of
+from keras_igpt.pixel_models import PixelModel, TokenModel, token_ids_of, weighted_mean
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -18,7 +18,7 @@ class ImageGPTImageClassifier(TokenModel):
 
     The class logits are a linear map, zero at first, of f^L, the mean over positions of the final norm's output. The
     pixel objective is that of the model given, computed in the same forward pass; a BERT model's inputs are masked in
-    training and in evaluation.
+    training and in evaluation. L_GEN alone is shown as the metric `generative_loss`, in nats per token.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, which is trained along.
@@ -76,6 +76,9 @@ class ImageGPTImageClassifier(TokenModel):
             name="class_head",
         )
 
+        if generative_weight:
+            self.generative_loss = keras.metrics.Mean(name="generative_loss")
+
         # === Config ===
         self.num_classes = num_classes
         self.generative_weight = generative_weight
@@ -129,19 +132,22 @@ class ImageGPTImageClassifier(TokenModel):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Computes `generative_weight * L_GEN + L_CLF`, L_CLF being the loss given to `compile`."""
+        """Computes `generative_weight * L_GEN + L_CLF`, L_CLF being the loss given to `compile`.
+
+        L_GEN is a mean under `sample_weight`; L_CLF is Keras' loss, divided by the batch size whatever the weights.
+        """
         if self.loss is None:
             raise ValueError(
                 "`loss` must be given to `compile`; `finetuning_recipe` has the paper's. Received: loss=None"
             )
         loss = super().compute_loss(x, y, y_pred["class_logits"], sample_weight, training)
         if self.generative_weight:
-            generative = self.language_model.average_losses(
-                y_pred["image_losses"],
-                self.language_model.hidden_positions(x, training),
-                sample_weight,
+            losses = y_pred["image_losses"]
+            weights = self.language_model.image_weights(
+                losses, self.language_model.hidden_positions(x, training), sample_weight
             )
-            loss = loss + self.generative_weight * generative
+            self.generative_loss.update_state(losses, sample_weight=weights)
+            loss = loss + self.generative_weight * weighted_mean(losses, weights)
         else:
             # A gradient of zero, which leaves the pixel head as it is, rather than none, which TensorFlow warns about.
             loss = loss + 0.0 * ops.sum(self.language_model.pixel_head.kernel)

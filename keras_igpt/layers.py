@@ -86,7 +86,7 @@ def _reduces_rows_slowly() -> bool:
 def _mean_over_width(inputs: Any) -> Any:
     """The mean over the last axis, repeated along it, as two products so that its gradient is products too."""
     width = inputs.shape[-1]
-    return ops.matmul(ops.matmul(inputs, ops.full((width, 1), 1.0 / width)), ops.ones((1, width)))
+    return ops.matmul(ops.matmul(inputs, ops.full((width, 1), 1.0 / width, "float32")), ops.ones((1, width), "float32"))
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")

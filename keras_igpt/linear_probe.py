@@ -74,7 +74,7 @@ class LogisticFit:
         regularization_strength: float. The chosen C, the inverse of the penalty's weight.
         validation_accuracy: float in 0…1, of the fit on train alone.
         iterations: int. L-BFGS iterations of the refit.
-        converged: bool. Whether the refit ended by its tolerance.
+        converged: bool. Whether the refit and all fits that chose C ended by their tolerance.
     """
 
     pipeline: Any
@@ -170,6 +170,7 @@ def fit_logistic_regression(
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
     """
     try:
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -181,13 +182,22 @@ def fit_logistic_regression(
     train_features, train_labels = _check_examples("train", *train)
     validation_features, validation_labels = _check_examples("validation", *validation)
 
+    converged = True
+
     def fit(strength: float, features: Any, labels: Any) -> Any:
+        nonlocal converged
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=max_iterations))
         threads = 1 if features.size < _ONE_THREAD_BELOW else None
-        with threadpool_limits(threads), warnings.catch_warnings():
-            # Said in the result (`converged`), for each depth, rather than as a warning about none in particular.
-            warnings.filterwarnings("ignore", message=".*failed to converge.*")
-            return pipeline.fit(features, labels)
+        with threadpool_limits(threads), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipeline.fit(features, labels)
+        for warning in caught:
+            # Said in the result for this depth (`converged`) rather than as a warning about none in particular.
+            if issubclass(warning.category, ConvergenceWarning):
+                converged = False
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return pipeline
 
     accuracies = [
         float(fit(strength, train_features, train_labels).score(validation_features, validation_labels))
@@ -199,13 +209,12 @@ def fit_logistic_regression(
         np.concatenate([train_features, validation_features]),
         np.concatenate([train_labels, validation_labels]),
     )
-    iterations = int(np.max(pipeline[-1].n_iter_))
     return LogisticFit(
         pipeline=pipeline,
         regularization_strength=float(strengths[chosen]),
         validation_accuracy=accuracies[chosen],
-        iterations=iterations,
-        converged=iterations < max_iterations,
+        iterations=int(np.max(pipeline[-1].n_iter_)),
+        converged=converged,
     )
 
 

@@ -470,8 +470,16 @@ def _cluster(
         k_means.fit(colors.astype(np.float64), sample_weight=counts.astype(np.float64))
     centers = np.unique(np.rint(k_means.cluster_centers_).clip(0, 255).astype(np.uint8), axis=0)
     # Rounding can merge centres. Their places go to the colours that the palette serves worst.
+    distances = np.full(len(colors), np.iinfo(np.int64).max)
+
+    def serve(center: UInt8Images) -> None:
+        squared = np.square(colors.astype(np.int64) - center.astype(np.int64)).sum(axis=-1)
+        np.minimum(distances, squared, out=distances)
+
+    if len(centers) < num_colors:
+        for center in centers:
+            serve(center)
     while len(centers) < num_colors:
-        difference = colors[:, None, :].astype(np.int32) - centers.astype(np.int32)
-        distances = np.square(difference).sum(axis=-1).min(axis=-1)
         centers = np.concatenate([centers, colors[np.argmax(distances * counts)][None]])
+        serve(centers[-1])
     return centers

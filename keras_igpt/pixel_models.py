@@ -29,9 +29,15 @@ class TokenModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; `keras.Model.fit`, with `x` checked first."""
         self.check_token_arrays(x)
+        if kwargs.get("class_weight") is not None and y is None:
+            raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and validation:
             self.check_token_arrays(validation[0], "validation_data")
+            if len(validation) == 3:
+                inputs, targets, weights = validation
+                targets = _targets_for(inputs, targets, {"sample_weight": weights})
+                kwargs["validation_data"] = (inputs, targets, weights)
         return super().fit(x, _targets_for(x, y, kwargs), *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -63,12 +69,10 @@ class TokenModel(keras.Model):
         Raises:
             ValueError: if shape, dtype or range of the token ids do not fit the model.
         """
-        token_ids = x.get("token_ids") if isinstance(x, dict) else x
-        if isinstance(token_ids, (list, tuple)):
-            token_ids = np.asarray(token_ids)
-        elif ops.is_tensor(token_ids):
-            token_ids = ops.convert_to_numpy(token_ids)
-        if not isinstance(token_ids, np.ndarray):
+        if isinstance(x, dict) and ("token_ids" not in x or not set(x) <= {"token_ids", "position_mask"}):
+            raise ValueError(f"`{name}` must have the key 'token_ids', perhaps 'position_mask'. Received: {list(x)}")
+        token_ids = _array_of(token_ids_of(x))
+        if token_ids is None:
             return
         tokens = self.backbone.num_tokens
         if token_ids.ndim != 2 or token_ids.shape[1] != tokens or len(token_ids) < 1:
@@ -77,6 +81,12 @@ class TokenModel(keras.Model):
                 f"(`ColorPalette.encode` makes them from images). Received: shape {token_ids.shape}"
             )
         check_token_ids(token_ids, self.backbone.vocabulary_size, name)
+        mask = _array_of(x.get("position_mask")) if isinstance(x, dict) else None
+        if mask is not None and (mask.dtype != bool or mask.shape != token_ids.shape):
+            raise ValueError(
+                f"`position_mask` must be bool of shape {token_ids.shape}, True where the pixel is hidden. "
+                f"Received: {mask.dtype} of shape {mask.shape}"
+            )
 
 
 class PixelModel(TokenModel):
@@ -143,7 +153,14 @@ class PixelModel(TokenModel):
 
         Returns:
             bool tensor `(B, T)` or None.
+
+        Raises:
+            ValueError: if inputs have a mask and the objective has no use for one.
         """
+        if isinstance(inputs, dict) and "position_mask" in inputs:
+            raise ValueError(
+                f"`position_mask` is for ImageGPTMaskedLM. Received: position_mask for {type(self).__name__}"
+            )
         return None
 
     def advance_step(self) -> None:
@@ -182,6 +199,8 @@ class PixelModel(TokenModel):
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.2;
             the mean over masked tokens, where the formula has a sum, is the released code's.
         """
+        # Small unsigned types cannot hold the palette's size, and comparing with it would wrap.
+        token_ids = ops.cast(token_ids, "int32")
         in_range = ops.logical_and(token_ids >= 0, token_ids < self.backbone.vocabulary_size)
         losses = ops.sparse_categorical_crossentropy(
             ops.where(in_range, token_ids, ops.zeros_like(token_ids)), logits, from_logits=True
@@ -194,8 +213,8 @@ class PixelModel(TokenModel):
         total = ops.sum(ops.where(position_mask, losses, ops.zeros_like(losses)), axis=-1)
         return total / ops.maximum(ops.sum(counted, axis=-1), 1.0)
 
-    def average_losses(self, losses: Any, position_mask: Any | None, sample_weight: Any | None) -> Any:
-        """Averages image losses over the images that have any predicted token, and tells the metric.
+    def image_weights(self, losses: Any, position_mask: Any | None, sample_weight: Any | None) -> Any:
+        """Computes how much each image counts: by its sample weight, and not at all without a predicted token.
 
         Args:
             losses: float32 tensor `(B,)` of `image_losses`.
@@ -203,14 +222,12 @@ class PixelModel(TokenModel):
             sample_weight: optional tensor `(B,)`.
 
         Returns:
-            float32 scalar tensor; 0 if no image counts.
+            float32 tensor `(B,)`.
         """
         weights = ops.ones_like(losses) if sample_weight is None else ops.cast(sample_weight, losses.dtype)
         if position_mask is not None:
             weights = weights * ops.cast(ops.any(position_mask, axis=-1), losses.dtype)
-        self.bits_per_pixel.update_state(losses / math.log(2), sample_weight=weights)
-        total = ops.sum(weights)
-        return ops.sum(losses * weights) / ops.where(total > 0, total, ops.ones_like(total))
+        return weights
 
     def compute_loss(
         self,
@@ -223,9 +240,11 @@ class PixelModel(TokenModel):
         """Computes the objective in nats per token; targets are the inputs, and `y` is ignored."""
         position_mask = self.hidden_positions(x, training)
         losses = self.image_losses(token_ids_of(x), y_pred, position_mask)
+        weights = self.image_weights(losses, position_mask, sample_weight)
+        self.bits_per_pixel.update_state(losses / math.log(2), sample_weight=weights)
         if training:
             self.advance_step()
-        return self.average_losses(losses, position_mask, sample_weight)
+        return weighted_mean(losses, weights)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -491,9 +510,24 @@ class ImageGPTMaskedLM(PixelModel):
         return {**super().get_config(), "mask_rate": self.mask_rate, "mask_seed": self.mask_seed}
 
 
+def weighted_mean(values: Any, weights: Any) -> Any:
+    """Returns the mean of `values` `(B,)` under `weights` `(B,)`; 0 where all weights are."""
+    total = ops.sum(weights)
+    return ops.sum(values * weights) / ops.where(total > 0, total, ops.ones_like(total))
+
+
 def token_ids_of(inputs: Any) -> Any:
     """Returns the token ids among a model's inputs: the tensor itself, or the dictionary's entry."""
     return inputs["token_ids"] if isinstance(inputs, dict) else inputs
+
+
+def _array_of(values: Any) -> npt.NDArray[Any] | None:
+    """Values in memory as a NumPy array; None for data sets, generators and nothing."""
+    if isinstance(values, (list, tuple)):
+        return np.asarray(values)
+    if ops.is_tensor(values):
+        return np.asarray(ops.convert_to_numpy(values))
+    return values if isinstance(values, np.ndarray) else None
 
 
 def _targets_for(x: Any, y: Any, options: dict[str, Any]) -> Any:

@@ -97,13 +97,16 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
 
 
 def plot_depth_curves(
-    curves: Mapping[str, Mapping[int, float]], references: Mapping[str, float] | None = None
+    curves: Mapping[str, Mapping[int, float]],
+    references: Mapping[str, float] | None = None,
+    chosen: Mapping[str, int] | None = None,
 ) -> Figure:
     """Draws probe accuracy against depth, one line a model, and references that have no depth as level lines.
 
     Args:
         curves: accuracy in 0…1 by depth (`LinearProbe.score`), by the name of the model.
         references: accuracy in 0…1 by name, of raw pixels say.
+        chosen: depth by the name of the model that validation chose (`probe.report.best_layer`); it is ringed.
 
     Returns:
         A figure.
@@ -116,7 +119,7 @@ def plot_depth_curves(
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), figure 2
     """
-    references = references or {}
+    references, chosen = references or {}, chosen or {}
     figure = _figure(6.4, 4.2)
     from matplotlib.ticker import MaxNLocator
 
@@ -124,10 +127,11 @@ def plot_depth_curves(
     colors = _cycle(len(curves) + len(references))
     for color, (name, accuracies) in zip(colors, curves.items(), strict=False):
         depths = sorted(accuracies)
-        best = max(depths, key=lambda depth: accuracies[depth])
         values = [100 * accuracies[depth] for depth in depths]
         axes.plot(depths, values, "o-", color=color, markersize=4, label=name)
-        axes.plot([best], [100 * accuracies[best]], "o", color=color, markersize=9, fillstyle="none")
+        if name in chosen:
+            best = chosen[name]
+            axes.plot([best], [100 * accuracies[best]], "o", color=color, markersize=10, fillstyle="none")
     for color, (name, accuracy) in zip(colors[len(curves) :], references.items(), strict=True):
         axes.axhline(100 * accuracy, color=color, linestyle="--", label=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -21,8 +21,8 @@ def pretraining_recipe(
 ) -> dict[str, Any]:
     """Makes the paper's pre-training set-up: Adam, linear warm-up over one epoch, cosine to zero.
 
-    Adam has β1 = 0.9 and β2 = 0.95 (0.999 gave loss spikes); there is no weight decay, no dropout and no clipping. The
-    paper's batch size is 128 (64 for `igpt_extra_large`).
+    Adam has β1 = 0.9, β2 = 0.95 (0.999 gave loss spikes) and Keras' ε = 1e-7, which the paper does not give; there is
+    no weight decay, no dropout and no clipping. The paper's batch size is 128 (64 for `igpt_extra_large`).
 
     Args:
         preset: str. A key of `keras_igpt.presets.PRESETS`, for the peak learning rate.
@@ -58,9 +58,9 @@ def pretraining_recipe(
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`steps` must be a positive integer. Received: steps={steps!r}")
     warmup = max(1, round(_WARMUP_SHARE * steps)) if steps_per_epoch is None else steps_per_epoch
-    if not 1 <= warmup <= steps:
+    if not 1 <= warmup < max(2, steps):
         raise ValueError(
-            f"`steps_per_epoch` must lie in 1…steps={steps}, for the warm-up takes one epoch. "
+            f"`steps_per_epoch` must be at least 1 and less than steps={steps}, for the warm-up takes one epoch. "
             f"Received: steps_per_epoch={steps_per_epoch}"
         )
     peak = float(rates[objective] if learning_rate is None else learning_rate)

@@ -19,7 +19,7 @@ def reference_attention(query, key, value, causal):
 @pytest.mark.parametrize("fused", [None, False])
 def test_attention_equals_the_formula(length, causal, fused, monkeypatch):
     if fused is not None:
-        monkeypatch.setattr(attention, "_has_fused_kernel", lambda causal: fused)
+        monkeypatch.setattr(attention, "_has_fused_kernel", lambda dtype, causal: fused)
     query, key, value = np.random.default_rng(0).normal(size=(3, 2, length, 3, 8)).astype("float32")
     tensors = [ops.convert_to_tensor(array) for array in (query, key, value)]
     attended = attention.dot_product_attention(*tensors, causal=causal)

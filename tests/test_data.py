@@ -35,6 +35,7 @@ def test_resizing_is_the_mean_of_the_area():
 def test_a_folder_of_ones_own_pictures(tmp_path):
     write_pictures(tmp_path, ["cats", "dogs", "owls"], count=10)
     (tmp_path / "cats" / "notes.txt").write_text("not a picture")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
     data = igpt.load_image_folder(tmp_path, image_size=4, held_out=0.2)
     assert data.class_names == ("cats", "dogs", "owls")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 6, 6]

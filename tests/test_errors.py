@@ -87,6 +87,23 @@ CASES = {
     "evaluating a bad token": ("x", lambda: fitted(make_causal_lm()).evaluate(with_token(16))),
     "predicting a bad token": ("x", lambda: make_causal_lm().predict(with_token(16))),
     "a tensor of bad tokens": ("x", lambda: make_causal_lm().predict(keras.ops.convert_to_tensor(with_token(16)))),
+    "a mask of another shape": (
+        "position_mask",
+        lambda: make_masked_lm().predict({"token_ids": TOKENS, "position_mask": np.ones((4, 1), bool)}),
+    ),
+    "a mask of floats": (
+        "position_mask",
+        lambda: make_masked_lm().predict({"token_ids": TOKENS, "position_mask": np.ones((4, 16))}),
+    ),
+    "a mask for a causal model": (
+        "position_mask",
+        lambda: make_causal_lm().hidden_positions({"token_ids": TOKENS, "position_mask": TOKENS > 3}),
+    ),
+    "an input of another name": ("x", lambda: make_masked_lm().predict({"tokens": TOKENS})),
+    "class weights without classes": (
+        "class_weight",
+        lambda: fitted(make_causal_lm()).fit(TOKENS, class_weight={0: 1.0}),
+    ),
     # Recipes
     "an unknown objective": ("objective", lambda: igpt.pretraining_recipe("igpt_small", "mae", steps=10)),
     "a rate that nobody published": (
@@ -94,9 +111,9 @@ CASES = {
         lambda: igpt.pretraining_recipe("igpt_extra_large", "bert", steps=10),
     ),
     "no steps": ("steps", lambda: igpt.pretraining_recipe("igpt_small", "ar", steps=0)),
-    "a warm-up longer than training": (
+    "a warm-up as long as training": (
         "steps_per_epoch",
-        lambda: igpt.pretraining_recipe("igpt_small", "ar", steps=10, steps_per_epoch=11),
+        lambda: igpt.pretraining_recipe("igpt_small", "ar", steps=10, steps_per_epoch=10),
     ),
     "a negative rate": ("learning_rate", lambda: igpt.finetuning_recipe(-0.1)),
     # Generation
@@ -110,6 +127,12 @@ CASES = {
     "keeping too many rows": ("keep_rows", lambda: make_causal_lm(COLORS).complete(IMAGES, keep_rows=5)),
     "no samples": ("num_samples", lambda: make_causal_lm(COLORS).complete(IMAGES, 2, num_samples=0)),
     "a negative temperature": ("temperature", lambda: make_causal_lm(COLORS).generate(1, temperature=-1)),
+    "a temperature too low to divide by": (
+        "temperature",
+        lambda: make_causal_lm(COLORS).generate(1, temperature=1e-42),
+    ),
+    "half a top_k": ("top_k", lambda: make_causal_lm(COLORS).generate(1, top_k=2.5)),
+    "a negative seed": ("seed", lambda: make_causal_lm(COLORS).generate(1, seed=-1)),
     "top_k of zero": ("top_k", lambda: make_causal_lm(COLORS).generate(1, top_k=0)),
     "top_p above one": ("top_p", lambda: make_causal_lm(COLORS).generate(1, top_p=1.5)),
     "a batch of nothing": ("batch_size", lambda: make_causal_lm(COLORS).generate(1, batch_size=0)),
@@ -143,9 +166,12 @@ CASES = {
         lambda: fit_logistic_regression((np.eye(2), [0, 1]), (np.eye(2), [0, 1]), strengths=()),
     ),
     # Data
-    "too few images to split": ("images", lambda: split_off(IMAGES, np.zeros(4), share=0.1)),
-    "a share of everything": ("share", lambda: split_off(IMAGES, np.zeros(4), share=1.0)),
-    "labels for other images": ("labels", lambda: split_off(IMAGES, np.zeros(3), share=0.5)),
+    "too few images to split": ("images", lambda: split_off(IMAGES, np.zeros(4, int), share=0.1)),
+    "a share of everything": ("share", lambda: split_off(IMAGES, np.zeros(4, int), share=1.0)),
+    "labels for other images": ("labels", lambda: split_off(IMAGES, np.zeros(3, int), share=0.5)),
+    "float labels": ("labels", lambda: split_off(IMAGES, np.zeros(4), share=0.5)),
+    "labels in a column": ("labels", lambda: split_off(IMAGES, np.zeros((4, 1), int), share=0.5)),
+    "resizing one picture without a batch": ("images", lambda: resize_images(IMAGES[0], 2)),
     "resizing to nothing": ("size", lambda: resize_images(IMAGES, 0)),
     "an unknown data set": ("name", lambda: igpt.load_dataset("cifar11")),
 }

@@ -156,10 +156,21 @@ def palette_rows(palette, images, start):
 
 def test_bfloat16_models_draw_with_float32_numbers():
     model = randomize(make_causal_lm(dtype="mixed_bfloat16"))
-    drawn = model.continue_tokens(random_tokens(64), NOTHING_KNOWN)
-    # Uniform numbers rounded to bfloat16 would leave at most 256 values in [0.5, 1); all colours must be reachable.
-    assert len(np.unique(drawn)) == 16
-    assert drawn.dtype == np.int32
+    probabilities = softmax(to_numpy(model(random_tokens(1)))[0, 0].astype("float64"))
+    order = np.argsort(-probabilities)
+    boundary = probabilities[order[0]]
+    # Closer to each other than any two numbers of bfloat16 there, on either side of where the second token begins.
+    uniforms = np.full((2, 16), 0.5, "float32")
+    uniforms[:, 0] = boundary - 1e-4, boundary + 1e-4
+    drawn = model.continue_tokens(random_tokens(2), NOTHING_KNOWN, uniforms=uniforms)
+    assert drawn[:, 0].tolist() == order[:2].tolist()
+
+
+def test_a_model_that_diverged_draws_nothing():
+    model = randomize(make_causal_lm())
+    model.pixel_head.kernel.assign(np.full((32, 16), np.nan))
+    with pytest.raises(ValueError, match="finite logits"):
+        model.continue_tokens(random_tokens(2), NOTHING_KNOWN)
 
 
 def test_a_masked_model_has_no_order_to_draw_in():

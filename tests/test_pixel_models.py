@@ -73,7 +73,7 @@ def test_evaluation_does_not_depend_on_batches_or_order(make):
     token_ids = random_tokens(10)
     whole = model.evaluate(token_ids, batch_size=10, verbose=0, return_dict=True)["bits_per_pixel"]
     parts = model.evaluate(token_ids[::-1].copy(), batch_size=4, verbose=0, return_dict=True)["bits_per_pixel"]
-    assert parts == pytest.approx(whole, rel=0.02 if model.backbone.attention == "bidirectional" else 1e-5)
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 def test_sample_weights_take_padding_out():
@@ -139,9 +139,9 @@ def test_one_image_is_reproduced_from_nothing(palette):
 def test_bert_learns_to_fill_in():
     model = make_masked_lm(mask_rate=0.5)
     token_ids = random_tokens(1, seed=5)
-    model.compile(**igpt.pretraining_recipe("igpt_nano", "bert", steps=200, steps_per_epoch=10, learning_rate=0.01))
-    losses = model.fit(token_ids, epochs=200, verbose=0).history["loss"]
-    assert max(losses[-10:]) < 0.1 < min(losses[:10])
+    model.compile(**igpt.pretraining_recipe("igpt_nano", "bert", steps=400, steps_per_epoch=10, learning_rate=0.01))
+    losses = model.fit(token_ids, epochs=400, verbose=0).history["loss"]
+    assert np.mean(losses[-20:]) < 0.2 < np.mean(losses[:20])
     mask = np.ones((1, 16), bool)
     logits = to_numpy(model({"token_ids": token_ids[:1], "position_mask": mask}))
     np.testing.assert_array_equal(logits.argmax(-1), token_ids[:1])
@@ -222,3 +222,19 @@ def test_an_impossible_token_from_a_pipeline_cannot_go_unnoticed():
     logits = ops.convert_to_tensor(to_numpy(model(random_tokens(4))))
     losses = to_numpy(model.image_losses(ops.convert_to_tensor(token_ids), logits, None))
     np.testing.assert_array_equal(np.isnan(losses), [False, False, True, False])
+
+
+@pytest.mark.parametrize("colors", [256, 512])
+def test_any_integer_type_that_holds_the_tokens_will_do(colors):
+    model = compiled(randomize(make_causal_lm(vocabulary_size=colors), scale=0.1))
+    token_ids = random_tokens(4, vocabulary_size=256)
+    losses = [model.evaluate(token_ids.astype(kind), verbose=0)[0] for kind in ("int32", "uint8", "uint16", "int64")]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+
+
+def test_weights_of_validation_count():
+    model = compiled(randomize(make_causal_lm()))
+    token_ids, weights = random_tokens(4), np.array([1, 0, 0, 0], "float32")
+    history = model.fit(token_ids, validation_data=(token_ids, None, weights), verbose=0).history
+    alone = model.evaluate(token_ids[:1], verbose=0, return_dict=True)
+    assert history["val_bits_per_pixel"][0] == pytest.approx(alone["bits_per_pixel"], rel=1e-5)

@@ -48,10 +48,10 @@ def test_completions_show_what_was_seen_drawn_and_there():
 
 
 def test_curves_hold_the_numbers():
-    (axes,) = plotting.plot_depth_curves({"model": {0: 0.5, 2: 0.7, 1: 0.75}}, {"raw pixels": 0.4}).axes
+    (axes,) = plotting.plot_depth_curves({"model": {0: 0.5, 2: 0.7, 1: 0.75}}, {"raw pixels": 0.4}, {"model": 2}).axes
     curve, best, reference = axes.lines
     np.testing.assert_allclose(curve.get_xydata(), [[0, 50], [1, 75], [2, 70]])
-    np.testing.assert_allclose(best.get_xydata(), [[1, 75]])
+    np.testing.assert_allclose(best.get_xydata(), [[2, 70]])
     np.testing.assert_allclose(reference.get_ydata(), [40, 40])
     (axes,) = plotting.plot_loss_curves({"training": [3.0, 2.0], "validation": [3.1, 2.5]}).axes
     np.testing.assert_allclose(axes.lines[1].get_xydata(), [[1, 3.1], [2, 2.5]])
