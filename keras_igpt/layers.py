@@ -73,8 +73,8 @@ class Normalization(keras.layers.Layer):
 def _reduces_rows_slowly() -> bool:
     """Whether the backend is XLA on CPU, whose sums over the last axis are scalar loops.
 
-    As matrix products they take 30% off a small model's training step there; on an accelerator they would be rounded to the
-    precision of its products.
+    As matrix products they take 30% off a small model's training step there; on an accelerator they would be rounded to
+    the precision of its products.
     """
     if keras.backend.backend() != "jax":
         return False
