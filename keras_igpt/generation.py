@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -93,19 +94,112 @@ class _Decoder(keras.Model):
         return ops.where(ops.expand_dims(finite, -1), token_ids, -1)
 
 
-class Generator:
-    """Draws pictures from an autoregressive model; `ImageGPTCausalLM.generate` and `complete` go through it.
+@dataclass(frozen=True)
+class _Decoding:
+    """Keeps Keras from taking the decoder for a part of the model that owns it, and saving it."""
 
-    Holds the compiled loop, so that calls of equal shape share it. It is no layer, and a model that owns one does not
-    save it.
+    decoder: _Decoder
 
-    Args:
-        language_model: an `ImageGPTCausalLM`.
+
+class PixelGeneration:
+    """Drawing pictures from an autoregressive model: what `ImageGPTCausalLM` has beside its objective.
+
+    The compiled loop is made on first use and shared by calls of equal shape.
     """
 
-    def __init__(self, language_model: Any) -> None:
-        self._language_model = language_model
-        self._decoder = _Decoder(language_model)
+    backbone: Any
+    palette: ColorPalette | None
+    _decoding: _Decoding | None = None
+
+    def generate(
+        self,
+        num_images: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> UInt8Images:
+        """Draws pictures from nothing, the first pixel included.
+
+        Args:
+            num_images: int. Pictures to draw.
+            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
+            top_k: int. Draw among the k most probable tokens only; all by default.
+            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+            seed: int. Picture i's draws depend on `(seed, i)` alone.
+            batch_size: int. Pictures drawn together.
+
+        Returns:
+            uint8 array `(num_images, H, W, C)`.
+
+        Raises:
+            ValueError: if an argument is out of its range or the model has no palette.
+
+        Example:
+        ```python
+        images = lm.generate(num_images=16, temperature=1.0, seed=0)
+        ```
+        """
+        if num_images < 1:
+            raise ValueError(f"`num_images` must be at least 1. Received: num_images={num_images}")
+        palette = self._palette()
+        prompt = np.zeros((num_images, self.backbone.num_tokens), np.int32)
+        return palette.decode(
+            self.continue_tokens(prompt, np.zeros(prompt.shape, bool), temperature, top_k, top_p, seed, batch_size)
+        )
+
+    def complete(
+        self,
+        images: npt.ArrayLike,
+        keep_rows: int,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> UInt8Images:
+        """Keeps the upper rows of pictures and draws the rest, several times each.
+
+        Args:
+            images: uint8 array `(B, H, W, C)` of the model's size.
+            keep_rows: int in 0…H. Rows kept.
+            num_samples: int. Completions of each picture.
+            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
+            top_k: int. Draw among the k most probable tokens only; all by default.
+            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+            seed: int. Row i's draws depend on `(seed, i)` alone.
+            batch_size: int. Completions drawn together.
+
+        Returns:
+            uint8 array `(B, num_samples, H, W, C)`. The rows kept are those given; the others have palette colours.
+
+        Raises:
+            ValueError: if an argument is out of its range or the model has no palette.
+
+        Example:
+        ```python
+        completions = lm.complete(images, keep_rows=16, num_samples=4, seed=0)
+        ```
+        """
+        palette = self._palette()
+        side = self.backbone.image_size
+        array = check_images(images)
+        if array.shape[1:] != (side, side, palette.num_channels):
+            raise ValueError(
+                f"`images` must have shape (B, {side}, {side}, {palette.num_channels}). Received: shape {array.shape}"
+            )
+        if not 0 <= keep_rows <= side:
+            raise ValueError(f"`keep_rows` must lie in 0…{side}. Received: keep_rows={keep_rows}")
+        if num_samples < 1:
+            raise ValueError(f"`num_samples` must be at least 1. Received: num_samples={num_samples}")
+        prompt = np.repeat(palette.encode(array), num_samples, axis=0)
+        known = np.arange(side**2) < keep_rows * side
+        token_ids = self.continue_tokens(prompt, known, temperature, top_k, top_p, seed, batch_size)
+        completed = palette.decode(token_ids).reshape(len(array), num_samples, *array.shape[1:])
+        completed[:, :, :keep_rows] = array[:, None, :keep_rows]
+        return completed
 
     def continue_tokens(
         self,
@@ -121,7 +215,7 @@ class Generator:
         """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
 
         Each token is drawn from the model's distribution given all those before it, kept or drawn; known tokens further
-        on have no influence on it.
+        on have no influence on it. Needs no palette.
 
         Args:
             prompt: int array `(B, T)`; entries that are not known are ignored.
@@ -138,8 +232,14 @@ class Generator:
 
         Raises:
             ValueError: if an argument is out of its range.
+
+        Example:
+        ```python
+        known = np.arange(1024) < 512
+        continued = lm.continue_tokens(token_ids, known, temperature=0)
+        ```
         """
-        backbone = self._language_model.backbone
+        backbone = self.backbone
         tokens, vocabulary_size = backbone.num_tokens, backbone.vocabulary_size
         prompt = check_token_ids(prompt, vocabulary_size, "prompt").astype(np.int32)
         if prompt.ndim != 2 or prompt.shape[1] != tokens or len(prompt) < 1:
@@ -183,7 +283,9 @@ class Generator:
             "top_k": np.full(rows, vocabulary_size if top_k is None else top_k, np.int32),
             "top_p": np.full(rows, 1.0 if top_p is None else top_p, np.float32),
         }
-        token_ids = predict_whole_batches(self._decoder, inputs, batch_size).astype(np.int32)
+        if self._decoding is None:
+            self._decoding = _Decoding(_Decoder(self))
+        token_ids = predict_whole_batches(self._decoding.decoder, inputs, batch_size).astype(np.int32)
         if token_ids.min() < 0:
             raise ValueError(
                 "The model must give finite logits to draw from; its weights have diverged. "
@@ -191,39 +293,10 @@ class Generator:
             )
         return token_ids
 
-    def generate(self, num_images: int, **options: Any) -> UInt8Images:
-        """Draws whole pictures; see `ImageGPTCausalLM.generate`."""
-        if num_images < 1:
-            raise ValueError(f"`num_images` must be at least 1. Received: num_images={num_images}")
-        palette = self._palette()
-        prompt = np.zeros((num_images, self._language_model.backbone.num_tokens), np.int32)
-        return palette.decode(self.continue_tokens(prompt, np.zeros(prompt.shape, bool), **options))
-
-    def complete(self, images: npt.ArrayLike, keep_rows: int, num_samples: int, **options: Any) -> UInt8Images:
-        """Draws the lower rows of pictures; see `ImageGPTCausalLM.complete`."""
-        palette = self._palette()
-        side = self._language_model.backbone.image_size
-        array = check_images(images)
-        if array.shape[1:] != (side, side, palette.num_channels):
-            raise ValueError(
-                f"`images` must have shape (B, {side}, {side}, {palette.num_channels}). Received: shape {array.shape}"
-            )
-        if not 0 <= keep_rows <= side:
-            raise ValueError(f"`keep_rows` must lie in 0…{side}. Received: keep_rows={keep_rows}")
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1. Received: num_samples={num_samples}")
-        prompt = np.repeat(palette.encode(array), num_samples, axis=0)
-        known = np.arange(side**2) < keep_rows * side
-        token_ids = self.continue_tokens(prompt, known, **options)
-        completed = palette.decode(token_ids).reshape(len(array), num_samples, *array.shape[1:])
-        completed[:, :, :keep_rows] = array[:, None, :keep_rows]
-        return completed
-
     def _palette(self) -> ColorPalette:
-        if self._language_model.palette is None:
+        if self.palette is None:
             raise ValueError(
                 "`palette` is needed to turn tokens into pictures: make the model with "
                 "`palette=ColorPalette(...)`, or draw tokens with `continue_tokens`. Received: palette=None"
             )
-        palette: ColorPalette = self._language_model.palette
-        return palette
+        return self.palette

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backbone import ImageGPTBackbone
-from keras_igpt.generation import Generator
+from keras_igpt.generation import PixelGeneration
 from keras_igpt.layers import RandomPositionMask
-from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
+from keras_igpt.palette import ColorPalette, check_token_ids
 
 
 class TokenModel(keras.Model):
@@ -263,7 +263,7 @@ class PixelModel(TokenModel):
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
-class ImageGPTCausalLM(PixelModel):
+class ImageGPTCausalLM(PixelGeneration, PixelModel):
     """Image GPT under the autoregressive objective: each pixel from those before it in raster order.
 
     All `T` pixels are predicted, the first one from the start vector.
@@ -307,131 +307,6 @@ class ImageGPTCausalLM(PixelModel):
     ) -> None:
         super().__init__(backbone, palette, dtype, **kwargs)
         self.build()
-        self._generator = Generator(self)
-
-    def generate(
-        self,
-        num_images: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-    ) -> UInt8Images:
-        """Draws pictures from nothing, the first pixel included.
-
-        Args:
-            num_images: int. Pictures to draw.
-            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
-            top_k: int. Draw among the k most probable tokens only; all by default.
-            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-            seed: int. Picture i's draws depend on `(seed, i)` alone.
-            batch_size: int. Pictures drawn together.
-
-        Returns:
-            uint8 array `(num_images, H, W, C)`.
-
-        Raises:
-            ValueError: if an argument is out of its range or the model has no palette.
-
-        Example:
-        ```python
-        images = lm.generate(num_images=16, temperature=1.0, seed=0)
-        ```
-        """
-        return self._generator.generate(
-            num_images,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            batch_size=batch_size,
-        )
-
-    def continue_tokens(
-        self,
-        prompt: npt.ArrayLike,
-        known: npt.ArrayLike,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-        uniforms: npt.ArrayLike | None = None,
-    ) -> TokenIds:
-        """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
-
-        Each token is drawn from the model's distribution given all those before it, kept or drawn; known tokens further
-        on have no influence on it. Needs no palette.
-
-        Args:
-            prompt: int array `(B, T)`; entries that are not known are ignored.
-            known: bool array `(B, T)` or `(T,)`, True where the prompt's token is kept.
-            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
-            top_k: int. Draw among the k most probable tokens only; all by default.
-            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-            seed: int. Row i's draws depend on `(seed, i)` alone.
-            batch_size: int. Sequences decoded together.
-            uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
-
-        Returns:
-            int32 array `(B, T)`.
-
-        Raises:
-            ValueError: if an argument is out of its range.
-
-        Example:
-        ```python
-        known = np.arange(1024) < 512
-        continued = lm.continue_tokens(token_ids, known, temperature=0)
-        ```
-        """
-        return self._generator.continue_tokens(prompt, known, temperature, top_k, top_p, seed, batch_size, uniforms)
-
-    def complete(
-        self,
-        images: npt.ArrayLike,
-        keep_rows: int,
-        num_samples: int = 1,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-    ) -> UInt8Images:
-        """Keeps the upper rows of pictures and draws the rest, several times each.
-
-        Args:
-            images: uint8 array `(B, H, W, C)` of the model's size.
-            keep_rows: int in 0…H. Rows kept.
-            num_samples: int. Completions of each picture.
-            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
-            top_k: int. Draw among the k most probable tokens only; all by default.
-            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-            seed: int. Row i's draws depend on `(seed, i)` alone.
-            batch_size: int. Completions drawn together.
-
-        Returns:
-            uint8 array `(B, num_samples, H, W, C)`. The rows kept are those given; the others have palette colours.
-
-        Raises:
-            ValueError: if an argument is out of its range or the model has no palette.
-
-        Example:
-        ```python
-        completions = lm.complete(images, keep_rows=16, num_samples=4, seed=0)
-        ```
-        """
-        return self._generator.complete(
-            images,
-            keep_rows,
-            num_samples,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            batch_size=batch_size,
-        )
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
