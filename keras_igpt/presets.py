@@ -19,8 +19,8 @@ class Preset:
         hidden_dim: int. Width `D` of the residual stream.
         vocabulary_size: int. Palette colours `V`.
         image_size: int. Side of the square input in pixels; the paper's parameter counts hold for 32.
-        learning_rates: peak Adam learning rate by objective, `"ar"` and `"bert"`; one that nobody has published or
-            measured is absent.
+        learning_rates: peak Adam learning rate by objective, `"ar"` and `"bert"`; one that the paper does not
+            give for its own models is absent.
         source: str. Where the figures come from.
     """
 
@@ -65,7 +65,7 @@ def _preset(
 
 
 _PAPER = "Chen et al., 2020, section 3.3 and table 5; heads as in the released code"
-_OURS = "not in the paper: a size for one small machine"
+_OURS = "not in the paper: a size for one small machine, with the autoregressive rate of iGPT-S for both objectives"
 
 PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
     {
