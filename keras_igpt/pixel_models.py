@@ -29,7 +29,8 @@ class TokenModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; `keras.Model.fit`, with `x` checked first."""
         self.check_token_arrays(x)
-        if kwargs.get("class_weight") is not None and y is None:
+        in_memory = _array_of(token_ids_of(x)) is not None
+        if in_memory and y is None and kwargs.get("class_weight") is not None:
             raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and validation:

@@ -92,6 +92,17 @@ def test_sample_weights_count_in_both_parts():
     assert whole - halved == pytest.approx(0.5 * math.log(4), abs=1e-5)
 
 
+def test_class_weights_reach_a_data_set_with_labels():
+    tensorflow = pytest.importorskip("tensorflow")
+    dataset = tensorflow.data.Dataset.from_tensor_slices((random_tokens(8), LABELS)).batch(8)
+    losses = []
+    for class_weight in (None, dict.fromkeys(range(4), 2.0)):
+        classifier = igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes=4, generative_weight=0.0)
+        classifier.compile(**igpt.finetuning_recipe(0.001))
+        losses.append(classifier.fit(dataset, class_weight=class_weight, verbose=0).history["loss"][0])
+    assert losses == pytest.approx([math.log(4), 2 * math.log(4)], abs=1e-5)
+
+
 def test_early_stopping_on_accuracy_restores_the_best_weights():
     classifier = igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes=4)
     classifier.compile(**igpt.finetuning_recipe(0.01))

@@ -238,3 +238,20 @@ def test_weights_of_validation_count():
     history = model.fit(token_ids, validation_data=(token_ids, None, weights), verbose=0).history
     alone = model.evaluate(token_ids[:1], verbose=0, return_dict=True)
     assert history["val_bits_per_pixel"][0] == pytest.approx(alone["bits_per_pixel"], rel=1e-5)
+
+
+def test_grey_digits_from_pixels_to_pictures():
+    datasets = pytest.importorskip("sklearn.datasets")
+    digits = (datasets.load_digits().images[:256] * 15.9).astype("uint8")[..., None]
+    palette = igpt.ColorPalette.fit(digits, 8)
+    model = make_causal_lm(palette, vocabulary_size=8, image_size=8)
+    token_ids = palette.encode(digits)
+    steps = 30
+    model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=steps, steps_per_epoch=2, learning_rate=0.01))
+    losses = model.fit(token_ids, batch_size=32, epochs=4, verbose=0).history["loss"]
+    # Better than the best guess that knows nothing but how often each shade occurs.
+    shares = np.bincount(token_ids.ravel(), minlength=8) / token_ids.size
+    assert losses[-1] < -(shares * np.log(shares)).sum() < math.log(8)
+    completed = model.complete(digits[:2], keep_rows=4, num_samples=2)
+    assert completed.shape == (2, 2, 8, 8, 1)
+    np.testing.assert_array_equal(completed[:, 0, :4], digits[:2, :4])
