@@ -51,8 +51,8 @@ class Size:
 
 SIZES = {
     "photographs": Size(8, 128, 6, 4, 64, pretraining_steps=480, finetuning_steps=250, probe_examples=5600),
-    "cifar10": Size(16, 128, 6, 4, 64, pretraining_steps=500, finetuning_steps=250, probe_examples=5000),
-    "images": Size(16, 128, 6, 4, 64, pretraining_steps=500, finetuning_steps=250, probe_examples=5000),
+    "cifar10": Size(16, 128, 6, 4, 64, pretraining_steps=300, finetuning_steps=150, probe_examples=4000),
+    "images": Size(16, 128, 6, 4, 64, pretraining_steps=300, finetuning_steps=150, probe_examples=4000),
 }
 # Colour pictures and textures inside the wheels of scikit-image and scikit-learn.
 PHOTOGRAPHS = (
@@ -163,7 +163,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     # === Linear probes at every depth ===
     few = first(data.train, size.probe_examples)
-    probe_train, probe_validation = (few.images, few.labels), (data.validation.images, data.validation.labels)
+    some = first(data.validation, size.probe_examples // 4)
+    probe_train, probe_validation = (few.images, few.labels), (some.images, some.labels)
     test = (data.test.images, data.test.labels)
     depth_curves, chosen_depths = {}, {}
     for name, language_model in {
