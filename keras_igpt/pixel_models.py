@@ -29,22 +29,20 @@ class TokenModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; `keras.Model.fit`, with `x` checked first."""
         self.check_token_arrays(x)
-        in_memory = _array_of(token_ids_of(x)) is not None
-        if in_memory and y is None and kwargs.get("class_weight") is not None:
+        if kwargs.get("class_weight") is not None and y is None and _array_of(token_ids_of(x)) is not None:
             raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and validation:
             self.check_token_arrays(validation[0], "validation_data")
             if len(validation) == 3:
                 inputs, targets, weights = validation
-                targets = _targets_for(inputs, targets, {"sample_weight": weights})
-                kwargs["validation_data"] = (inputs, targets, weights)
-        return super().fit(x, _targets_for(x, y, kwargs), *args, **kwargs)
+                kwargs["validation_data"] = (inputs, _targets_for(inputs, targets, weights), weights)
+        return super().fit(x, _targets_for(x, y, kwargs.get("sample_weight")), *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics; `keras.Model.evaluate`, with `x` checked first."""
         self.check_token_arrays(x)
-        return super().evaluate(x, _targets_for(x, y, kwargs), *args, **kwargs)
+        return super().evaluate(x, _targets_for(x, y, kwargs.get("sample_weight")), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
@@ -406,9 +404,9 @@ def _array_of(values: Any) -> npt.NDArray[Any] | None:
     return values if isinstance(values, np.ndarray) else None
 
 
-def _targets_for(x: Any, y: Any, options: dict[str, Any]) -> Any:
+def _targets_for(x: Any, y: Any, sample_weight: Any | None) -> Any:
     """Returns `y`, or the inputs where there are weights but no targets: Keras would drop the weights."""
-    return token_ids_of(x) if y is None and options.get("sample_weight") is not None else y
+    return token_ids_of(x) if y is None and sample_weight is not None else y
 
 
 def _with_public_optimizers(config: Any) -> Any:

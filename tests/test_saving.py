@@ -9,7 +9,7 @@ from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize
 
 import keras_igpt as igpt
 
-BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
+BACKENDS = ("jax", "tensorflow", "torch")
 
 # Runs in a process of its own that imports keras_igpt alone before it loads the file.
 OPEN_ELSEWHERE = """
@@ -75,7 +75,7 @@ def test_one_file_holds_everything(kind, palette, tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["causal", "classifier"])
 def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_backend(kind, backend, palette, tmp_path):
-    pytest.importorskip(BACKENDS[backend])
+    pytest.importorskip(backend)
     model, token_ids, labels = make_trained(kind, palette)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "arrays.npz", token_ids=token_ids, labels=labels)
