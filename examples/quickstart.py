@@ -28,7 +28,7 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data import DataSplits, LabeledImages, concatenate
+from keras_igpt.data import DataSplits, LabeledImages, load_splits
 from keras_igpt.linear_probe import fit_logistic_regression
 
 
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     with stage("Data"):
         if options.images:
-            data = igpt.load_image_folder(options.images, size.image_size, seed=options.seed)
+            data = load_splits(igpt.load_image_folder(options.images, size.image_size, seed=options.seed))
         elif options.dataset == "cifar10":
             data = igpt.load_dataset("cifar10", options.data_dir, size.image_size, seed=options.seed)
         else:
@@ -116,7 +116,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         plotting.plot_palette(palette).savefig(output / "palette.png")
         shown = pick_one_a_class(data.test, limit=10)
         plotting.plot_quantization(shown.images, palette).savefig(output / "quantization.png")
-        train, validation = palette.encode(data.train.images), palette.encode(data.validation.images)
+        train = data.train.encode(palette)
+        validation = first(data.validation, 8 * size.batch_size).encode(palette)
 
     # === Pre-training, without labels ===
     def make_language_model(objective: str) -> igpt.ImageGPTCausalLM | igpt.ImageGPTMaskedLM:
@@ -133,7 +134,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     epochs = min(10, pretraining_steps)
     epoch_steps = -(-pretraining_steps // epochs)
-    batches = TokenBatches(train, size.batch_size, epoch_steps, options.seed)
+    batches = igpt.TrainingBatches(train, palette, size.batch_size, seed=options.seed)
+    held_out = igpt.EvaluationBatches(validation, palette, size.batch_size)
     language_models, curves = {}, {}
     for name, objective in {"autoregressive": "ar", "BERT": "bert"}.items():
         with stage(f"Pre-training, {name}"):
@@ -150,8 +152,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             history = language_model.fit(
                 batches,
                 epochs=epochs,
-                validation_data=(validation[: 8 * size.batch_size], None),
-                validation_batch_size=size.batch_size,
+                steps_per_epoch=epoch_steps,
+                validation_data=held_out,
                 verbose=2,
             ).history
         language_models[name] = language_model
@@ -204,8 +206,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     # === Fine-tuning, each from the same file; nothing is chosen here, so validation is training data too ===
     epoch_steps = max(1, finetuning_steps // 5)
-    folded = concatenate([data.train, data.validation])
-    labeled = TokenBatches(palette.encode(folded.images), size.batch_size, epoch_steps, options.seed, folded.labels)
+    labeled = igpt.TrainingBatches(data["train+validation"], palette, size.batch_size, seed=options.seed)
     tokens_test = palette.encode(data.test.images)
     for name, weight in {"joint loss L_GEN + L_CLF": 1.0, "L_CLF alone": 0.0}.items():
         with stage(f"Fine-tuning, {name}"):
@@ -213,7 +214,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 keras.saving.load_model(path), len(data.class_names), generative_weight=weight
             )
             classifier.compile(**igpt.finetuning_recipe(size.finetuning_rate))
-            classifier.fit(labeled, epochs=finetuning_steps // epoch_steps, verbose=2)
+            classifier.fit(labeled, epochs=finetuning_steps // epoch_steps, steps_per_epoch=epoch_steps, verbose=2)
             scores = classifier.evaluate(
                 tokens_test, data.test.labels, batch_size=size.batch_size, verbose=0, return_dict=True
             )
@@ -244,43 +245,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     (output / "results.json").write_text(json.dumps(results, indent=2))
     print(f"\nPictures, model and figures: {output}/")
     return results
-
-
-class TokenBatches(keras.utils.PyDataset):
-    """Endless epochs of shuffled batches: batch k is a function of the seed and k alone."""
-
-    def __init__(
-        self,
-        token_ids: np.ndarray,
-        batch_size: int,
-        steps_per_epoch: int,
-        seed: int,
-        labels: np.ndarray | None = None,
-    ) -> None:
-        super().__init__()
-        self._token_ids, self._labels = token_ids, labels
-        self._batch_size, self._steps, self._seed = batch_size, steps_per_epoch, seed
-        self._epoch = 0
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        # Positions in an endless sequence of permutations of the data.
-        positions = (self._epoch * self._steps + index) * self._batch_size + np.arange(self._batch_size)
-        passes, offsets = np.divmod(positions, len(self._token_ids))
-        orders = {
-            number: np.random.default_rng([self._seed, number]).permutation(len(self._token_ids))
-            for number in set(passes.tolist())
-        }
-        rows = np.array([orders[number][offset] for number, offset in zip(passes, offsets, strict=True)])
-        if self._labels is None:
-            return (self._token_ids[rows],)
-        return self._token_ids[rows], self._labels[rows]
-
-    def on_epoch_end(self) -> None:
-        """Goes on where the epoch ended."""
-        self._epoch += 1
 
 
 def photograph(name: str) -> np.ndarray:

@@ -5,7 +5,16 @@ Reference:
 """
 
 from keras_igpt.backbone import ImageGPTBackbone
-from keras_igpt.data import load_dataset, load_image_folder
+from keras_igpt.data import (
+    EvaluationBatches,
+    PaddedCrop,
+    RandomResizedCrop,
+    TrainingBatches,
+    cache_tokens,
+    load_arrays,
+    load_dataset,
+    load_image_folder,
+)
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.linear_probe import LinearProbe
 from keras_igpt.palette import ColorPalette
@@ -16,12 +25,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ColorPalette",
+    "EvaluationBatches",
     "ImageGPTBackbone",
     "ImageGPTCausalLM",
     "ImageGPTImageClassifier",
     "ImageGPTMaskedLM",
     "LinearProbe",
+    "PaddedCrop",
+    "RandomResizedCrop",
+    "TrainingBatches",
+    "cache_tokens",
     "finetuning_recipe",
+    "load_arrays",
     "load_dataset",
     "load_image_folder",
     "pretraining_recipe",

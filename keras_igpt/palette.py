@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.color_table import build_color_table, nearest_colors, pack_colors, unpack_colors
+
 UInt8Images = npt.NDArray[np.uint8]
 TokenIds = npt.NDArray[np.int32]
 
-# Distances are computed for this many (colour, palette entry) pairs at a time: 32 MB of float64.
-_PAIRS_PER_CHUNK = 1 << 22
+# A palette asked for more colours than this in its life gets its table, which is built in less time than the next
+# as many would take.
+_COLORS_BEFORE_TABLE = 1 << 16
+
+# Workers of one data pipeline share a palette; its table is to be built once. (A lock of its own could not be copied.)
+_BUILDING = threading.Lock()
 
 # Centroids within this of a whole 8-bit value are that value: float32 on [-1, 1] cannot say it exactly.
 _WHOLE_VALUE_TOLERANCE = 1e-3
@@ -105,6 +112,7 @@ class ColorPalette:
                 f"{len(np.unique(positions, axis=0))} distinct rows of {len(positions)}"
             )
         self._table: npt.NDArray[Any] | None = None
+        self._colors_looked_up = 0
 
     @classmethod
     def from_colors(cls, colors: npt.ArrayLike) -> ColorPalette:
@@ -171,8 +179,8 @@ class ColorPalette:
         if len(pixels) > max_pixels:
             chosen = np.random.default_rng(seed).choice(len(pixels), max_pixels, replace=False)
             pixels = pixels[chosen]
-        packed, counts = np.unique(_pack(pixels), return_counts=True)
-        colors = _unpack(packed, pixels.shape[-1])
+        packed, counts = np.unique(pack_colors(pixels), return_counts=True)
+        colors = unpack_colors(packed, pixels.shape[-1])
         if len(colors) < num_colors:
             raise ValueError(
                 f"`images` must have at least `num_colors`={num_colors} distinct colours "
@@ -261,8 +269,9 @@ class ColorPalette:
     def encode(self, images: npt.ArrayLike) -> TokenIds:
         """Replaces each pixel by the index of its nearest colour.
 
-        Nearest in Euclidean distance, computed in float64; a tie goes to the lower index. Each distinct colour is
-        looked up once in the life of the palette and remembered in a table (32 MB for colour, made on first use).
+        Nearest in Euclidean distance, computed in float64; a tie goes to the lower index. The first few distinct
+        colours are looked up one by one, which takes no memory to speak of; from 65,536 on, all 2²⁴ colours are held
+        in a table (32 MB, half a second to build at 512 colours), and encoding is one access a pixel.
 
         Args:
             images: uint8 array `(..., H, W, C)` with the palette's number of channels.
@@ -283,10 +292,8 @@ class ColorPalette:
             raise ValueError(
                 f"`images` must have the palette's {self.num_channels} channel(s). Received: shape {array.shape}"
             )
-        packed = _pack(array)
-        table = self._table_for(packed)
         tokens = array.shape[-3] * array.shape[-2]
-        return table[packed].astype(np.int32).reshape(*array.shape[:-3], tokens)
+        return self._look_up(pack_colors(array)).reshape(*array.shape[:-3], tokens)
 
     def decode(self, token_ids: npt.ArrayLike, image_shape: tuple[int, int] | None = None) -> UInt8Images:
         """Turns token ids back into pixels.
@@ -359,29 +366,17 @@ class ColorPalette:
         """Makes the palette that `get_config` described."""
         return cls(np.asarray(config["centroids"], np.float32))
 
-    def _table_for(self, packed: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
-        """Returns the table from packed colour to token id, filled in at least for `packed`."""
-        size = 256**self.num_channels
+    def _look_up(self, packed: npt.NDArray[np.int32]) -> TokenIds:
         if self._table is None:
-            self._table = np.full(size, -1, np.int16 if self.num_colors <= 1 << 15 else np.int32)
-        missing = packed[self._table[packed] < 0]
-        if missing.size:
-            occurs = np.zeros(size, bool)
-            occurs[missing] = True
-            unknown = np.flatnonzero(occurs).astype(np.int32)
-            step = max(1, _PAIRS_PER_CHUNK // self.num_colors)
-            for start in range(0, len(unknown), step):
-                chunk = unknown[start : start + step]
-                self._table[chunk] = self._nearest(_unpack(chunk, self.num_channels))
-        return self._table
-
-    def _nearest(self, colors: UInt8Images) -> npt.NDArray[Any]:
-        """Index of the nearest centroid in float64, the lower one of a tie (`argmin` takes the first)."""
-        distances = np.zeros((len(colors), self.num_colors))
-        for channel in range(self.num_channels):
-            difference = colors[:, channel, None].astype(np.float64) - self._positions[:, channel]
-            distances += np.square(difference, out=difference)
-        return np.asarray(np.argmin(distances, axis=-1))
+            distinct, places = np.unique(packed, return_inverse=True)
+            self._colors_looked_up += len(distinct)
+            if self._colors_looked_up <= _COLORS_BEFORE_TABLE:
+                nearest = nearest_colors(unpack_colors(distinct, self.num_channels), self._positions)
+                return nearest.astype(np.int32)[places]
+            with _BUILDING:
+                if self._table is None:
+                    self._table = build_color_table(self._positions)
+        return self._table[packed].astype(np.int32)
 
 
 def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
@@ -436,19 +431,6 @@ def check_token_ids(token_ids: npt.ArrayLike, num_colors: int, name: str = "toke
             f"Received: values from {array.min()} to {array.max()}"
         )
     return array
-
-
-def _pack(pixels: UInt8Images) -> npt.NDArray[np.int32]:
-    """One integer a pixel, `(R << 16) | (G << 8) | B`, or the grey value itself."""
-    packed = pixels[..., 0].astype(np.int32)
-    for channel in range(1, pixels.shape[-1]):
-        packed = (packed << 8) | pixels[..., channel]
-    return packed
-
-
-def _unpack(packed: npt.NDArray[np.int32], num_channels: int) -> UInt8Images:
-    shifts = 8 * np.arange(num_channels - 1, -1, -1)
-    return ((packed[:, None] >> shifts) & 255).astype(np.uint8)
 
 
 def _cluster(

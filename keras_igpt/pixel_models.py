@@ -20,15 +20,22 @@ class TokenModel(keras.Model):
     """A Keras model fed with token ids, which are checked before any work is done.
 
     `fit`, `evaluate` and `predict` look at arrays of token ids on the host: an id out of range would be NaN on JAX and
-    a crash deep inside elsewhere. What comes through a `tf.data.Dataset` or a `PyDataset` is not seen here; there an
-    out-of-range id makes the loss NaN, or the backend raises.
+    a crash deep inside elsewhere. Of a `PyDataset` they look at the first batch. What comes through a `tf.data.Dataset`
+    or a generator is not seen here; there an out-of-range id makes the loss NaN, or the backend raises.
     """
 
     backbone: ImageGPTBackbone
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains the model; `keras.Model.fit`, with `x` checked first."""
+        """Trains the model; `keras.Model.fit`, with `x` checked first.
+
+        A `PyDataset` gives its batches in its own order, and its `steps_per_epoch` where it has one.
+        """
         self.check_token_arrays(x)
+        if isinstance(x, keras.utils.PyDataset):
+            # Keras would draw another order of the batches from Python's global generator.
+            kwargs.setdefault("shuffle", False)
+            kwargs.setdefault("steps_per_epoch", getattr(x, "steps_per_epoch", None))
         if kwargs.get("class_weight") is not None and y is None and _array_of(token_ids_of(x)) is not None:
             raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
         validation = kwargs.get("validation_data")
@@ -68,6 +75,9 @@ class TokenModel(keras.Model):
         Raises:
             ValueError: if shape, dtype or range of the token ids do not fit the model.
         """
+        if isinstance(x, keras.utils.PyDataset):
+            batch = x[0]
+            x = batch[0] if isinstance(batch, tuple) else batch
         if isinstance(x, dict) and ("token_ids" not in x or not set(x) <= {"token_ids", "position_mask"}):
             raise ValueError(f"`{name}` must have the key 'token_ids', perhaps 'position_mask'. Received: {list(x)}")
         token_ids = _array_of(token_ids_of(x))

@@ -105,5 +105,6 @@ def finetuning_recipe(learning_rate: float) -> dict[str, Any]:
     return {
         "optimizer": keras.optimizers.Adam(float(learning_rate), beta_1=0.9, beta_2=0.95),
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "metrics": ["accuracy"],
+        # Weighted, so that rows that only fill up the last batch do not count.
+        "weighted_metrics": ["accuracy"],
     }

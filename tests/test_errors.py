@@ -6,7 +6,7 @@ import pytest
 from conftest import make_backbone, make_causal_lm, make_masked_lm, random_tokens
 
 import keras_igpt as igpt
-from keras_igpt.data import LabeledImages, resize_images, split_off
+from keras_igpt.data import DataSplits, LabeledImages, LabeledTokens, low_data_subset, resize_images, split_off
 from keras_igpt.linear_probe import fit_logistic_regression
 from keras_igpt.palette import ColorPalette
 from keras_igpt.presets import get_preset
@@ -20,6 +20,14 @@ IMAGES = np.zeros((4, 4, 4, 3), "uint8")
 def fitted(model):
     model.compile(optimizer="sgd")
     return model
+
+
+def labeled(images):
+    return LabeledImages(images, np.arange(len(images)))
+
+
+def tokens(num_colors=16, offset=0):
+    return LabeledTokens(TOKENS + offset, np.arange(len(TOKENS)), num_colors)
 
 
 def with_token(value):
@@ -166,13 +174,51 @@ CASES = {
         lambda: fit_logistic_regression((np.eye(2), [0, 1]), (np.eye(2), [0, 1]), strengths=()),
     ),
     # Data
-    "too few images to split": ("images", lambda: split_off(IMAGES, np.zeros(4, int), share=0.1)),
-    "a share of everything": ("share", lambda: split_off(IMAGES, np.zeros(4, int), share=1.0)),
-    "labels for other images": ("labels", lambda: split_off(IMAGES, np.zeros(3, int), share=0.5)),
-    "float labels": ("labels", lambda: split_off(IMAGES, np.zeros(4), share=0.5)),
-    "labels in a column": ("labels", lambda: split_off(IMAGES, np.zeros((4, 1), int), share=0.5)),
+    "too few images to split": ("examples", lambda: split_off(labeled(IMAGES), share=0.1)),
+    "a share of everything": ("share", lambda: split_off(labeled(IMAGES), share=1.0)),
+    "a negative seed of a split": ("seed", lambda: split_off(labeled(IMAGES), share=0.5, seed=-1)),
+    "labels for other images": ("labels", lambda: LabeledImages(IMAGES, np.zeros(3, int))),
+    "float labels": ("labels", lambda: LabeledImages(IMAGES, np.zeros(4))),
+    "labels in two columns": ("labels", lambda: LabeledImages(IMAGES, np.zeros((4, 2), int))),
+    "one labelled picture without a batch": ("images", lambda: LabeledImages(IMAGES[0], np.zeros(4, int))),
+    "joining other sizes": ("other", lambda: labeled(IMAGES).join(labeled(IMAGES[:, :2]))),
+    "tokens of a rectangle": ("images", lambda: labeled(IMAGES[:, :2]).encode(COLORS)),
+    "tokens that are no square": ("token_ids", lambda: LabeledTokens(TOKENS[:, :15], np.zeros(len(TOKENS)), 16)),
+    "joining other tokens": ("other", lambda: tokens().join(tokens(num_colors=17))),
+    "an unknown split": ("name", lambda: DataSplits(tokens(), tokens(), tokens(), ())["trian"]),
+    "more labels a class than there are": ("labels_per_class", lambda: low_data_subset(tokens(), 5)),
+    "too few class names": (
+        "class_names",
+        lambda: igpt.load_arrays(*[(IMAGES, np.arange(4))] * 2, held_out=0.5, class_names=["one"]),
+    ),
+    "batches of an array": ("examples", lambda: igpt.TrainingBatches(TOKENS, None, 2)),
+    "batches of images without a palette": ("palette", lambda: igpt.TrainingBatches(labeled(IMAGES), None, 2)),
+    "batches with another palette": ("palette", lambda: igpt.TrainingBatches(tokens(num_colors=17), COLORS, 2)),
+    "training batches of nothing": ("batch_size", lambda: igpt.TrainingBatches(tokens(), None, 0)),
+    "a batch larger than the set": ("batch_size", lambda: igpt.TrainingBatches(tokens(), None, len(TOKENS) + 1)),
+    "a batch that does not divide": ("batch_size", lambda: igpt.TrainingBatches(tokens(), None, 3, shard=(0, 2))),
+    "a shard that is none": ("shard", lambda: igpt.EvaluationBatches(tokens(), None, 4, shard=(2, 2))),
+    "a mask of everything": ("mask_rate", lambda: igpt.TrainingBatches(tokens(), None, 2, mask_rate=1.0)),
+    "a step before the first": ("first_step", lambda: igpt.TrainingBatches(tokens(), None, 2, first_step=-1)),
+    "no worker": ("workers", lambda: igpt.TrainingBatches(tokens(), None, 2, workers=0)),
+    "crops of what is small already": (
+        "augmentation",
+        lambda: igpt.TrainingBatches(tokens(), None, 2, augmentation=igpt.RandomResizedCrop()),
+    ),
+    "a border wider than the picture": (
+        "augmentation",
+        lambda: igpt.TrainingBatches(tokens(), None, 2, augmentation=igpt.PaddedCrop(padding=4)),
+    ),
+    "a negative border": ("padding", lambda: igpt.PaddedCrop(padding=-1)),
+    "a crop larger than the picture": ("crop", lambda: igpt.RandomResizedCrop(shorter_side=(100, 384))),
+    "a cache of tokens": ("examples", lambda: igpt.cache_tokens(tokens(), COLORS, "nowhere")),
+    "fitting batches of other colors": (
+        "x",
+        lambda: fitted(make_causal_lm()).fit(igpt.TrainingBatches(tokens(40, offset=20), None, 2)),
+    ),
     "resizing one picture without a batch": ("images", lambda: resize_images(IMAGES[0], 2)),
     "resizing to nothing": ("size", lambda: resize_images(IMAGES, 0)),
+    "ImageNet in all its sizes": ("image_size", lambda: igpt.load_dataset("imagenet2012")),
     "an unknown data set": ("name", lambda: igpt.load_dataset("cifar11")),
 }
 
@@ -202,12 +248,3 @@ def test_shapes_are_checked_where_a_model_is_called_directly():
     ):
         with pytest.raises(ValueError, match="Received: "):
             call()
-
-
-def test_pictures_and_labels_stay_together():
-    kept, held_out = split_off(np.arange(48, dtype="uint8").reshape(16, 1, 1, 3), np.arange(16), share=0.25, seed=1)
-    assert isinstance(kept, LabeledImages)
-    assert (len(kept), len(held_out)) == (12, 4)
-    for part in (kept, held_out):
-        np.testing.assert_array_equal(part.images[:, 0, 0, 0] // 3, part.labels)
-    assert not set(kept.labels) & set(held_out.labels)

@@ -77,24 +77,6 @@ def test_patches_of_a_photograph_share_no_pixel_across_splits(quickstart, monkey
     assert ranges[0][1] < 75 <= ranges[1][0] <= ranges[1][1] < 90 <= ranges[2][0]
 
 
-def test_batches_are_a_function_of_seed_and_step(quickstart):
-    token_ids = np.arange(10)[:, None]
-    labels = np.arange(10)
-
-    def batches():
-        made = quickstart.TokenBatches(token_ids, 4, 3, seed=1, labels=labels)
-        for _ in range(2):
-            yield from (made[index] for index in range(3))
-            made.on_epoch_end()
-
-    seen = [rows[:, 0].tolist() for rows, _ in batches()]
-    assert seen == [rows[:, 0].tolist() for rows, _ in batches()]
-    flat = [row for batch in seen for row in batch]
-    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
-    assert flat[:10] != flat[10:20]
-    assert all((rows[:, 0] == classes).all() for rows, classes in batches())
-
-
 def test_a_strip_keeps_what_was_seen(quickstart, palette):
     import keras_igpt as igpt
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import keras_igpt as igpt
-from keras_igpt import palette as palette_module
+from keras_igpt import color_table
 
 
 def random_images(count=6, size=8, channels=3, seed=0):
@@ -35,7 +35,7 @@ def test_encode_in_several_chunks(monkeypatch):
     images = random_images(seed=3)
     palette = igpt.ColorPalette.fit(images, 16)
     expected = igpt.ColorPalette(palette.centroids).encode(images)
-    monkeypatch.setattr(palette_module, "_PAIRS_PER_CHUNK", 100)
+    monkeypatch.setattr(color_table, "_PAIRS_PER_CHUNK", 100)
     np.testing.assert_array_equal(igpt.ColorPalette(palette.centroids).encode(images), expected)
 
 

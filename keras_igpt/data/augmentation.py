@@ -1,0 +1,124 @@
+"""The paper's two augmentations, as pure functions of seed, epoch and example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.repeatable import uniforms
+
+# Left, top and side of a square, in pixels of the stored picture.
+Window = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """ImageNet: resizes the shorter side at random, then crops a square at random.
+
+    The two steps and the reduction to the model's size are one here: the square is found on the stored picture and
+    resized once, which loses less than resizing twice and costs less. Its corner is not rounded to whole pixels of the
+    resized picture. There is no mirroring: the paper mentions none.
+
+    Args:
+        shorter_side: pair of int. The shorter side is resized to a whole number between them, both included.
+        crop: int. Side of the square cut from the resized picture; at most the smaller of `shorter_side`.
+
+    Raises:
+        ValueError: if the numbers do not fit each other.
+
+    Example:
+    ```python
+    batches = TrainingBatches(data.train, palette, 128, augmentation=RandomResizedCrop())
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1:
+        [256, 384] and 224
+    """
+
+    shorter_side: tuple[int, int] = (256, 384)
+    crop: int = 224
+
+    def __post_init__(self) -> None:
+        smallest, largest = self.shorter_side
+        if not 1 <= self.crop <= smallest <= largest:
+            raise ValueError(
+                "`crop` must be positive and at most the smaller, `shorter_side` in ascending order. "
+                f"Received: crop={self.crop}, shorter_side={self.shorter_side}"
+            )
+
+    def window(self, width: int, height: int, seed: int, epoch: int, index: int) -> Window:
+        """Finds the square of one picture.
+
+        Args:
+            width: int. Of the stored picture, in pixels.
+            height: int. Of the stored picture, in pixels.
+            seed: int.
+            epoch: int.
+            index: int. The example's row in its set.
+
+        Returns:
+            Left, top and side of the square, floats in pixels of the stored picture.
+        """
+        smallest, largest = self.shorter_side
+        size, across, down = uniforms("random resized crop", seed, epoch, index, np.arange(3)).tolist()
+        resized = smallest + int(size * (largest - smallest + 1))
+        side = self.crop * min(width, height) / resized
+        return across * (width - side), down * (height - side), side
+
+
+@dataclass(frozen=True)
+class PaddedCrop:
+    """CIFAR fine-tuning: reflects a border outwards, then crops the old size at random, from the picture or its mirror.
+
+    It moves pixels and changes none, so it works on palette tokens: a set is encoded once, not once an epoch.
+
+    Args:
+        padding: int. Width of the border in pixels; less than the picture's side.
+        mirror: bool. Whether half of the crops are taken from the mirror image.
+
+    Raises:
+        ValueError: if `padding` is negative.
+
+    Example:
+    ```python
+    batches = TrainingBatches(data.train, palette, 128, augmentation=PaddedCrop())
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
+    """
+
+    padding: int = 4
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise ValueError(f"`padding` must not be negative. Received: padding={self.padding}")
+
+    def sources(self, image_size: int, seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Finds for each place of each crop the place of the picture whose pixel moves there.
+
+        Args:
+            image_size: int. Side `S` of the pictures, more than `padding`.
+            seed: int.
+            epoch: int.
+            indices: int array `(B,)`. The examples' rows in their set.
+
+        Returns:
+            int array `(B, S * S)` of raster positions.
+        """
+        draws = uniforms("padded crop", seed, epoch, indices[:, None], np.arange(3))
+        shifts = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
+        # Reflected at the centres of the outermost pixels, which are not repeated.
+        places = np.abs(np.arange(image_size) + shifts[..., None])
+        last = image_size - 1
+        places = last - np.abs(last - places)
+        rows, columns = places[:, 0], places[:, 1]
+        if self.mirror:
+            mirrored = draws[:, 2] < 0.5
+            columns = np.where(mirrored[:, None], last - columns, columns)
+        grid: npt.NDArray[np.int64] = rows[:, :, None] * image_size + columns[:, None, :]
+        return grid.reshape(len(indices), -1)

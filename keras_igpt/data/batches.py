@@ -1,0 +1,258 @@
+"""Batches for `fit` and `evaluate`, each a function of seed and step alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
+from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
+from keras_igpt.data.image_files import ImageFiles
+from keras_igpt.data.repeatable import check_seed, permutation, uniforms
+from keras_igpt.palette import ColorPalette, TokenIds
+
+Source = LabeledImages | LabeledTokens | ImageFiles
+
+# Batches that wait for the model, so that a slow one does not hold it up.
+_BATCHES_AHEAD = 10
+
+
+class _TokenSource:
+    """Gives rows of any kind of examples as tokens. Pictures in memory are encoded once, here."""
+
+    def __init__(self, examples: Source, palette: ColorPalette | None) -> None:
+        if not isinstance(examples, Source):
+            raise ValueError(
+                f"`examples` must be LabeledImages, LabeledTokens or ImageFiles. Received: {type(examples).__name__}"
+            )
+        if isinstance(examples, LabeledTokens):
+            if palette is not None and palette.num_colors != examples.num_colors:
+                raise ValueError(
+                    f"`palette` must have the {examples.num_colors} colours of the tokens. "
+                    f"Received: {palette.num_colors} colours"
+                )
+        elif palette is None:
+            raise ValueError("`palette` must be given to make tokens of images. Received: None")
+        if isinstance(examples, ImageFiles) and examples.image_size is None:
+            raise ValueError("`examples` must have an `image_size`. Received: ImageFiles with image_size=None")
+        channels = examples.num_channels if isinstance(examples, ImageFiles) else None
+        if palette is not None and channels is not None and palette.num_channels != channels:
+            raise ValueError(
+                f"`palette` must have the examples' {channels} channel(s). Received: {palette.num_channels}"
+            )
+        if isinstance(examples, LabeledImages):
+            assert palette is not None
+            examples = examples.encode(palette)
+        self.examples: LabeledTokens | ImageFiles = examples
+        self._palette = palette
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def image_size(self) -> int:
+        assert self.examples.image_size is not None
+        return self.examples.image_size
+
+    def read(
+        self,
+        rows: npt.NDArray[np.int64],
+        augmentation: PaddedCrop | RandomResizedCrop | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> tuple[TokenIds, Labels]:
+        """Returns token ids `(B, T)` and classes `(B,)` of these rows."""
+        moves = augmentation if isinstance(augmentation, PaddedCrop) else None
+        places = None if moves is None else moves.sources(self.image_size, seed, epoch, rows)
+        if isinstance(self.examples, LabeledTokens):
+            labels = self.examples.labels[rows]
+            if places is None:
+                return self.examples.token_ids[rows].astype(np.int32), labels
+            return self.examples.token_ids[rows[:, None], places].astype(np.int32), labels
+        assert self._palette is not None
+        crop = augmentation if isinstance(augmentation, RandomResizedCrop) else None
+        images, labels_read = zip(*(self.examples.read(row, crop, seed, epoch) for row in rows.tolist()), strict=True)
+        token_ids = self._palette.encode(np.stack(images))
+        if places is not None:
+            token_ids = np.take_along_axis(token_ids, places, axis=1)
+        return token_ids, np.array(labels_read, np.int64)
+
+
+class TrainingBatches(keras.utils.PyDataset):
+    """Endless shuffled batches of palette tokens and classes: `batches[k]` is the batch of step k.
+
+    Order, crops and masks are hashes of (seed, epoch, row), so the batch of any step is made without those before it,
+    and is the same after a restart, on another backend and with any number of workers. Each epoch is a new order, and
+    its ragged rest (fewer than `batch_size` rows, others each time) is left out. Give `fit` the number of
+    steps, `steps_per_epoch=batches.steps_per_epoch`; the models of this package take it from here themselves.
+
+    Items are `(token_ids, labels)`, or `({"token_ids", "position_mask"}, labels)` with a mask rate. Pre-training
+    ignores the labels.
+
+    Args:
+        examples: `LabeledImages`, `LabeledTokens` or `ImageFiles`. Pictures in memory are encoded once.
+        palette: `ColorPalette`; may be None for `LabeledTokens`.
+        batch_size: int. Examples of a step, those of all shards together.
+        seed: int. Of order, crops and masks.
+        augmentation: `PaddedCrop`, `RandomResizedCrop` (of `ImageFiles` only) or None.
+        mask_rate: float in (0, 1). Share of positions hidden for the BERT objective; None leaves masks to the model,
+            whose own are functions of its seed and step.
+        shard: pair of int. Which part of how many, for several processes: part p of each batch of `batch_size`. Shards
+            are disjoint, equal in size and together the batches of one process.
+        first_step: int. Item 0 is the batch of this step, to go on from there; nothing before it is read.
+        workers: int. Threads; by default one for what is in memory, `ImageFiles.threads` for what is decoded.
+
+    Raises:
+        ValueError: if an argument does not fit the others.
+
+    Example:
+    ```python
+    batches = TrainingBatches(data.train, palette, batch_size=128, seed=0, augmentation=PaddedCrop())
+    classifier.fit(batches, epochs=10)
+    ```
+    """
+
+    def __init__(
+        self,
+        examples: Source,
+        palette: ColorPalette | None,
+        batch_size: int,
+        seed: int = 0,
+        augmentation: PaddedCrop | RandomResizedCrop | None = None,
+        mask_rate: float | None = None,
+        shard: tuple[int, int] = (0, 1),
+        first_step: int = 0,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__(**_threads(examples, workers))
+        self._source = _TokenSource(examples, palette)
+        self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
+        if batch_size > len(self._source):
+            raise ValueError(
+                f"`batch_size` must be at most the number of examples, {len(self._source)}. "
+                f"Received: batch_size={batch_size}"
+            )
+        if isinstance(augmentation, RandomResizedCrop) and not isinstance(examples, ImageFiles):
+            raise ValueError(
+                "`augmentation` may be RandomResizedCrop for ImageFiles only: what is in memory has its size already. "
+                f"Received: {type(examples).__name__}"
+            )
+        if isinstance(augmentation, PaddedCrop) and augmentation.padding >= self._source.image_size:
+            raise ValueError(
+                f"`augmentation` must pad by less than the {self._source.image_size} pixels of a side. "
+                f"Received: padding={augmentation.padding}"
+            )
+        if mask_rate is not None and not 0 < mask_rate < 1:
+            raise ValueError(f"`mask_rate` must lie between 0 and 1. Received: mask_rate={mask_rate}")
+        if first_step < 0:
+            raise ValueError(f"`first_step` must not be negative. Received: first_step={first_step}")
+        self._seed = check_seed(seed)
+        self._augmentation, self._mask_rate, self._first_step = augmentation, mask_rate, first_step
+        self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass through the examples."""
+        return len(self._source) // self._batch_size
+
+    @property
+    def num_batches(self) -> None:
+        """None: the batches have no end."""
+        return None
+
+    def rows(self, index: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """Returns the epoch and the rows of the examples that item `index` is made of."""
+        epoch, batch = divmod(self._first_step + index, self.steps_per_epoch)
+        known, order = self._order
+        if known != epoch:
+            order = permutation(len(self._source), "order", self._seed, epoch)
+            # One assignment of both: another thread sees the old pair or the new one.
+            self._order = (epoch, order)
+        return epoch, order[batch * self._batch_size :][self._part]
+
+    def __getitem__(self, index: int) -> tuple[Any, npt.NDArray[np.int32]]:
+        epoch, rows = self.rows(index)
+        token_ids, labels = self._source.read(rows, self._augmentation, self._seed, epoch)
+        classes = labels.astype(np.int32)
+        if self._mask_rate is None:
+            return token_ids, classes
+        draws = uniforms("position mask", self._seed, epoch, rows[:, None], np.arange(token_ids.shape[1]))
+        return {"token_ids": token_ids, "position_mask": draws < self._mask_rate}, classes
+
+
+class EvaluationBatches(keras.utils.PyDataset):
+    """One pass of equal batches in order, for `evaluate`, `predict` and validation.
+
+    The last batch is filled up with rows of weight 0, so that none is lost, none counts twice and no batch of another
+    shape makes the model compile again. Items are `(token_ids, labels, weights)`. `predict` gives the filling too:
+    `len(batches.examples)` says how many rows are real.
+
+    Args:
+        examples: as in `TrainingBatches`; pictures in files are seen at their centre squares.
+        palette: `ColorPalette`; may be None for `LabeledTokens`.
+        batch_size: int. Examples of a step, those of all shards together.
+        shard: pair of int. As in `TrainingBatches`.
+        workers: int. As in `TrainingBatches`.
+
+    Raises:
+        ValueError: if an argument does not fit the others.
+
+    Example:
+    ```python
+    lm.fit(batches, epochs=10, validation_data=EvaluationBatches(data.validation, palette, batch_size=128))
+    ```
+    """
+
+    def __init__(
+        self,
+        examples: Source,
+        palette: ColorPalette | None,
+        batch_size: int,
+        shard: tuple[int, int] = (0, 1),
+        workers: int | None = None,
+    ) -> None:
+        super().__init__(**_threads(examples, workers))
+        self._source = _TokenSource(examples, palette)
+        self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
+
+    @property
+    def examples(self) -> LabeledTokens | ImageFiles:
+        """What the batches are made of; pictures in memory as the tokens they became."""
+        return self._source.examples
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple[TokenIds, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        rows = np.arange(index * self._batch_size, (index + 1) * self._batch_size)[self._part]
+        real = rows < len(self._source)
+        token_ids, labels = self._source.read(rows[real]) if real.any() else self._source.read(np.array([0]))
+        filling = [(0, len(rows) - len(labels))]
+        return (
+            np.pad(token_ids, [*filling, (0, 0)], mode="edge"),
+            np.pad(labels.astype(np.int32), filling, mode="edge"),
+            real.astype(np.float32),
+        )
+
+
+def _threads(examples: Source, workers: int | None) -> dict[str, int]:
+    if workers is None:
+        workers = examples.threads if isinstance(examples, ImageFiles) else 1
+    if workers < 1:
+        raise ValueError(f"`workers` must be at least 1. Received: workers={workers}")
+    return {"workers": workers, "max_queue_size": max(_BATCHES_AHEAD, 2 * workers)}
+
+
+def _part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
+    part, count = shard
+    if not 0 <= part < count:
+        raise ValueError(f"`shard` must be (part, count) with 0 <= part < count. Received: shard={shard}")
+    if batch_size < 1 or batch_size % count:
+        raise ValueError(
+            f"`batch_size` must be a positive multiple of the {count} shard(s). Received: batch_size={batch_size}"
+        )
+    size = batch_size // count
+    return slice(part * size, (part + 1) * size)

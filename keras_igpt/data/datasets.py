@@ -1,0 +1,276 @@
+"""The paper's data sets, folders of pictures and arrays, each with the paper's splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
+from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
+from keras_igpt.data.repeatable import check_seed, permutation
+from keras_igpt.data.tfds_reader import TfdsReader
+
+# Share of the official training set that is held out (section 3.1).
+_HELD_OUT = {"imagenet2012": 0.04, "cifar10": 0.1, "cifar100": 0.1, "stl10": 0.1}
+_IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    download: bool = False,
+) -> DataSplits[Any]:
+    """Opens ImageNet, CIFAR-10, CIFAR-100 or STL-10 as TensorFlow Datasets prepared it, with the paper's splits.
+
+    4% of ImageNet's training set is held out for validation, a tenth of the others'; the official validation set of
+    ImageNet and the official test sets of the others are for testing. STL-10's unlabelled pictures are left out.
+    Reading needs no TensorFlow and no network; preparing (`download=True`) needs both.
+
+    Args:
+        name: `"imagenet2012"`, `"cifar10"`, `"cifar100"` or `"stl10"`.
+        data_dir: folder of prepared data sets; by default `TFDS_DATA_DIR`, or TFDS's own `~/tensorflow_datasets`.
+        image_size: int. Side to reduce pictures to; as stored if None, which ImageNet's many sizes do not allow.
+        seed: int. Which pictures are held out.
+        download: bool. Whether to fetch and prepare a data set that is not in `data_dir`. ImageNet's archives cannot be
+            fetched: they are expected in `data_dir/downloads/manual`.
+
+    Returns:
+        `DataSplits`: of `LabeledImages`, in memory, or for ImageNet of `ImageFiles`, decoded when read.
+
+    Raises:
+        ValueError: if there is no data set of that name, or its files are damaged.
+        FileNotFoundError: if it is not prepared and `download` is False, or ImageNet's archives are missing.
+        ImportError: if tensorflow-datasets or Pillow is absent.
+
+    Example:
+    ```python
+    data = load_dataset("cifar10", data_dir="tensorflow_datasets")
+    data["train+validation"]   # for the refit
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
+    """
+    if name not in _HELD_OUT:
+        raise ValueError(f"`name` must be one of {', '.join(_HELD_OUT)}. Received: {name!r}")
+    in_memory = name != "imagenet2012"
+    if image_size is None and not in_memory:
+        raise ValueError("`image_size` must be given for 'imagenet2012'. Received: image_size=None")
+    check_seed(seed)
+    folder = _prepared_folder(name, data_dir, download)
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError("Loading a data set needs tensorflow-datasets: pip install 'keras_igpt[data]'") from error
+    builder = tensorflow_datasets.builder_from_directory(folder)
+    test_split = "test" if in_memory else "validation"
+    everything, test = (ImageFiles(TfdsReader(builder, split), image_size) for split in ("train", test_split))
+    train, validation = split_off(everything, _HELD_OUT[name], seed)
+    splits = DataSplits(train, validation, test, tuple(builder.info.features["label"].names))
+    return load_splits(splits) if in_memory else splits
+
+
+def load_image_folder(
+    folder: str | os.PathLike[str],
+    image_size: int,
+    held_out: float = 0.1,
+    seed: int = 0,
+    test_folder: str | os.PathLike[str] | None = None,
+    num_channels: int = 3,
+) -> DataSplits[ImageFiles]:
+    """Opens one's own pictures in a folder with a subfolder for each class.
+
+    Pictures are turned upright by their EXIF data; what else is converted is in `ImageFiles`. They are decoded when
+    read: `load_splits` brings them to memory. Of each class a share goes to validation and as many to test, unless
+    `test_folder` holds the pictures for testing. Pictures may lie in folders within a class folder. Names that begin
+    with a dot, and files that are not called .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff or .webp, are left out.
+
+    Args:
+        folder: folder of class subfolders of pictures.
+        image_size: int. Side of the pictures in pixels.
+        held_out: float in (0, 0.5). Share of validation and of test each.
+        seed: int. Which pictures go where.
+        test_folder: folder with the same class subfolders.
+        num_channels: int. 3 for colour, 1 for grey.
+
+    Returns:
+        `DataSplits` of `ImageFiles`; classes are in alphabetical order.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist.
+        ValueError: if there are fewer than two classes, the classes of `test_folder` differ, or a class has too few
+            pictures for the splits.
+        ImportError: if Pillow is absent.
+
+    Example:
+    ```python
+    data = load_splits(load_image_folder("pictures", image_size=16))
+    ```
+    """
+    import_pillow()
+    check_seed(seed)
+    if not 0 < held_out < 0.5:
+        raise ValueError(f"`held_out` must lie between 0 and 0.5. Received: held_out={held_out}")
+    classes = _class_folders(Path(folder), "folder")
+    with_test = test_folder is None
+    parts: dict[str, list[npt.NDArray[np.int64]]] = {"train": [], "validation": [], "test": []}
+    everything: list[Path] = []
+    labels: list[int] = []
+    for label, (class_folder, files) in enumerate(classes):
+        count = max(1, round(held_out * len(files)))
+        needed = (2 if with_test else 1) * count + 1
+        if len(files) < needed:
+            raise ValueError(
+                f"`folder` must have at least {needed} pictures in each class at held_out={held_out}. "
+                f"Received: {class_folder} with {len(files)}"
+            )
+        order = permutation(len(files), "held out", seed, label) + len(everything)
+        test_count = count if with_test else 0
+        for part, chosen in zip(
+            parts.values(), np.split(order, [-count - test_count, len(order) - test_count]), strict=True
+        ):
+            part.append(chosen)
+        everything += files
+        labels += [label] * len(files)
+    files_of = ImageFiles(FolderReader(everything, labels), image_size, num_channels=num_channels)
+    train, validation, test = (files_of.take(np.sort(np.concatenate(part))) for part in parts.values())
+    names = tuple(class_folder.name for class_folder, _ in classes)
+    if test_folder is not None:
+        test = _test_pictures(Path(test_folder), names, image_size, num_channels)
+    return DataSplits(train, validation, test, names)
+
+
+def load_arrays(
+    train: tuple[npt.ArrayLike, npt.ArrayLike],
+    test: tuple[npt.ArrayLike, npt.ArrayLike],
+    image_size: int | None = None,
+    held_out: float = 0.1,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> DataSplits[LabeledImages]:
+    """Makes splits of arrays, such as `keras.datasets.cifar10.load_data()` returns.
+
+    Args:
+        train: uint8 images `(B, H, W, C)` and integer labels `(B,)` or `(B, 1)`.
+        test: the same, for testing.
+        image_size: int. Side to reduce pictures to; as they are if None.
+        held_out: float in (0, 1). Share of `train` for validation.
+        seed: int. Which pictures are held out.
+        class_names: one str a class; the labels' numbers by default.
+
+    Returns:
+        `DataSplits` of `LabeledImages`.
+
+    Raises:
+        ValueError: if the arrays are not such.
+
+    Example:
+    ```python
+    data = load_arrays(*keras.datasets.cifar10.load_data())
+    ```
+    """
+    sets = [LabeledImages(np.asarray(images), np.asarray(labels)) for images, labels in (train, test)]
+    if image_size is not None:
+        sets = [LabeledImages(resize_images(part.images, image_size), part.labels) for part in sets]
+    count = 1 + max(int(part.labels.max()) for part in sets)
+    if class_names is not None and len(class_names) < count:
+        raise ValueError(f"`class_names` must name all {count} classes. Received: {len(class_names)} names")
+    names = tuple(map(str, range(count)) if class_names is None else class_names)
+    return DataSplits(*split_off(sets[0], held_out, seed), sets[1], names)
+
+
+def load_splits(splits: DataSplits[ImageFiles]) -> DataSplits[LabeledImages]:
+    """Decodes all parts of a data set into memory, at their centre squares.
+
+    Args:
+        splits: splits of pictures that are decoded when read.
+
+    Returns:
+        The same in memory.
+
+    Example:
+    ```python
+    data = load_splits(load_image_folder("pictures", image_size=16))
+    ```
+    """
+    return DataSplits(splits.train.load(), splits.validation.load(), splits.test.load(), splits.class_names)
+
+
+def _prepared_folder(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Path:
+    """Finds the newest prepared version of a data set, before anything slow is imported."""
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+    versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+    if versions:
+        return max(versions, key=lambda path: [int(part) if part.isdigit() else -1 for part in path.name.split(".")])
+    manual = root / "downloads" / "manual"
+    missing = [archive for archive in _IMAGENET_ARCHIVES if not (manual / archive).is_file()]
+    if name == "imagenet2012" and missing:
+        raise FileNotFoundError(
+            f"`data_dir` must hold {name!r} as prepared by TensorFlow Datasets. To prepare it, put "
+            f"{' and '.join(missing)} from image-net.org into {manual} and pass download=True once. "
+            f"Received: nothing in {root / name}"
+        )
+    if not download:
+        raise FileNotFoundError(
+            f"`data_dir` must hold {name!r} as prepared by TensorFlow Datasets: a folder {root / name / 'VERSION'} "
+            f"with dataset_info.json (pass download=True to fetch and prepare it). Received: nothing in {root / name}"
+        )
+    return _prepare(name, root)
+
+
+def _prepare(name: str, root: Path) -> Path:
+    try:
+        import tensorflow
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError("Preparing a data set needs pip install 'keras_igpt[data,tensorflow]'") from error
+    if keras.backend.backend() != "tensorflow":
+        # TensorFlow would take the whole memory of the GPU that another backend computes on.
+        tensorflow.config.set_visible_devices([], "GPU")
+    builder = tensorflow_datasets.builder(name, data_dir=root)
+    builder.download_and_prepare()
+    return Path(builder.data_path)
+
+
+def _class_folders(root: Path, argument: str) -> list[tuple[Path, list[Path]]]:
+    """The class folders in alphabetical order, each with its pictures."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"`{argument}` must be an existing folder. Received: {root}")
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    if len(folders) < 2:
+        raise ValueError(
+            f"`{argument}` must have a subfolder of pictures for each of at least two classes. "
+            f"Received: {root} with {len(folders)} subfolder(s)"
+        )
+
+    def pictures(folder: Path) -> list[Path]:
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES)
+        return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+    return [(folder, pictures(folder)) for folder in folders]
+
+
+def _test_pictures(root: Path, names: tuple[str, ...], image_size: int, num_channels: int) -> ImageFiles:
+    classes = _class_folders(root, "test_folder")
+    received = tuple(folder.name for folder, _ in classes)
+    if received != names:
+        raise ValueError(
+            f"`test_folder` must have the class subfolders of `folder`. Received: {root}, where "
+            f"{', '.join(sorted(set(received) ^ set(names)))} differ"
+        )
+    empty = [folder for folder, files in classes if not files]
+    if empty:
+        raise ValueError(f"`test_folder` must have pictures in each class. Received: {empty[0]} with 0")
+    labels = [label for label, (_, files) in enumerate(classes) for _ in files]
+    reader = FolderReader([file for _, files in classes for file in files], labels)
+    return ImageFiles(reader, image_size, num_channels=num_channels)

@@ -1,0 +1,279 @@
+"""Labelled sets with access by row, the paper's three-way splits, and low-data subsets."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.repeatable import check_seed, permutation
+from keras_igpt.palette import ColorPalette, UInt8Images, check_images, check_token_ids
+
+Labels = npt.NDArray[np.int64]
+
+
+class Examples(ABC):
+    """A set of labelled pictures of which any rows can be read in any order.
+
+    Attributes:
+        labels: int64 array `(B,)`. Classes.
+    """
+
+    labels: Labels
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, rows: npt.ArrayLike) -> Self:
+        """Returns the set of these rows, in this order."""
+
+    @abstractmethod
+    def join(self, other: Self) -> Self:
+        """Returns this set followed by another of its kind."""
+
+
+ExamplesT = TypeVar("ExamplesT", bound=Examples)
+OtherT = TypeVar("OtherT", bound=Examples)
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledImages(Examples):
+    """Pictures of one size and their classes, in memory.
+
+    Args:
+        images: uint8 array `(B, H, W, C)`.
+        labels: integer array `(B,)`; `(B, 1)` is taken too.
+
+    Raises:
+        ValueError: if the arrays are not such.
+
+    Example:
+    ```python
+    train = LabeledImages(images, labels)
+    ```
+    """
+
+    images: UInt8Images
+    labels: Labels
+
+    def __post_init__(self) -> None:
+        images = check_images(self.images)
+        if images.ndim != 4:
+            raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {images.shape}")
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", _check_labels(self.labels, len(images)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: npt.ArrayLike) -> Self:
+        chosen = np.asarray(rows)
+        return type(self)(self.images[chosen], self.labels[chosen])
+
+    def join(self, other: Self) -> Self:
+        if self.images.shape[1:] != other.images.shape[1:]:
+            raise ValueError(
+                f"`other` must have pictures of shape {self.images.shape[1:]}. Received: {other.images.shape[1:]}"
+            )
+        return type(self)(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
+
+    def encode(self, palette: ColorPalette) -> LabeledTokens:
+        """Turns the pictures into palette tokens."""
+        if self.images.shape[1] != self.images.shape[2]:
+            raise ValueError(f"`images` must be square to become tokens. Received: shape {self.images.shape}")
+        # A chunk's int32 at a time; all of them would take four times the memory of what is kept.
+        chunks = [palette.encode(self.images[start : start + 1024]) for start in range(0, len(self), 1024)]
+        dtype = np.min_scalar_type(palette.num_colors - 1)
+        return LabeledTokens(np.concatenate([chunk.astype(dtype) for chunk in chunks]), self.labels, palette.num_colors)
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledTokens(Examples):
+    """Palette tokens of square pictures and their classes, in memory or mapped from a file.
+
+    Args:
+        token_ids: integer array `(B, S * S)`, in raster order, of any integer type that holds them.
+        labels: integer array `(B,)`.
+        num_colors: int. Palette size `V`.
+
+    Raises:
+        ValueError: if the arrays are not such.
+
+    Example:
+    ```python
+    tokens = LabeledImages(images, labels).encode(palette)
+    ```
+    """
+
+    token_ids: npt.NDArray[np.integer[Any]]
+    labels: Labels
+    num_colors: int
+
+    def __post_init__(self) -> None:
+        if self.token_ids.ndim != 2 or math.isqrt(self.token_ids.shape[1]) ** 2 != self.token_ids.shape[1]:
+            raise ValueError(
+                f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {self.token_ids.shape}"
+            )
+        check_token_ids(self.token_ids, self.num_colors)
+        object.__setattr__(self, "labels", _check_labels(self.labels, len(self.token_ids)))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def image_size(self) -> int:
+        """Side `S` of the pictures."""
+        return math.isqrt(self.token_ids.shape[1])
+
+    def take(self, rows: npt.ArrayLike) -> Self:
+        chosen = np.asarray(rows)
+        return type(self)(self.token_ids[chosen], self.labels[chosen], self.num_colors)
+
+    def join(self, other: Self) -> Self:
+        if (self.image_size, self.num_colors) != (other.image_size, other.num_colors):
+            raise ValueError(
+                f"`other` must have {self.image_size}x{self.image_size} pictures in {self.num_colors} colours. "
+                f"Received: {other.image_size}x{other.image_size} in {other.num_colors}"
+            )
+        return type(self)(
+            np.concatenate([self.token_ids, other.token_ids]),
+            np.concatenate([self.labels, other.labels]),
+            self.num_colors,
+        )
+
+
+@dataclass(frozen=True)
+class DataSplits(Generic[ExamplesT]):
+    """A data set in three parts that share no picture.
+
+    `splits["train+validation"]` is train with validation folded back in, for the refit once all is chosen.
+
+    Attributes:
+        train: examples to learn from.
+        validation: examples to choose with.
+        test: examples to report on, once.
+        class_names: tuple of str; entry k names label k.
+    """
+
+    train: ExamplesT
+    validation: ExamplesT
+    test: ExamplesT
+    class_names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> ExamplesT:
+        if name in ("train", "validation", "test"):
+            part: ExamplesT = getattr(self, name)
+            return part
+        if name == "train+validation":
+            return self.folded
+        raise ValueError(f"`name` must be 'train', 'validation', 'test' or 'train+validation'. Received: {name!r}")
+
+    @cached_property
+    def folded(self) -> ExamplesT:
+        """Train and validation in one, made once."""
+        return self.train.join(self.validation)
+
+
+def split_off(examples: ExamplesT, share: float, seed: int = 0) -> tuple[ExamplesT, ExamplesT]:
+    """Parts examples at random into those kept and a share held out.
+
+    Args:
+        examples: a labelled set.
+        share: float in (0, 1). Part held out, rounded to whole pictures.
+        seed: int. Which ones.
+
+    Returns:
+        Two sets: kept, held out; each in the order given.
+
+    Raises:
+        ValueError: if one of the parts would be empty.
+
+    Example:
+    ```python
+    train, validation = split_off(LabeledImages(images, labels), share=0.1, seed=0)
+    ```
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"`share` must lie between 0 and 1. Received: share={share}")
+    count = round(share * len(examples))
+    if not 0 < count < len(examples):
+        raise ValueError(
+            f"`examples` must be enough for two parts at share={share}. Received: {len(examples)} examples"
+        )
+    order = permutation(len(examples), "held out", check_seed(seed))
+    return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
+
+
+def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -> ExamplesT:
+    """Takes equally many examples of each class at random, for classification from few labels.
+
+    The paper reports mean and standard deviation over five subsets (seeds 0 to 4, say) of 4, 25 and 400 labels a class.
+    The subsets of one seed are nested: the 25 include the 4.
+
+    Args:
+        examples: a labelled set.
+        labels_per_class: int. Examples of each class.
+        seed: int. Which ones.
+
+    Returns:
+        A set of `labels_per_class` times the number of classes, in the order of `examples`.
+
+    Raises:
+        ValueError: if a class has fewer examples.
+
+    Example:
+    ```python
+    subsets = [low_data_subset(data["train"], labels_per_class=4, seed=seed) for seed in range(5)]
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 4.7
+    """
+    classes, counts = np.unique(examples.labels, return_counts=True)
+    if labels_per_class < 1 or labels_per_class > counts.min():
+        raise ValueError(
+            f"`labels_per_class` must be at least 1 and at most {counts.min()}, the examples of the smallest class. "
+            f"Received: labels_per_class={labels_per_class}"
+        )
+    order = permutation(len(examples), "low data", check_seed(seed))
+    chosen = [order[examples.labels[order] == label][:labels_per_class] for label in classes]
+    return examples.take(np.sort(np.concatenate(chosen)))
+
+
+def concatenate(parts: Sequence[ExamplesT]) -> ExamplesT:
+    """Joins sets of one kind in order.
+
+    Args:
+        parts: sets of equally large pictures, at least one.
+
+    Returns:
+        One set with all of them.
+
+    Example:
+    ```python
+    everything = concatenate([data.train, data.validation, data.test])
+    ```
+    """
+    joined, *others = parts
+    for part in others:
+        joined = joined.join(part)
+    return joined
+
+
+def _check_labels(labels: npt.ArrayLike, count: int) -> Labels:
+    classes = np.asarray(labels)
+    if classes.ndim == 2 and classes.shape[1] == 1:
+        classes = classes[:, 0]
+    if classes.dtype.kind not in "iu" or classes.shape != (count,):
+        raise ValueError(
+            f"`labels` must be integers of shape ({count},), one an image. "
+            f"Received: {classes.dtype} of shape {classes.shape}"
+        )
+    return classes.astype(np.int64, copy=False)

@@ -1,0 +1,305 @@
+"""Pictures that stay encoded until they are read: decoding, cropping and reduction to the model's size."""
+
+from __future__ import annotations
+
+import io
+import os
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.augmentation import RandomResizedCrop, Window
+from keras_igpt.data.examples import Examples, LabeledImages, Labels
+from keras_igpt.palette import UInt8Images, check_images
+
+# JPEGs are decoded at a half, a quarter or an eighth of their size where this many pixels are left for each target
+# pixel in either direction.
+_PIXELS_LEFT = 2
+
+# CIFAR's 2 kB are decoded in half the time by one thread, ImageNet's 100 kB by many.
+_ENCODED_BYTES_FOR_THREADS = 1 << 13
+
+
+class ImageReader(ABC):
+    """Gives the encoded pictures of a store by number. Threads may read at once."""
+
+    # Whether pictures are turned upright as their EXIF data say. Benchmarks' data sets were never read so.
+    upright: bool
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, number: int) -> tuple[bytes, int]:
+        """Returns an encoded picture and its class."""
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """Says where a picture lies, for messages."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what changes when the store does, for JSON."""
+
+    def label(self, number: int) -> int:
+        """Returns the class of a picture."""
+        return self.read(number)[1]
+
+
+class FolderReader(ImageReader):
+    """Reads picture files.
+
+    Args:
+        files: paths.
+        labels: their classes.
+    """
+
+    upright = True
+
+    def __init__(self, files: list[Path], labels: list[int]) -> None:
+        self._files, self._labels = files, labels
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, number: int) -> tuple[bytes, int]:
+        try:
+            return self._files[number].read_bytes(), self._labels[number]
+        except OSError as error:
+            raise ValueError(f"`folder` must hold readable files. Received: {self._files[number]} ({error})") from error
+
+    def name(self, number: int) -> str:
+        return str(self._files[number])
+
+    def label(self, number: int) -> int:
+        return self._labels[number]
+
+    def fingerprint(self) -> dict[str, Any]:
+        stats = [file.stat() for file in self._files]
+        return {
+            "files": [
+                [str(file), stat.st_size, stat.st_mtime_ns] for file, stat in zip(self._files, stats, strict=True)
+            ]
+        }
+
+
+class ImageFiles(Examples):
+    """Labelled pictures that are decoded when they are read, for sets larger than memory.
+
+    Every picture becomes an RGB square (or grey, where `num_channels` is 1): palette, grey and CMYK pictures are
+    converted, transparency is dropped, 16-bit samples keep their upper 8 bits, and of an animation the first frame
+    counts. A picture smaller than the square is enlarged, a one-pixel picture to one flat colour.
+
+    Args:
+        reader: an `ImageReader`.
+        image_size: int. Side `S` the pictures are reduced to; None for one common size, as stored.
+        numbers: int array. Which of the reader's pictures; all of them by default.
+        num_channels: int. 3 for colour, 1 for grey.
+
+    Raises:
+        ValueError: if `image_size` is not positive.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        image_size: int | None,
+        numbers: npt.NDArray[np.int64] | None = None,
+        num_channels: int = 3,
+    ) -> None:
+        if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
+            raise ValueError(f"`image_size` must be a positive integer. Received: image_size={image_size!r}")
+        if num_channels not in (1, 3):
+            raise ValueError(f"`num_channels` must be 3, or 1 for grey. Received: num_channels={num_channels}")
+        self._reader = reader
+        self._numbers = np.arange(len(reader)) if numbers is None else numbers
+        self.image_size = image_size
+        self.num_channels = num_channels
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @cached_property
+    def labels(self) -> Labels:  # type: ignore[override]
+        """Classes, int64 `(B,)`. For sets prepared by TensorFlow Datasets this reads every record, once."""
+        return np.array([self._reader.label(number) for number in self._numbers.tolist()], np.int64)
+
+    def take(self, rows: npt.ArrayLike) -> Self:
+        return type(self)(self._reader, self.image_size, self._numbers[np.asarray(rows)], self.num_channels)
+
+    def join(self, other: Self) -> Self:
+        same = (self.image_size, self.num_channels) == (other.image_size, other.num_channels)
+        if self._reader is not other._reader or not same:
+            raise ValueError("`other` must read the same store at the same size. Received: another one")
+        numbers = np.concatenate([self._numbers, other._numbers])
+        return type(self)(self._reader, self.image_size, numbers, self.num_channels)
+
+    def read(
+        self, row: int, crop: RandomResizedCrop | None = None, seed: int = 0, epoch: int = 0
+    ) -> tuple[UInt8Images, int]:
+        """Decodes one picture.
+
+        Args:
+            row: int. Which one.
+            crop: augmentation; the centre square where None, which is the paper's evaluation (shorter side to 224,
+                centre 224 crop) without its detour over 224 pixels.
+            seed: int. Of the crop.
+            epoch: int. Of the crop.
+
+        Returns:
+            uint8 array `(S, S, C)`, and the class.
+
+        Raises:
+            ValueError: if the picture cannot be read; the message says where it lies.
+        """
+        number = int(self._numbers[row])
+        encoded, label = self._reader.read(number)
+        pillow = import_pillow()
+        try:
+            with pillow.open(io.BytesIO(encoded)) as picture:
+                window = None
+                if crop is not None:
+                    window = crop.window(*_upright_size(picture, self._reader.upright), seed, epoch, row)
+                image = _decode(pillow, picture, self.image_size, window, self.num_channels, self._reader.upright)
+        # Pillow raises SyntaxError for some broken PNG files, and its own for pictures too large to be honest.
+        except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+            raise ValueError(f"Pictures must be readable. Received: {self._reader.name(number)} ({error})") from error
+        return image, label
+
+    def load(self) -> LabeledImages:
+        """Decodes all pictures at their centre squares.
+
+        Returns:
+            `LabeledImages`.
+
+        Raises:
+            ValueError: if a picture cannot be read, or the sizes differ and no `image_size` was given.
+        """
+        return self.load_rows(range(len(self)))
+
+    def load_rows(self, rows: range) -> LabeledImages:
+        """Decodes some rows into memory, as `load` does all."""
+        if self.threads == 1:
+            read = [self.read(row) for row in rows]
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                read = list(pool.map(self.read, rows))
+        shapes = {image.shape for image, _ in read}
+        if len(shapes) > 1:
+            raise ValueError(
+                "`image_size` must be given where pictures differ in size. "
+                f"Received: image_size=None with sizes such as {sorted(shapes)[:3]}"
+            )
+        return LabeledImages(np.stack([image for image, _ in read]), np.array([label for _, label in read]))
+
+    @cached_property
+    def threads(self) -> int:
+        """Threads worth their while: all processors, or one for pictures so small that they would only wait for Python.
+
+        Judged by the first picture.
+        """
+        encoded, _ = self._reader.read(int(self._numbers[0]))
+        return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else os.cpu_count() or 1
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what decides the pictures that `load` gives, for JSON."""
+        return {
+            "store": self._reader.fingerprint(),
+            "numbers": self._numbers.tolist(),
+            "image_size": self.image_size,
+            "num_channels": self.num_channels,
+        }
+
+
+def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
+    """Resizes pictures to squares: centre crop to the shorter side, then the mean of the pixels that fall in each.
+
+    The paper does not state its filter. The mean (Pillow's BOX) makes no colour that is not between those there are,
+    rings at no edge, and keeps flat regions flat, which few palette colours need most. Enlarging repeats pixels.
+
+    Args:
+        images: uint8 array `(B, H, W, C)`.
+        size: int. Side in pixels.
+
+    Returns:
+        uint8 array `(B, size, size, C)`.
+
+    Raises:
+        ValueError: if `images` is not such an array or `size` is not positive.
+        ImportError: if Pillow is absent.
+
+    Example:
+    ```python
+    small = resize_images(images, 16)
+    ```
+    """
+    array = check_images(images)
+    if array.ndim != 4:
+        raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {array.shape}")
+    if size < 1:
+        raise ValueError(f"`size` must be positive. Received: size={size}")
+    height, width, channels = array.shape[1:]
+    if height == width == size:
+        return array
+    pillow = import_pillow()
+    pictures = (pillow.fromarray(image[..., 0] if channels == 1 else image) for image in array)
+    return np.stack([_decode(pillow, picture, size, None, channels, upright=False) for picture in pictures])
+
+
+def import_pillow() -> Any:
+    """Returns `PIL.Image`, or says which extra to install."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("Reading pictures needs Pillow: pip install 'keras_igpt[data]'") from error
+    return Image
+
+
+def _upright_size(picture: Any, upright: bool) -> tuple[int, int]:
+    width, height = picture.size
+    # EXIF orientations 5 to 8 lie on their side.
+    if upright and picture.getexif().get(0x0112, 1) >= 5:
+        return height, width
+    return width, height
+
+
+def _decode(
+    pillow: Any, picture: Any, size: int | None, window: Window | None, num_channels: int, upright: bool
+) -> UInt8Images:
+    """Turns a picture's square `window` (the centre square by default) into `size` pixels in either direction."""
+    from PIL import ImageOps
+
+    width, height = _upright_size(picture, upright)
+    if window is None and size is not None:
+        side = min(width, height)
+        window = (float((width - side) // 2), float((height - side) // 2), float(side))
+    scale = 1
+    if window is not None and size is not None and picture.format == "JPEG":
+        # libjpeg gives the reduced picture without computing the whole one: means of 2x2, 4x4 or 8x8 pixels in effect.
+        stored = picture.size
+        wanted = next(times for times in (8, 4, 2, 1) if times == 1 or window[2] >= times * _PIXELS_LEFT * size)
+        if picture.draft(None, (stored[0] // wanted, stored[1] // wanted)) is not None:
+            scale = wanted
+            if picture.size != tuple(-(-length // scale) for length in stored):
+                raise ValueError(f"decoded to {picture.size} where {stored} was to be reduced {scale} times")
+    if upright:
+        picture = ImageOps.exif_transpose(picture)
+    mode = "L" if num_channels == 1 else "RGB"
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        # Pillow clips 16-bit samples to 8 bits where they are to be scaled.
+        picture = pillow.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode != mode:
+        picture = picture.convert(mode)
+    if window is not None and size is not None:
+        left, top, length = window[0] / scale, window[1] / scale, window[2] / scale
+        # Rounding must not lead out of the picture.
+        right, bottom = min(left + length, picture.width), min(top + length, picture.height)
+        if (left, top, right, bottom) != (0, 0, size, size) or picture.size != (size, size):
+            picture = picture.resize((size, size), pillow.Resampling.BOX, box=(left, top, right, bottom))
+    pixels = np.asarray(picture, np.uint8)
+    return check_images(pixels.reshape(*pixels.shape[:2], num_channels))

@@ -1,0 +1,97 @@
+"""Random access to data sets that TensorFlow Datasets has prepared, without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.image_files import ImageReader
+
+# A TFRecord is its length (8 bytes), a checksum of that (4), the data, and a checksum of those (4).
+_BEFORE, _AFTER = 12, 4
+
+
+class TfdsReader(ImageReader):
+    """Reads the records of one split by number.
+
+    TensorFlow is not imported, so none of its memory on a GPU is taken from another backend. TFRecord files do not say
+    where their records begin: their lengths are walked through once, when the reader is made.
+
+    Args:
+        builder: a `tensorflow_datasets` builder of a prepared data set with the features `image` and `label`.
+        split: str.
+
+    Raises:
+        ValueError: if files are missing, damaged or in a format without random access.
+    """
+
+    upright = False
+
+    def __init__(self, builder: Any, split: str) -> None:
+        import tensorflow_datasets
+
+        info = builder.info.splits[split]
+        self._identity = {"name": builder.name, "version": str(builder.version), "split": split}
+        self._features = builder.info.features
+        self._decoders = {"image": tensorflow_datasets.decode.SkipDecoding()}
+        self._files = [Path(path) for path in info.filepaths]
+        file_format = builder.info.file_format
+        if file_format is None or file_format.value != "tfrecord":
+            raise ValueError(
+                f"`data_dir` must hold {builder.name!r} as TFRecord files. "
+                f"Received: {file_format.value if file_format else file_format} files in {builder.data_path}"
+            )
+        with ThreadPoolExecutor(16) as pool:  # waiting for the disk, mostly
+            shards = list(pool.map(_record_offsets, self._files, info.shard_lengths))
+        self._shards = np.repeat(np.arange(len(shards)), [len(offsets) for offsets in shards])
+        self._offsets = np.concatenate(shards)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, number: int) -> tuple[bytes, int]:
+        path, offset = self._files[self._shards[number]], int(self._offsets[number])
+        try:
+            with open(path, "rb", buffering=0) as file:
+                file.seek(offset)
+                (length,) = struct.unpack("<Q", file.read(_BEFORE)[:8])
+                record = file.read(length)
+            example = self._features.deserialize_example_np(record, decoders=self._decoders)
+            return example["image"], int(example["label"])
+        # What a damaged record makes the parser raise is not documented.
+        except Exception as error:
+            raise ValueError(
+                f"`data_dir` must hold readable records. Received: {self.name(number)} ({error})"
+            ) from error
+
+    def name(self, number: int) -> str:
+        shard = self._shards[number]
+        return f"record {number - int(np.searchsorted(self._shards, shard))} of {self._files[shard]}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**self._identity, "bytes": [file.stat().st_size for file in self._files]}
+
+
+def _record_offsets(path: Path, count: int) -> npt.NDArray[np.int64]:
+    """Where each of a TFRecord file's `count` records begins."""
+    if not path.is_file():
+        raise ValueError(f"`data_dir` must hold all files of the data set. Received: no {path}")
+    offsets = []
+    size, offset = os.path.getsize(path), 0
+    # The buffer is small on purpose: between two lengths lies a picture that nobody wants yet.
+    with open(path, "rb", buffering=0) as file:
+        while offset + _BEFORE <= size:
+            offsets.append(offset)
+            file.seek(offset)
+            offset += _BEFORE + struct.unpack("<Q", file.read(8))[0] + _AFTER
+    if offset != size or len(offsets) != count:
+        raise ValueError(
+            f"`data_dir` must hold undamaged files. Received: {path}, which does not end after {count} records"
+        )
+    return np.array(offsets, np.int64)

@@ -1,0 +1,171 @@
+"""Tokens kept on disk, so that a large set is decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.examples import LabeledImages, LabeledTokens
+from keras_igpt.data.image_files import ImageFiles
+from keras_igpt.palette import ColorPalette
+
+# Of the files' layout; caches of another are made anew.
+_VERSION = 1
+
+# Pictures between two notes of how far the work has got.
+_CHUNK = 2048
+
+
+def cache_tokens(
+    examples: ImageFiles | LabeledImages, palette: ColorPalette, folder: str | os.PathLike[str]
+) -> LabeledTokens:
+    """Encodes a set at its centre squares once, and opens the tokens from disk ever after.
+
+    The folder holds `tokens.npy`, `labels.npy` and `manifest.json`, which says what they were made of: pictures, their
+    size, split and version, and the palette. A cache of anything else, or one whose bytes have changed, is reported in
+    a warning and made anew. The work shows its progress, goes on where it was killed, and appears under its
+    name only when it is whole. Of several processes one does it and the others wait.
+
+    Args:
+        examples: the set. ImageNet at 32x32 pixels takes 2.6 GB.
+        palette: its palette.
+        folder: folder of this one cache, one for each split.
+
+    Returns:
+        `LabeledTokens` mapped from the file.
+
+    Raises:
+        ValueError: if a picture cannot be read or `folder` holds something else than a cache.
+
+    Example:
+    ```python
+    train = cache_tokens(data.train, palette, "tokens/imagenet-train-32")
+    ```
+    """
+    if not isinstance(examples, (ImageFiles, LabeledImages)):
+        raise ValueError(f"`examples` must be ImageFiles or LabeledImages. Received: {type(examples).__name__}")
+    target = Path(folder)
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").exists()):
+        raise ValueError(f"`folder` must be a token cache or not exist yet. Received: {target}, which is another thing")
+    key = _key(examples, palette)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _one_process(target):
+        fault = _fault(target, key)
+        if fault is not None:
+            if target.exists():
+                warnings.warn(f"The token cache {target} is made anew: {fault}.", stacklevel=3)
+            _build(examples, palette, target, key)
+    tokens = np.load(target / "tokens.npy", mmap_mode="r")
+    return LabeledTokens(tokens, np.load(target / "labels.npy"), palette.num_colors)
+
+
+def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[str, Any]:
+    if isinstance(examples, ImageFiles):
+        source = json.dumps(examples.fingerprint(), sort_keys=True).encode()
+        size = examples.image_size
+        if size is None:
+            raise ValueError("`examples` must have an `image_size`. Received: ImageFiles with image_size=None")
+    else:
+        size = examples.images.shape[1]
+        source = np.ascontiguousarray(examples.images).tobytes() + examples.labels.tobytes()
+    return {
+        "version": _VERSION,
+        "examples": hashlib.sha256(source).hexdigest(),
+        "palette": hashlib.sha256(palette.centroids.tobytes()).hexdigest(),
+        "count": len(examples),
+        "image_size": size,
+    }
+
+
+def _fault(folder: Path, key: dict[str, Any]) -> str | None:
+    """Says why a folder is not the cache of `key`, or None if it is."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except FileNotFoundError:
+        return "there is none"
+    except ValueError:
+        return "its manifest cannot be read"
+    made_of = manifest.get("made_of", {})
+    changed = [name for name, value in key.items() if made_of.get(name) != value]
+    if changed:
+        return f"it was made of another {' and '.join(changed)}"
+    for name, checksum in manifest["checksums"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _checksum(path) != checksum:
+            return f"{name} is damaged"
+    return None
+
+
+def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: Path, key: dict[str, Any]) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    progress = partial / "progress.json"
+    done = 0
+    if progress.is_file():
+        state = json.loads(progress.read_text())
+        done = state["done"] if state["made_of"] == key else 0
+    if not done:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    dtype = np.min_scalar_type(palette.num_colors - 1)
+    size = key["image_size"]
+
+    def open_array(name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
+        mode = "r+" if done else "w+"
+        return np.lib.format.open_memmap(partial / name, mode=mode, dtype=dtype, shape=shape)
+
+    tokens = open_array("tokens.npy", dtype, (len(examples), size * size))
+    labels = open_array("labels.npy", np.dtype(np.int64), (len(examples),))
+    bar = keras.utils.Progbar(len(examples), unit_name="picture")
+    bar.update(done)
+    for start in range(done, len(examples), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(examples)))
+        chunk = examples.load_rows(rows) if isinstance(examples, ImageFiles) else examples.take(rows)
+        tokens[start : rows.stop] = palette.encode(chunk.images)
+        labels[start : rows.stop] = chunk.labels
+        tokens.flush()
+        labels.flush()
+        _write_json(progress, {"made_of": key, "done": rows.stop})
+        bar.update(rows.stop)
+    checksums = {name: _checksum(partial / name) for name in ("tokens.npy", "labels.npy")}
+    _write_json(partial / "manifest.json", {"made_of": key, "checksums": checksums})
+    progress.unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, path)
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+@contextmanager
+def _one_process(target: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process, however that ends."""
+    import fcntl  # on POSIX systems only, as JAX's and TensorFlow's accelerators are
+
+    with open(target.with_name(f"{target.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,216 @@
+"""What becomes of stored pictures, good and bad."""
+
+import io
+
+import numpy as np
+import pytest
+
+import keras_igpt as igpt
+from keras_igpt.data import ImageFiles, load_splits, resize_images
+from keras_igpt.data.image_files import FolderReader
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def open_files(*files, size=4, **arguments):
+    return ImageFiles(FolderReader(list(files), list(range(len(files)))), size, **arguments)
+
+
+def gradient(height=64, width=96):
+    """A picture without sharp edges, in which JPEG changes little."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (height + width)], -1).astype("uint8")
+
+
+def test_resizing_is_the_mean_of_the_area():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3)).astype("uint8")
+    small = resize_images(images, 4)
+    expected = images[:, :, 2:10].reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
+    assert small.dtype == np.uint8
+    np.testing.assert_allclose(small, expected, atol=1.01)  # Pillow rounds after each direction
+    np.testing.assert_array_equal(resize_images(images[:, :, :8], 8), images[:, :, :8])
+    assert resize_images(images[..., :1], 4).shape == (2, 4, 4, 1)
+
+
+def test_reading_takes_the_centre_square(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    image, label = open_files(tmp_path / "a.png").read(0)
+    np.testing.assert_array_equal(image, resize_images(gradient()[None], 4)[0])
+    assert label == 0
+
+
+@pytest.mark.parametrize("size", [3, 8, 32])
+def test_a_jpeg_decoded_at_a_fraction_looks_the_same(tmp_path, size):
+    Image.fromarray(gradient(250, 375)).save(tmp_path / "a.jpg", quality=95)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    files = open_files(tmp_path / "a.jpg", tmp_path / "a.png", size=size)
+    crop = igpt.RandomResizedCrop()
+    for epoch in range(5):
+        # The same window of the same pixels: crops depend on the row, so each file is row 0 of a set of its own.
+        reduced, whole = (files.take([row]).read(0, crop, seed=0, epoch=epoch)[0] for row in (0, 1))
+        np.testing.assert_allclose(reduced.astype(int), whole.astype(int), atol=4)
+
+
+def test_what_is_not_rgb_is_converted(tmp_path):
+    pixels = gradient()
+    expected = resize_images(pixels[None], 4)[0].astype(int)
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    kinds = {
+        "cmyk.jpg": Image.fromarray(pixels).convert("CMYK"),
+        "palette.gif": Image.fromarray(pixels).quantize(256),
+        "alpha.png": Image.fromarray(np.concatenate([pixels, pixels[..., :1]], -1)),
+    }
+    for name, picture in kinds.items():
+        picture.save(tmp_path / name)
+        np.testing.assert_allclose(open_files(tmp_path / name).read(0)[0].astype(int), expected, atol=14)
+    expected = resize_images(grey[None, ..., None], 4)[0].astype(int)
+    kinds = {
+        "grey.jpg": Image.fromarray(grey),
+        "sixteen.png": Image.fromarray(grey.astype("uint16") * 257),
+        "one.png": Image.fromarray(grey),
+    }
+    for name, picture in kinds.items():
+        picture.save(tmp_path / name)
+        image = open_files(tmp_path / name).read(0)[0]
+        assert image.shape == (4, 4, 3)
+        np.testing.assert_allclose(image.astype(int), np.repeat(expected, 3, -1), atol=3)
+        assert open_files(tmp_path / name, num_channels=1).read(0)[0].shape == (4, 4, 1)
+
+
+def test_one_pixel_becomes_a_flat_picture(tmp_path):
+    for name in ("one.png", "one.jpg"):
+        Image.fromarray(np.full((1, 1, 3), 77, "uint8")).save(tmp_path / name)
+        files = open_files(tmp_path / name)
+        for crop in (None, igpt.RandomResizedCrop()):
+            np.testing.assert_array_equal(files.read(0, crop)[0], np.full((4, 4, 3), 77))
+
+
+def test_photographs_stand_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(gradient()).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    turned = np.rot90(gradient(), -1)
+    expected = resize_images(turned[None], 4)[0].astype(int)
+    files = open_files(tmp_path / "a.jpg")
+    np.testing.assert_allclose(files.read(0)[0].astype(int), expected, atol=4)
+    # The window is looked for in the upright picture: 64 wide, 96 high.
+    left, top, side = igpt.RandomResizedCrop().window(64, 96, 0, 0, 0)
+    cut = Image.fromarray(turned).resize((4, 4), Image.Resampling.BOX, box=(left, top, left + side, top + side))
+    np.testing.assert_allclose(files.read(0, igpt.RandomResizedCrop())[0].astype(int), np.asarray(cut), atol=5)
+
+
+def test_bad_files_are_named(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype("uint8")).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("cut.jpg", "broken.png", "text.jpg", "empty.jpg", "folder.jpg", "gone.jpg"):
+        with pytest.raises(ValueError, match=f"readable.*Received: .*{name}"):
+            open_files(tmp_path / name).read(0)
+
+
+def test_a_picture_too_large_to_be_honest_is_named(tmp_path, monkeypatch):
+    Image.fromarray(gradient()).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"bomb\.png"):
+        open_files(tmp_path / "bomb.png").read(0)
+
+
+def test_pictures_of_many_sizes_need_one(tmp_path):
+    for size in (4, 5):
+        Image.fromarray(np.zeros((size, size, 3), "uint8")).save(tmp_path / f"{size}.png")
+    files = open_files(tmp_path / "4.png", tmp_path / "5.png", size=None)
+    with pytest.raises(ValueError, match="`image_size` must be given"):
+        files.load()
+    assert files.take([1]).load().images.shape == (1, 5, 5, 3)
+    palette = igpt.ColorPalette.from_colors(np.eye(3, dtype="uint8"))
+    with pytest.raises(ValueError, match="image_size"):
+        igpt.TrainingBatches(files, palette, 1)
+
+
+def test_rows_of_rows(tmp_path):
+    for index in range(4):
+        Image.fromarray(np.full((2, 2, 3), index, "uint8")).save(tmp_path / f"{index}.png")
+    files = open_files(*sorted(tmp_path.iterdir()), size=2)
+    chosen = files.take([3, 1, 2]).take(np.array([True, False, True]))
+    assert chosen.labels.tolist() == chosen.load().images[:, 0, 0, 0].tolist() == [3, 2]
+    joined = chosen.join(files.take([0]))
+    assert joined.load().labels.tolist() == [3, 2, 0]
+    with pytest.raises(ValueError, match="`other`"):
+        files.join(open_files(tmp_path / "0.png", size=2))
+
+
+def write_pictures(folder, classes, count=5, size=(7, 9)):
+    random = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 256, (*size, 3)).astype("uint8")
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+def test_a_folder_of_ones_own_pictures(tmp_path):
+    write_pictures(tmp_path, ["cats", "dogs", "owls"], count=10)
+    (tmp_path / "cats" / "notes.txt").write_text("not a picture")
+    (tmp_path / "cats" / ".hidden.png").write_text("not a picture")
+    (tmp_path / "dogs" / "more").mkdir()
+    (tmp_path / "dogs" / "0.png").rename(tmp_path / "dogs" / "more" / "0.PNG")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    data = load_splits(igpt.load_image_folder(tmp_path, image_size=4, held_out=0.2))
+    assert data.class_names == ("cats", "dogs", "owls")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 6, 6]
+    assert data.train.images.shape == (18, 4, 4, 3)
+    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
+    everything = data["train+validation"].join(data["test"]).images.reshape(30, -1)
+    assert len(np.unique(everything, axis=0)) == 30
+    again = load_splits(igpt.load_image_folder(tmp_path, image_size=4, held_out=0.2))
+    np.testing.assert_array_equal(again.train.images, data.train.images)
+    other = load_splits(igpt.load_image_folder(tmp_path, image_size=4, held_out=0.2, seed=1))
+    assert (other.train.images != data.train.images).any()
+
+
+def test_a_folder_with_a_test_folder_of_its_own(tmp_path):
+    write_pictures(tmp_path / "train", ["cats", "dogs"], count=10)
+    write_pictures(tmp_path / "val", ["cats", "dogs"], count=3)
+    data = igpt.load_image_folder(tmp_path / "train", 4, test_folder=tmp_path / "val", num_channels=1)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 6]
+    assert data.test.load().images.shape == (6, 4, 4, 1)
+    (tmp_path / "val" / "owls").mkdir()
+    with pytest.raises(ValueError, match="owls differ"):
+        igpt.load_image_folder(tmp_path / "train", 4, test_folder=tmp_path / "val")
+    (tmp_path / "train" / "owls").mkdir()
+    with pytest.raises(ValueError, match="owls with 0"):
+        igpt.load_image_folder(tmp_path / "train", 4, test_folder=tmp_path / "val")
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        igpt.load_image_folder(tmp_path / "nowhere", image_size=4)
+    with pytest.raises(ValueError, match="at least two classes"):
+        igpt.load_image_folder(tmp_path, image_size=4)
+    write_pictures(tmp_path, ["cats", "dogs"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty with 0"):
+        igpt.load_image_folder(tmp_path, image_size=4)
+    (tmp_path / "empty").rmdir()
+    (tmp_path / "cats" / "broken.png").write_bytes(b"\x89PNG no more")
+    data = igpt.load_image_folder(tmp_path, image_size=4)
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        load_splits(data)
+
+
+def test_a_bad_file_ends_training_with_its_name(tmp_path):
+    from conftest import make_causal_lm
+
+    Image.fromarray(gradient()).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(io.BytesIO(b"nothing").getvalue())
+    palette = igpt.ColorPalette.from_colors(np.random.default_rng(0).integers(0, 256, (16, 3)).astype("uint8"))
+    files = open_files(tmp_path / "good.png", tmp_path / "good.png", tmp_path / "bad.png")
+    batches = igpt.TrainingBatches(files, palette, 1, workers=2)
+    lm = make_causal_lm()
+    lm.compile(optimizer="sgd")
+    with pytest.raises(Exception, match=r"bad\.png"):  # TensorFlow wraps it in an error of its own
+        lm.fit(batches, epochs=3, verbose=0)

@@ -1,0 +1,172 @@
+import json
+import multiprocessing
+import warnings
+
+import numpy as np
+import pytest
+
+import keras_igpt as igpt
+from keras_igpt.data import ImageFiles, LabeledImages, token_cache
+from keras_igpt.data.image_files import FolderReader
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture
+def files(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(10):
+        Image.fromarray(random.integers(0, 256, (5, 6, 3)).astype("uint8")).save(folder / f"{index}.png")
+    return ImageFiles(FolderReader(sorted(folder.iterdir()), list(range(10))), 4)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    counted: list = []
+    original = ImageFiles.read
+    monkeypatch.setattr(
+        ImageFiles, "read", lambda self, row, *rest: (counted.append(row), original(self, row, *rest))[1]
+    )
+    return counted
+
+
+def assert_right(tokens, files, palette):
+    loaded = files.load()
+    np.testing.assert_array_equal(tokens.token_ids, palette.encode(loaded.images))
+    np.testing.assert_array_equal(tokens.labels, loaded.labels)
+
+
+def test_pictures_are_decoded_once(tmp_path, files, palette, reads, capsys):
+    made = igpt.cache_tokens(files, palette, tmp_path / "cache")
+    assert len(reads) == 10
+    assert "10/10" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = igpt.cache_tokens(files, palette, tmp_path / "cache")
+    assert len(reads) == 10
+    assert isinstance(again.token_ids, np.memmap)
+    assert again.token_ids.dtype == np.uint8
+    np.testing.assert_array_equal(made.token_ids, again.token_ids)
+    assert_right(again, files, palette)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"tokens.npy", "labels.npy", "manifest.json"}
+
+
+def test_arrays_have_caches_too(tmp_path, files, palette):
+    images = files.load()
+    tokens = igpt.cache_tokens(images, palette, tmp_path / "cache")
+    assert_right(tokens, files, palette)
+    changed = images.images.copy()
+    changed[3, 0, 0, 0] ^= 255
+    with pytest.warns(UserWarning, match="another examples"):
+        igpt.cache_tokens(LabeledImages(changed, images.labels), palette, tmp_path / "cache")
+
+
+def test_a_cache_of_something_else_is_made_anew(tmp_path, files, palette, reads):
+    folder = tmp_path / "cache"
+    igpt.cache_tokens(files, palette, folder)
+    other = igpt.ColorPalette.from_colors(palette.colors[::-1])
+    for examples, colors, fault in (
+        (files, other, "another palette"),
+        (files.take(np.arange(9)), other, "another examples and count"),
+        (ImageFiles(files._reader, 3), other, "another examples and count and image_size"),
+    ):
+        reads.clear()
+        with pytest.warns(UserWarning, match=f"made anew: it was made of {fault}"):
+            tokens = igpt.cache_tokens(examples, colors, folder)
+        assert len(reads) == len(examples)
+        assert_right(tokens, examples, colors)
+    picture = tmp_path / "pictures" / "0.png"
+    Image.fromarray(np.zeros((7, 7, 3), "uint8")).save(picture)
+    igpt_files = ImageFiles(files._reader, 3)
+    with pytest.warns(UserWarning, match="another examples"):
+        tokens = igpt.cache_tokens(igpt_files, other, folder)
+    assert_right(tokens, igpt_files, other)
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_a_damaged_cache_is_made_anew(tmp_path, files, palette, name, harm):
+    folder = tmp_path / "cache"
+    igpt.cache_tokens(files, palette, folder)
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    if harm == "remove" and name == "manifest.json":
+        pytest.skip("a folder without a manifest is refused, not replaced")
+    if harm == "flip":
+        content[-3] ^= 255
+        path.write_bytes(content)
+    elif harm == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    with pytest.warns(UserWarning, match="made anew"):
+        tokens = igpt.cache_tokens(files, palette, folder)
+    assert_right(tokens, files, palette)
+
+
+def test_killed_work_goes_on_where_it_was(tmp_path, files, palette, reads, monkeypatch):
+    monkeypatch.setattr(token_cache, "_CHUNK", 3)
+    encode = igpt.ColorPalette.encode
+    calls = []
+
+    def die_in_the_third(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(igpt.ColorPalette, "encode", die_in_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            igpt.cache_tokens(files, palette, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    assert json.loads((tmp_path / "cache.partial" / "progress.json").read_text())["done"] == 6
+    reads.clear()
+    tokens = igpt.cache_tokens(files, palette, tmp_path / "cache")
+    assert sorted(reads) == [6, 7, 8, 9]
+    assert_right(tokens, files, palette)
+    assert not (tmp_path / "cache.partial").exists()
+
+
+def test_unfinished_work_on_something_else_is_not_gone_on_with(tmp_path, files, palette, monkeypatch):
+    monkeypatch.setattr(token_cache, "_CHUNK", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_checksum", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            igpt.cache_tokens(files, palette, tmp_path / "cache")
+    other = igpt.ColorPalette.from_colors(palette.colors[::-1])
+    assert_right(igpt.cache_tokens(files, other, tmp_path / "cache"), files, other)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, files, palette):
+    with pytest.raises(ValueError, match=r"`folder` must be a token cache.*pictures"):
+        igpt.cache_tokens(files, palette, tmp_path / "pictures")
+    assert len(list((tmp_path / "pictures").iterdir())) == 10
+
+
+def make_cache(files, palette, folder, reads):
+    original = ImageFiles.read
+
+    def counted(self, row, *rest):
+        with reads.get_lock():
+            reads.value += 1
+        return original(self, row, *rest)
+
+    ImageFiles.read = counted
+    igpt.cache_tokens(files, palette, folder)
+
+
+def test_of_several_processes_one_does_the_work(tmp_path, files, palette):
+    context = multiprocessing.get_context("spawn")
+    reads = context.Value("i", 0)
+    arguments = (files, palette, tmp_path / "cache", reads)
+    processes = [context.Process(target=make_cache, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert reads.value == 10
+    assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
