@@ -19,8 +19,10 @@ lint: .venv/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md
+benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=… adds the data pipeline
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/normalization.py
+	$(BIN)/python benchmarks/palette_encoding.py
+	$(if $(DATA_DIR),$(BIN)/python benchmarks/data_pipeline.py --data-dir $(DATA_DIR))
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import time
 from collections.abc import Callable
 from unittest import mock
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import keras
 import numpy as np
+from timing import alternate, print_machine
 
 import keras_igpt as igpt
 from keras_igpt import layers
@@ -38,7 +36,6 @@ def make_step(by_products: bool, batch_size: int) -> Callable[[], None]:
             # `train_on_batch` returns numbers, which waits for the step.
             language_model.train_on_batch(token_ids)
 
-        step()
     return step
 
 
@@ -52,16 +49,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         name: make_step(by_products, options.batch_size)
         for name, by_products in {"Keras operation": False, "matrix products": True}.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(options.rounds):
-        for name, step in contestants.items():
-            started = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - started)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, keras {keras.__version__}, {keras.backend.backend()}")
+    times = alternate(contestants, options.rounds)
+    print_machine()
     print("| form | median step (ms) | quartiles (ms) |\n|---|---|---|")
     for name, seconds in times.items():
-        lower, median, upper = np.percentile(np.array(seconds) * 1000, [25, 50, 75])
+        lower, median, upper = np.percentile(seconds * 1000, [25, 50, 75])
         print(f"| {name} | {median:.0f} | {lower:.0f} to {upper:.0f} |")
     return {name: float(np.median(seconds)) for name, seconds in times.items()}
 

@@ -16,16 +16,17 @@ _PAIRS_PER_CHUNK = 1 << 22
 _CELL = 16
 
 
-def pack_colors(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+def pack_colors(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Packs each pixel `(..., C)` into one integer: `(R << 16) | (G << 8) | B`, or the grey value itself."""
-    packed = pixels[..., 0].astype(np.int32)
-    for channel in range(1, pixels.shape[-1]):
-        packed <<= 8
-        packed |= pixels[..., channel]
-    return packed
+    num_channels = pixels.shape[-1]
+    # Bytes put in their places are an index at once; shifting and adding takes four passes over wider numbers.
+    packed = np.zeros((*pixels.shape[:-1], 8), np.uint8)
+    for channel in range(num_channels):
+        packed[..., num_channels - 1 - channel] = pixels[..., channel]
+    return packed.view("<i8")[..., 0]
 
 
-def unpack_colors(packed: npt.NDArray[np.int32], num_channels: int) -> npt.NDArray[np.uint8]:
+def unpack_colors(packed: npt.NDArray[np.integer[Any]], num_channels: int) -> npt.NDArray[np.uint8]:
     """Undoes `pack_colors`."""
     shifts = 8 * np.arange(num_channels - 1, -1, -1)
     return ((packed[..., None] >> shifts) & 255).astype(np.uint8)

@@ -366,7 +366,7 @@ class ColorPalette:
         """Makes the palette that `get_config` described."""
         return cls(np.asarray(config["centroids"], np.float32))
 
-    def _look_up(self, packed: npt.NDArray[np.int32]) -> TokenIds:
+    def _look_up(self, packed: npt.NDArray[np.int64]) -> TokenIds:
         if self._table is None:
             distinct, places = np.unique(packed, return_inverse=True)
             self._colors_looked_up += len(distinct)
@@ -376,7 +376,8 @@ class ColorPalette:
             with _BUILDING:
                 if self._table is None:
                     self._table = build_color_table(self._positions)
-        return self._table[packed].astype(np.int32)
+        # All indices are in the table; `clip` only spares the check.
+        return self._table.take(packed, mode="clip").astype(np.int32)
 
 
 def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:

@@ -58,3 +58,48 @@ def randomize(model, seed=0, scale=0.3):
 
 def to_numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
+
+
+def prepare(root, dataset, counts, size, noise=False):
+    """Has TensorFlow Datasets prepare a small set under a data set's name.
+
+    Picture k of a split is all k, of several widths; or, with noise, of one size.
+    """
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow")
+
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = dataset
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png" if noise else "jpeg"),
+                "label": tfds.features.ClassLabel(names=["ant", "bee", "cat"]),
+                "id": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager):
+            return {split: self._generate_examples(count) for split, count in counts.items()}
+
+        def _generate_examples(self, count):
+            random = np.random.default_rng(0)
+            for index in range(count):
+                image = np.full((size, size + index % 3, 3), index, "uint8")
+                if noise:
+                    image = random.integers(0, 256, (size, size, 3)).astype("uint8")
+                yield index, {"image": image, "label": index % 3, "id": str(index)}
+
+    config = tfds.download.DownloadConfig(num_shards=2)
+    Prepared(data_dir=root).download_and_prepare(download_config=config)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder of small data sets under the paper's names, as TensorFlow Datasets prepares them."""
+    root = tmp_path_factory.mktemp("tfds")
+    prepare(root, "imagenet2012", {"train": 100, "validation": 7}, size=9)
+    prepare(root, "cifar100", {"train": 50, "test": 6}, size=9)
+    prepare(root, "stl10", {"train": 50, "test": 6, "unlabelled": 5}, size=9)
+    return root

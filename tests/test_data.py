@@ -19,62 +19,12 @@ from keras_igpt.data.examples import LabeledImages
 
 PREPARED = Path(os.environ.get("KERAS_IGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data" / "tfds"))
 
-needs_tfds = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow_datasets") is None, reason="needs tensorflow-datasets"
-)
-
 
 def needs_prepared(name):
     there = (PREPARED / name).is_dir() and importlib.util.find_spec("tensorflow_datasets") is not None
     return pytest.mark.skipif(
         not there, reason=f"needs tensorflow-datasets and a prepared {name} (KERAS_IGPT_TEST_DATA names its folder)"
     )
-
-
-def prepare(root, dataset, counts, size, version="1.0.0", shards=2, file_format="tfrecord"):
-    """Has TensorFlow Datasets prepare a small set under a data set's name; picture k of a split is all k."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("tensorflow")
-    classes = ["ant", "bee", "cat"]
-
-    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = dataset
-        VERSION = tfds.core.Version(version)
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                        "label": tfds.features.ClassLabel(names=classes),
-                        "id": tfds.features.Text(),
-                    }
-                ),
-            )
-
-        def _split_generators(self, manager):
-            return {split: self._generate_examples(count) for split, count in counts.items()}
-
-        def _generate_examples(self, count):
-            for index in range(count):
-                image = np.full((size, size + index % 3, 3), index, "uint8")
-                yield index, {"image": image, "label": index % 3, "id": str(index)}
-
-    builder = Prepared(data_dir=root, file_format=file_format)
-    config = tfds.download.DownloadConfig(num_shards=shards)
-    builder.download_and_prepare(download_config=config)
-    return builder
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    pytest.importorskip("tensorflow_datasets")
-    root = tmp_path_factory.mktemp("tfds")
-    prepare(root, "imagenet2012", {"train": 100, "validation": 7}, size=9)
-    prepare(root, "cifar100", {"train": 50, "test": 6}, size=9)
-    prepare(root, "stl10", {"train": 50, "test": 6, "unlabelled": 5}, size=9)
-    return root
 
 
 @pytest.mark.parametrize(
@@ -145,7 +95,6 @@ def test_damaged_files_are_named(prepared, tmp_path):
         igpt.load_dataset("cifar100", tmp_path, 4)
 
 
-@needs_tfds
 def test_a_format_without_random_access_is_named(prepared, tmp_path):
     import shutil
 

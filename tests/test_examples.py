@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,10 +89,51 @@ def test_a_strip_keeps_what_was_seen(quickstart, palette):
     assert (drawn[2:] != strip[2:, :10]).any()
 
 
-def test_benchmark_of_normalization():
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Benchmarks import what they share from their own folder."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return ROOT / "benchmarks"
+
+
+def test_contact_sheet(tmp_path):
+    for package in ("matplotlib", "PIL"):
+        pytest.importorskip(package)
+    from PIL import Image
+
+    for name in ("dark", "bright"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for index in range(3):
+            pixels = np.random.default_rng(index).integers(0, 256, (40, 50, 3)).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.jpg")
+    output = tmp_path / "sheet.png"
+    example = load(ROOT / "examples" / "contact_sheet.py")
+    images = example.main(["--images", str(tmp_path / "in"), "--image-size", "8", "--output", str(output)])
+    assert images.shape == (2 * 8, 8, 8, 3)  # one training picture a class, seen and seven times cropped
+    assert output.is_file()
+
+
+def test_benchmark_of_palette_encoding(benchmarks):
+    for package in ("torch", "transformers", "sklearn"):
+        pytest.importorskip(package)
+    result = load(benchmarks / "palette_encoding.py").main(["--rounds", "1", "--images", "2", "--colors", "4096"])
+    assert result.pop("differences") == 0
+    assert len(result) == 3
+
+
+def test_benchmark_of_the_data_pipeline(benchmarks, tmp_path, monkeypatch):
+    prepare(tmp_path, "cifar10", {"train": 40, "test": 2}, size=32, noise=True)
+    prepare(tmp_path, "imagenet2012", {"train": 40, "validation": 2}, size=40, noise=True)
+    module = load(benchmarks / "data_pipeline.py")
+    monkeypatch.setattr(module, "BATCH_SIZE", 8)
+    seconds = module.main(["--data-dir", str(tmp_path), "--rounds", "1", "--steps", "2"])
+    assert len(seconds) == 6
+
+
+def test_benchmark_of_normalization(benchmarks):
     if keras.backend.backend() != "jax":
         pytest.skip("measures JAX")
-    medians = load(ROOT / "benchmarks" / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
+    medians = load(benchmarks / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
     assert set(medians) == {"Keras operation", "matrix products"}
 
 
@@ -109,6 +151,7 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     """All blocks of the README in order, in one namespace, with the names it takes for granted made here."""
     for package in ("sklearn", "matplotlib"):
         pytest.importorskip(package)
+    image = pytest.importorskip("PIL.Image")
     import keras_igpt as igpt
 
     monkeypatch.chdir(tmp_path)
@@ -128,10 +171,24 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     for name, count in (("train", 24), ("validation", 12), ("test", 12)):
         namespace[f"{name}_images"] = random.integers(0, 256, (count, 4, 4, 3)).astype("uint8")
         namespace[f"{name}_labels"] = np.arange(count) % 10
+    for name in "abcdefghij":
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(4):
+            pixels = random.integers(0, 256, (4, 4, 3)).astype("uint8")
+            image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
+    sizes = {
+        "keep_rows=16": "keep_rows=2",
+        "epochs, epoch_steps = 20": "epochs, epoch_steps = 2",
+        "image_size=32": "image_size=4",
+        "PaddedCrop()": "PaddedCrop(padding=1)",
+        "batch_size=128": "batch_size=8",
+        "// 128": "// 8",
+    }
+    read = (ROOT / "README.md").read_text()
+    assert all(size in read for size in sizes)
     for block in blocks:
-        smaller = block.replace("keep_rows=16", "keep_rows=2").replace(
-            "epochs, epoch_steps = 20", "epochs, epoch_steps = 2"
-        )
-        exec(compile(smaller, "README.md", "exec"), namespace)
+        for large, small in sizes.items():
+            block = block.replace(large, small)
+        exec(compile(block, "README.md", "exec"), namespace)
     assert (tmp_path / "igpt.keras").is_file()
     assert (tmp_path / "depth_curve.png").is_file()

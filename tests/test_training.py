@@ -75,4 +75,4 @@ def test_fine_tuning_has_no_schedule():
     recipe = igpt.finetuning_recipe(0.0003)
     assert float(to_numpy(recipe["optimizer"].learning_rate)) == pytest.approx(0.0003)
     assert (recipe["optimizer"].beta_1, recipe["optimizer"].beta_2) == (0.9, 0.95)
-    assert recipe["metrics"] == ["accuracy"]
+    assert recipe["weighted_metrics"] == ["accuracy"]
