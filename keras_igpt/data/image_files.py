@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -218,10 +217,12 @@ class ImageFiles(Examples):
 
 
 def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
-    """Resizes pictures to squares: centre crop to the shorter side, then the mean of the area that each pixel covers.
+    """Resizes pictures to squares: centre crop to the shorter side, then weighted means (Pillow's Hamming filter).
 
-    The paper does not state its filter. The mean makes no colour that is not between those there are, rings at no
-    edge, and keeps flat regions flat, which few palette colours need most. Enlarging repeats pixels.
+    The paper does not state its filter. This one's weights are all positive: no colour appears that is not between
+    those there are, nothing rings at edges, and flat regions stay flat, which few palette colours need most. It is
+    nearly as sharp as the plain mean of the area that a pixel covers (BOX), and does not move edges as that does at
+    ratios that are not whole, where Pillow counts a pixel or does not.
 
     Args:
         images: uint8 array `(B, H, W, C)`.
@@ -232,6 +233,7 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
 
     Raises:
         ValueError: if `images` is not such an array or `size` is not positive.
+        ImportError: if Pillow is absent.
 
     Example:
     ```python
@@ -243,12 +245,12 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
         raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {array.shape}")
     if size < 1:
         raise ValueError(f"`size` must be positive. Received: size={size}")
-    height, width = array.shape[1:3]
+    height, width, channels = array.shape[1:]
     if height == width == size:
         return array
-    side = min(height, width)
-    window = (float((width - side) // 2), float((height - side) // 2), float(side))
-    return np.stack([area_means(image, window, size) for image in array])
+    pillow = import_pillow()
+    pictures = (pillow.fromarray(image[..., 0] if channels == 1 else image) for image in array)
+    return np.stack([_decode(pillow, picture, size, None, channels, upright=False) for picture in pictures])
 
 
 def import_pillow() -> Any:
@@ -295,45 +297,10 @@ def _decode(
         picture = pillow.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     if picture.mode != mode:
         picture = picture.convert(mode)
+    if window is not None and size is not None and (picture.size != (size, size) or window[2] != size):
+        left, top, length = window[0] / scale, window[1] / scale, window[2] / scale
+        # Rounding must not lead out of the picture.
+        box = (left, top, min(left + length, picture.width), min(top + length, picture.height))
+        picture = picture.resize((size, size), pillow.Resampling.HAMMING, box=box)
     pixels = np.asarray(picture, np.uint8)
-    pixels = pixels.reshape(*pixels.shape[:2], num_channels)
-    if window is not None and size is not None and (pixels.shape[:2] != (size, size) or window[2] != size):
-        pixels = area_means(pixels, (window[0] / scale, window[1] / scale, window[2] / scale), size)
-    return check_images(pixels)
-
-
-def area_means(pixels: UInt8Images, window: Window, size: int) -> UInt8Images:
-    """Reduces a square of a picture to `size` pixels in either direction, each the mean of the area it covers.
-
-    Pixels that lie in part under a target pixel count in part. Pillow's BOX filter counts them all or not at all, which
-    at small ratios moves edges by half a pixel.
-
-    Args:
-        pixels: uint8 array `(H, W, C)`.
-        window: left, top and side of the square, in pixels.
-        size: int. Side `S` of the result.
-
-    Returns:
-        uint8 array `(S, S, C)`.
-    """
-    left, top, side = window
-    steps = side / size * np.arange(size + 1)
-    rows, columns = np.clip(top + steps, 0, pixels.shape[0]), np.clip(left + steps, 0, pixels.shape[1])
-    # Only the square is summed up.
-    first_row, first_column = int(rows[0]), int(columns[0])
-    part = pixels[first_row : math.ceil(rows[-1]), first_column : math.ceil(columns[-1])]
-    means = _means_between(rows - first_row, part)
-    means = _means_between(columns - first_column, means.transpose(1, 0, 2))
-    return np.rint(means.transpose(1, 0, 2)).astype(np.uint8)
-
-
-def _means_between(edges: npt.NDArray[np.float64], values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Means of `(N, ...)` between each two neighbouring edges along the first axis: differences of the integral."""
-    dtype = np.int32 if values.dtype.kind == "u" else np.float64  # exact for pictures of up to eight million rows
-    integral = np.zeros((len(values) + 1, *values.shape[1:]), dtype)
-    np.cumsum(values, axis=0, out=integral[1:])
-    whole = np.minimum(edges.astype(np.int64), len(values) - 1)
-    share = (edges - whole)[:, None, None]
-    at_edges = integral[whole] + share * values[whole]
-    means: npt.NDArray[np.float64] = np.diff(at_edges, axis=0) / np.diff(edges)[:, None, None]
-    return means
+    return check_images(pixels.reshape(*pixels.shape[:2], num_channels))
