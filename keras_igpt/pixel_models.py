@@ -35,10 +35,14 @@ class TokenModel(keras.Model):
         if isinstance(x, keras.utils.PyDataset):
             # Keras would draw another order of the batches from Python's global generator.
             kwargs.setdefault("shuffle", False)
-            kwargs.setdefault("steps_per_epoch", getattr(x, "steps_per_epoch", None))
+            if kwargs.get("steps_per_epoch") is None:
+                kwargs["steps_per_epoch"] = getattr(x, "steps_per_epoch", None)
         if kwargs.get("class_weight") is not None and y is None and _array_of(token_ids_of(x)) is not None:
             raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
         validation = kwargs.get("validation_data")
+        if isinstance(validation, keras.utils.PyDataset):
+            _check_that_it_ends(validation, kwargs.get("validation_steps"), "validation_data")
+            self.check_token_arrays(validation, "validation_data")
         if isinstance(validation, tuple) and validation:
             self.check_token_arrays(validation[0], "validation_data")
             if len(validation) == 3:
@@ -48,11 +52,13 @@ class TokenModel(keras.Model):
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics; `keras.Model.evaluate`, with `x` checked first."""
+        _check_that_it_ends(x, kwargs.get("steps"), "x")
         self.check_token_arrays(x)
         return super().evaluate(x, _targets_for(x, y, kwargs.get("sample_weight")), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
+        _check_that_it_ends(x, kwargs.get("steps"), "x")
         self.check_token_arrays(x)
         return super().predict(x, *args, **kwargs)
 
@@ -77,7 +83,7 @@ class TokenModel(keras.Model):
         """
         if isinstance(x, keras.utils.PyDataset):
             batch = x[0]
-            x = batch[0] if isinstance(batch, tuple) else batch
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
         if isinstance(x, dict) and ("token_ids" not in x or not set(x) <= {"token_ids", "position_mask"}):
             raise ValueError(f"`{name}` must have the key 'token_ids', perhaps 'position_mask'. Received: {list(x)}")
         token_ids = _array_of(token_ids_of(x))
@@ -96,6 +102,12 @@ class TokenModel(keras.Model):
                 f"`position_mask` must be bool of shape {token_ids.shape}, True where the pixel is hidden. "
                 f"Received: {mask.dtype} of shape {mask.shape}"
             )
+
+
+def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
+    """Refuses an endless data set where Keras would go on for ever."""
+    if isinstance(x, keras.utils.PyDataset) and steps is None and x.num_batches is None:
+        raise ValueError(f"`{name}` must end (`EvaluationBatches` does). Received: endless {type(x).__name__}")
 
 
 class PixelModel(TokenModel):

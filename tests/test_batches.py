@@ -199,6 +199,23 @@ def test_images_in_memory_are_encoded_as_they_are_moved():
     assert (np.sort(plain[0]) != np.sort(moved[0])).any() or (plain != moved).any()
 
 
+def test_items_out_of_range_and_endless_sets_are_refused(examples):
+    training, evaluation = igpt.TrainingBatches(examples, None, 4), igpt.EvaluationBatches(examples, None, 4)
+    for batches, index in ((training, -1), (evaluation, -1), (evaluation, 6)):
+        with pytest.raises(IndexError, match="`index`"):
+            batches[index]
+    assert training.max_queue_size < training.steps_per_epoch
+    model = make_causal_lm()
+    model.compile(optimizer="sgd")
+    for name, use in {
+        "x": lambda: model.evaluate(training),
+        "x`": lambda: model.predict(training),
+        "validation_data": lambda: model.fit(training, validation_data=training),
+    }.items():
+        with pytest.raises(ValueError, match=f"`{name}.* must end"):
+            use()
+
+
 def test_masks_hide_the_share_asked_for():
     examples = LabeledTokens(np.zeros((256, 64), "uint8"), np.zeros(256, int), 2)
     batches = igpt.TrainingBatches(examples, None, 256, mask_rate=0.15)

@@ -205,6 +205,23 @@ CASES = {
         "augmentation",
         lambda: igpt.TrainingBatches(tokens(), None, 2, augmentation=igpt.RandomResizedCrop()),
     ),
+    "an augmentation that is none": (
+        "augmentation",
+        lambda: igpt.TrainingBatches(tokens(), None, 2, augmentation=igpt.PaddedCrop),
+    ),
+    "batches of nothing": ("examples", lambda: igpt.EvaluationBatches(tokens().take(np.arange(0)), None, 2)),
+    "negative labels": ("labels", lambda: LabeledImages(IMAGES, -np.arange(4))),
+    "a test set of another size": (
+        "test",
+        lambda: igpt.load_arrays((IMAGES, np.arange(4)), (IMAGES[:, :2], np.arange(4)), held_out=0.5),
+    ),
+    "a cache of rectangles": ("examples", lambda: igpt.cache_tokens(labeled(IMAGES[:, :2]), COLORS, "nowhere")),
+    "validating on batches of other colors": (
+        "validation_data",
+        lambda: fitted(make_causal_lm()).fit(
+            TOKENS, validation_data=igpt.EvaluationBatches(tokens(40, offset=20), None, 2)
+        ),
+    ),
     "a border wider than the picture": (
         "augmentation",
         lambda: igpt.TrainingBatches(tokens(), None, 2, augmentation=igpt.PaddedCrop(padding=4)),

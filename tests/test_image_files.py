@@ -126,6 +126,31 @@ def test_photographs_stand_upright(tmp_path):
     np.testing.assert_allclose(files.read(0, igpt.RandomResizedCrop())[0].astype(int), cut, atol=8)
 
 
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_every_orientation_shows_the_same_picture(tmp_path, orientation, suffix):
+    """0 and 9 are not orientations, and mean nothing."""
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(gradient(133, 263)).save(path, exif=exif)
+    with Image.open(path) as picture:
+        upright = np.asarray(ImageOps.exif_transpose(picture))
+    crop = igpt.RandomResizedCrop()
+    for epoch in range(3):
+        window = crop.window(upright.shape[1], upright.shape[0], 0, epoch, 0)
+        image, _ = open_files(path, size=8).read(0, crop, seed=0, epoch=epoch)
+        np.testing.assert_allclose(image.astype(int), resized(upright, *window, 8), atol=4)
+
+
+def test_samples_without_a_known_range_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, "float32")).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"float\.tiff .its samples are floats"):
+        open_files(tmp_path / "float.tiff").read(0)
+
+
 def test_bad_files_are_named(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype("uint8")).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()

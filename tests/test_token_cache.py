@@ -92,8 +92,6 @@ def test_a_damaged_cache_is_made_anew(tmp_path, files, palette, name, harm):
     igpt.cache_tokens(files, palette, folder)
     path = folder / name
     content = bytearray(path.read_bytes())
-    if harm == "remove" and name == "manifest.json":
-        pytest.skip("a folder without a manifest is refused, not replaced")
     if harm == "flip":
         content[-3] ^= 255
         path.write_bytes(content)
@@ -144,6 +142,60 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, files, palette):
     with pytest.raises(ValueError, match=r"`folder` must be a token cache.*pictures"):
         igpt.cache_tokens(files, palette, tmp_path / "pictures")
     assert len(list((tmp_path / "pictures").iterdir())) == 10
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "manifest.json").write_text("{}")
+    (project / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="`folder` must be a token cache"):
+        igpt.cache_tokens(files, palette, project)
+    assert (project / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2])
+def test_killed_while_the_finished_cache_is_put_in_place(tmp_path, files, palette, reads, monkeypatch, moment):
+    """At each of the renames at the end, over an old cache."""
+    other = igpt.ColorPalette.from_colors(palette.colors[::-1])
+    folder = tmp_path / "cache"
+    igpt.cache_tokens(files, other, folder)
+    replace, calls = token_cache.os.replace, []
+
+    def die(source, target):
+        if not str(target).endswith(".json"):
+            calls.append(target)
+            if len(calls) == moment + 1:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    def die_at_unlink(self, **arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment < 2:
+            patch.setattr(token_cache.os, "replace", die)
+        else:
+            patch.setattr(token_cache.Path, "unlink", die_at_unlink)
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="made anew"):
+            igpt.cache_tokens(files, palette, folder)
+    reads.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokens = igpt.cache_tokens(files, palette, folder)
+    assert reads == []
+    assert_right(tokens, files, palette)
+
+
+def test_damaged_notes_of_progress_start_the_work_again(tmp_path, files, palette, monkeypatch):
+    monkeypatch.setattr(token_cache, "_CHUNK", 3)
+    for damage in (
+        lambda partial: (partial / "progress.json").write_text(""),
+        lambda partial: (partial / "labels.npy").unlink(),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(token_cache, "_checksum", lambda path: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                igpt.cache_tokens(files, palette, tmp_path / "cache")
+        damage(tmp_path / "cache.partial")
+    assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
 
 
 def make_cache(files, palette, folder, reads):

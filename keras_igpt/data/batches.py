@@ -16,7 +16,7 @@ from keras_igpt.palette import ColorPalette, TokenIds
 
 Source = LabeledImages | LabeledTokens | ImageFiles
 
-# Batches that wait for the model, so that a slow one does not hold it up.
+# With several threads: batches that wait for the model, so that a slow one does not hold it up.
 _BATCHES_AHEAD = 10
 
 
@@ -28,6 +28,8 @@ class _TokenSource:
             raise ValueError(
                 f"`examples` must be LabeledImages, LabeledTokens or ImageFiles. Received: {type(examples).__name__}"
             )
+        if not len(examples):
+            raise ValueError("`examples` must not be empty. Received: 0 examples")
         if isinstance(examples, LabeledTokens):
             if palette is not None and palette.num_colors != examples.num_colors:
                 raise ValueError(
@@ -103,7 +105,8 @@ class TrainingBatches(keras.utils.PyDataset):
         shard: pair of int. Which part of how many, for several processes: part p of each batch of `batch_size`. Shards
             are disjoint, equal in size and together the batches of one process.
         first_step: int. Item 0 is the batch of this step, to go on from there; nothing before it is read.
-        workers: int. Threads; by default one for what is in memory, `ImageFiles.threads` for what is decoded.
+        workers: int. Threads; by default 1, that of `fit` itself, for what is in memory, and `ImageFiles.threads` for
+            what is decoded.
 
     Raises:
         ValueError: if an argument does not fit the others.
@@ -127,13 +130,16 @@ class TrainingBatches(keras.utils.PyDataset):
         first_step: int = 0,
         workers: int | None = None,
     ) -> None:
-        super().__init__(**_threads(examples, workers))
         self._source = _TokenSource(examples, palette)
         self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
         if batch_size > len(self._source):
             raise ValueError(
                 f"`batch_size` must be at most the number of examples, {len(self._source)}. "
                 f"Received: batch_size={batch_size}"
+            )
+        if not isinstance(augmentation, (PaddedCrop, RandomResizedCrop, type(None))):
+            raise ValueError(
+                f"`augmentation` must be PaddedCrop(…), RandomResizedCrop(…) or None. Received: {augmentation!r}"
             )
         if isinstance(augmentation, RandomResizedCrop) and not isinstance(examples, ImageFiles):
             raise ValueError(
@@ -149,9 +155,11 @@ class TrainingBatches(keras.utils.PyDataset):
             raise ValueError(f"`mask_rate` must lie between 0 and 1. Received: mask_rate={mask_rate}")
         if first_step < 0:
             raise ValueError(f"`first_step` must not be negative. Received: first_step={first_step}")
+        # Keras fills the queue anew each epoch and keeps what is left: more than an epoch's would pile up.
+        super().__init__(**_threads(examples, workers, self.steps_per_epoch - 1))
         self._seed = check_seed(seed)
         self._augmentation, self._mask_rate, self._first_step = augmentation, mask_rate, first_step
-        self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -165,12 +173,16 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def rows(self, index: int) -> tuple[int, npt.NDArray[np.int64]]:
         """Returns the epoch and the rows of the examples that item `index` is made of."""
+        if index < 0:
+            raise IndexError(f"`index` must not be negative. Received: index={index}")
         epoch, batch = divmod(self._first_step + index, self.steps_per_epoch)
-        known, order = self._order
-        if known != epoch:
+        order = self._orders.get(epoch)
+        if order is None:
             order = permutation(len(self._source), "order", self._seed, epoch)
-            # One assignment of both: another thread sees the old pair or the new one.
-            self._order = (epoch, order)
+            # At an epoch's end threads need two orders. One assignment: the others see the old ones or the new.
+            self._orders = {near: kept for near, kept in self._orders.items() if abs(near - epoch) == 1} | {
+                epoch: order
+            }
         return epoch, order[batch * self._batch_size :][self._part]
 
     def __getitem__(self, index: int) -> tuple[Any, npt.NDArray[np.int32]]:
@@ -214,9 +226,9 @@ class EvaluationBatches(keras.utils.PyDataset):
         shard: tuple[int, int] = (0, 1),
         workers: int | None = None,
     ) -> None:
-        super().__init__(**_threads(examples, workers))
         self._source = _TokenSource(examples, palette)
         self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
+        super().__init__(**_threads(examples, workers, _BATCHES_AHEAD))
 
     @property
     def examples(self) -> LabeledTokens | ImageFiles:
@@ -227,6 +239,8 @@ class EvaluationBatches(keras.utils.PyDataset):
         return -(-len(self._source) // self._batch_size)
 
     def __getitem__(self, index: int) -> tuple[TokenIds, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"`index` must lie in 0…{len(self) - 1}. Received: index={index}")
         rows = np.arange(index * self._batch_size, (index + 1) * self._batch_size)[self._part]
         real = rows < len(self._source)
         token_ids, labels = self._source.read(rows[real]) if real.any() else self._source.read(np.array([0]))
@@ -238,12 +252,12 @@ class EvaluationBatches(keras.utils.PyDataset):
         )
 
 
-def _threads(examples: Source, workers: int | None) -> dict[str, int]:
+def _threads(examples: Source, workers: int | None, most_ahead: int) -> dict[str, int]:
     if workers is None:
         workers = examples.threads if isinstance(examples, ImageFiles) else 1
     if workers < 1:
         raise ValueError(f"`workers` must be at least 1. Received: workers={workers}")
-    return {"workers": workers, "max_queue_size": max(_BATCHES_AHEAD, 2 * workers)}
+    return {"workers": workers, "max_queue_size": max(1, min(max(_BATCHES_AHEAD, 2 * workers), most_ahead))}
 
 
 def _part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:

@@ -48,7 +48,8 @@ def load_dataset(
         `DataSplits`: of `LabeledImages`, in memory, or for ImageNet of `ImageFiles`, decoded when read.
 
     Raises:
-        ValueError: if there is no data set of that name, or its files are damaged.
+        ValueError: if there is no data set of that name, or its files are damaged: of a wrong
+            length, or holding what cannot be decoded. (TFRecord checksums are not compared.)
         FileNotFoundError: if it is not prepared and `download` is False, or ImageNet's archives are missing.
         ImportError: if tensorflow-datasets or Pillow is absent.
 
@@ -182,6 +183,9 @@ def load_arrays(
     sets = [LabeledImages(np.asarray(images), np.asarray(labels)) for images, labels in (train, test)]
     if image_size is not None:
         sets = [LabeledImages(resize_images(part.images, image_size), part.labels) for part in sets]
+    shapes = [part.images.shape[1:] for part in sets]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"`test` must have images of the shape of `train`, {shapes[0]}. Received: {shapes[1]}")
     count = 1 + max(int(part.labels.max()) for part in sets)
     if class_names is not None and len(class_names) < count:
         raise ValueError(f"`class_names` must name all {count} classes. Received: {len(class_names)} names")
@@ -254,7 +258,7 @@ def _class_folders(root: Path, argument: str) -> list[tuple[Path, list[Path]]]:
         )
 
     def pictures(folder: Path) -> list[Path]:
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES)
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES and path.is_file())
         return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
     return [(folder, pictures(folder)) for folder in folders]

@@ -117,7 +117,11 @@ class LabeledTokens(Examples):
     num_colors: int
 
     def __post_init__(self) -> None:
-        if self.token_ids.ndim != 2 or math.isqrt(self.token_ids.shape[1]) ** 2 != self.token_ids.shape[1]:
+        if (
+            self.token_ids.ndim != 2
+            or not self.token_ids.shape[1]
+            or math.isqrt(self.token_ids.shape[1]) ** 2 != self.token_ids.shape[1]
+        ):
             raise ValueError(
                 f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {self.token_ids.shape}"
             )
@@ -251,14 +255,14 @@ def concatenate(parts: Sequence[ExamplesT]) -> ExamplesT:
     """Joins sets of one kind in order.
 
     Args:
-        parts: sets of equally large pictures, at least one.
+        parts: sets of equally large pictures, at least one; of files, those of one store.
 
     Returns:
         One set with all of them.
 
     Example:
     ```python
-    everything = concatenate([data.train, data.validation, data.test])
+    everything = concatenate([data.train, data.validation])
     ```
     """
     joined, *others = parts
@@ -276,4 +280,6 @@ def _check_labels(labels: npt.ArrayLike, count: int) -> Labels:
             f"`labels` must be integers of shape ({count},), one an image. "
             f"Received: {classes.dtype} of shape {classes.shape}"
         )
+    if classes.size and classes.min() < 0:
+        raise ValueError(f"`labels` must not be negative. Received: {classes.min()}")
     return classes.astype(np.int64, copy=False)

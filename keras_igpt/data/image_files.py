@@ -21,6 +21,9 @@ from keras_igpt.palette import UInt8Images, check_images
 # pixel in either direction.
 _PIXELS_LEFT = 2
 
+# Of what becomes of a stored picture; token caches of another are made anew.
+_DECODING_VERSION = 1
+
 # CIFAR's 2 kB are decoded in half the time by one thread, ImageNet's 100 kB by many.
 _ENCODED_BYTES_FOR_THREADS = 1 << 13
 
@@ -92,8 +95,8 @@ class ImageFiles(Examples):
     """Labelled pictures that are decoded when they are read, for sets larger than memory.
 
     Every picture becomes an RGB square (or grey, where `num_channels` is 1): palette, grey and CMYK pictures are
-    converted, transparency is dropped, 16-bit samples keep their upper 8 bits, and of an animation the first frame
-    counts. A picture smaller than the square is enlarged, a one-pixel picture to one flat colour.
+    converted, transparency is dropped, longer samples are taken for 16 bits and keep the upper 8, and of an animation
+    the first frame counts. A picture smaller than the square is enlarged, a one-pixel picture to one flat colour.
 
     Args:
         reader: an `ImageReader`.
@@ -118,7 +121,7 @@ class ImageFiles(Examples):
             raise ValueError(f"`num_channels` must be 3, or 1 for grey. Received: num_channels={num_channels}")
         self._reader = reader
         self._numbers = np.arange(len(reader)) if numbers is None else numbers
-        self.image_size = image_size
+        self.image_size = None if image_size is None else int(image_size)
         self.num_channels = num_channels
 
     def __len__(self) -> int:
@@ -135,7 +138,9 @@ class ImageFiles(Examples):
     def join(self, other: Self) -> Self:
         same = (self.image_size, self.num_channels) == (other.image_size, other.num_channels)
         if self._reader is not other._reader or not same:
-            raise ValueError("`other` must read the same store at the same size. Received: another one")
+            raise ValueError(
+                "`other` must read the same store with the same `image_size` and `num_channels`. Received: another"
+            )
         numbers = np.concatenate([self._numbers, other._numbers])
         return type(self)(self._reader, self.image_size, numbers, self.num_channels)
 
@@ -157,15 +162,17 @@ class ImageFiles(Examples):
         Raises:
             ValueError: if the picture cannot be read; the message says where it lies.
         """
+        if crop is not None and self.image_size is None:
+            raise ValueError("`crop` needs an `image_size`. Received: ImageFiles with image_size=None")
         number = int(self._numbers[row])
         encoded, label = self._reader.read(number)
         pillow = import_pillow()
         try:
-            with pillow.open(io.BytesIO(encoded)) as picture:
-                window = None
-                if crop is not None:
-                    window = crop.window(*_upright_size(picture, self._reader.upright), seed, epoch, row)
-                image = _decode(pillow, picture, self.image_size, window, self.num_channels, self._reader.upright)
+            with pillow.open(io.BytesIO(encoded)) as opened:
+                picture = _turn_upright(opened) if self._reader.upright else opened
+                width, height = picture.size
+                window = None if crop is None else crop.window(width, height, seed, epoch, row)
+                image = _decode(pillow, picture, self.image_size, window, self.num_channels)
         # Pillow raises SyntaxError for some broken PNG files, and its own for pictures too large to be honest.
         except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
             raise ValueError(f"Pictures must be readable. Received: {self._reader.name(number)} ({error})") from error
@@ -204,13 +211,14 @@ class ImageFiles(Examples):
         Judged by the first picture.
         """
         encoded, _ = self._reader.read(int(self._numbers[0]))
-        return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else os.cpu_count() or 1
+        return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else _processors()
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the pictures that `load` gives, for JSON."""
         return {
             "store": self._reader.fingerprint(),
             "numbers": self._numbers.tolist(),
+            "decoding": _DECODING_VERSION,
             "image_size": self.image_size,
             "num_channels": self.num_channels,
         }
@@ -250,7 +258,7 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
         return array
     pillow = import_pillow()
     pictures = (pillow.fromarray(image[..., 0] if channels == 1 else image) for image in array)
-    return np.stack([_decode(pillow, picture, size, None, channels, upright=False) for picture in pictures])
+    return np.stack([_decode(pillow, picture, size, None, channels) for picture in pictures])
 
 
 def import_pillow() -> Any:
@@ -262,21 +270,21 @@ def import_pillow() -> Any:
     return Image
 
 
-def _upright_size(picture: Any, upright: bool) -> tuple[int, int]:
-    width, height = picture.size
-    # EXIF orientations 5 to 8 lie on their side.
-    if upright and picture.getexif().get(0x0112, 1) >= 5:
-        return height, width
-    return width, height
-
-
-def _decode(
-    pillow: Any, picture: Any, size: int | None, window: Window | None, num_channels: int, upright: bool
-) -> UInt8Images:
-    """Turns a picture's square `window` (the centre square by default) into `size` pixels in either direction."""
+def _turn_upright(picture: Any) -> Any:
+    """Turns a picture as its EXIF data say; one that lies right is not loaded yet."""
     from PIL import ImageOps
 
-    width, height = _upright_size(picture, upright)
+    return ImageOps.exif_transpose(picture) if picture.getexif().get(0x0112) in range(2, 9) else picture
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _decode(pillow: Any, picture: Any, size: int | None, window: Window | None, num_channels: int) -> UInt8Images:
+    """Turns a picture's square `window` (the centre square by default) into `size` pixels in either direction."""
+    width, height = picture.size
     if window is None and size is not None:
         side = min(width, height)
         window = (float((width - side) // 2), float((height - side) // 2), float(side))
@@ -289,13 +297,14 @@ def _decode(
             scale = wanted
             if picture.size != tuple(-(-length // scale) for length in stored):
                 raise ValueError(f"decoded to {picture.size} where {stored} was to be reduced {scale} times")
-    if upright:
-        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise ValueError("its samples are floats, whose range is not known")
     mode = "L" if num_channels == 1 else "RGB"
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # Pillow clips 16-bit samples to 8 bits where they are to be scaled.
         picture = pillow.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     if picture.mode != mode:
+        picture.info.pop("transparency", None)  # dropped below, with a warning otherwise
         picture = picture.convert(mode)
     if window is not None and size is not None and (picture.size != (size, size) or window[2] != size):
         left, top, length = window[0] / scale, window[1] / scale, window[2] / scale

@@ -62,6 +62,8 @@ class TfdsReader(ImageReader):
                 file.seek(offset)
                 (length,) = struct.unpack("<Q", file.read(_BEFORE)[:8])
                 record = file.read(length)
+            if len(record) != length:
+                raise ValueError(f"{len(record)} of {length} bytes")
             example = self._features.deserialize_example_np(record, decoders=self._decoders)
             return example["image"], int(example["label"])
         # What a damaged record makes the parser raise is not documented.

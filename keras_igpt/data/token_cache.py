@@ -15,7 +15,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from keras_igpt.data.examples import LabeledImages, LabeledTokens
 from keras_igpt.data.image_files import ImageFiles
@@ -23,6 +22,9 @@ from keras_igpt.palette import ColorPalette
 
 # Of the files' layout; caches of another are made anew.
 _VERSION = 1
+
+# What a cache's folder may hold; any other is somebody else's.
+_FILES = {"tokens.npy", "labels.npy", "manifest.json", "progress.json"}
 
 # Pictures between two notes of how far the work has got.
 _CHUNK = 2048
@@ -56,33 +58,37 @@ def cache_tokens(
     """
     if not isinstance(examples, (ImageFiles, LabeledImages)):
         raise ValueError(f"`examples` must be ImageFiles or LabeledImages. Received: {type(examples).__name__}")
-    target = Path(folder)
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").exists()):
-        raise ValueError(f"`folder` must be a token cache or not exist yet. Received: {target}, which is another thing")
+    target = Path(folder).resolve()
     key = _key(examples, palette)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _one_process(target):
+        if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= _FILES):
+            raise ValueError(f"`folder` must be a token cache or not exist yet. Received: {target}, another thing")
         fault = _fault(target, key)
         if fault is not None:
             if target.exists():
-                warnings.warn(f"The token cache {target} is made anew: {fault}.", stacklevel=3)
+                warnings.warn(f"The token cache {target} is made anew: {fault}.", stacklevel=2)
             _build(examples, palette, target, key)
-    tokens = np.load(target / "tokens.npy", mmap_mode="r")
-    return LabeledTokens(tokens, np.load(target / "labels.npy"), palette.num_colors)
+        tokens, labels = np.load(target / "tokens.npy", mmap_mode="r"), np.load(target / "labels.npy")
+    return LabeledTokens(tokens, labels, palette.num_colors)
 
 
 def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[str, Any]:
+    digest = hashlib.sha256()
     if isinstance(examples, ImageFiles):
-        source = json.dumps(examples.fingerprint(), sort_keys=True).encode()
+        digest.update(json.dumps(examples.fingerprint(), sort_keys=True).encode())
         size = examples.image_size
         if size is None:
             raise ValueError("`examples` must have an `image_size`. Received: ImageFiles with image_size=None")
     else:
-        size = examples.images.shape[1]
-        source = np.ascontiguousarray(examples.images).tobytes() + examples.labels.tobytes()
+        height, size = examples.images.shape[1:3]
+        if height != size:
+            raise ValueError(f"`examples` must be square to become tokens. Received: {height}x{size} pixels")
+        digest.update(np.ascontiguousarray(examples.images).data)
+        digest.update(np.ascontiguousarray(examples.labels).data)
     return {
         "version": _VERSION,
-        "examples": hashlib.sha256(source).hexdigest(),
+        "examples": digest.hexdigest(),
         "palette": hashlib.sha256(palette.centroids.tobytes()).hexdigest(),
         "count": len(examples),
         "image_size": size,
@@ -91,14 +97,10 @@ def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[st
 
 def _fault(folder: Path, key: dict[str, Any]) -> str | None:
     """Says why a folder is not the cache of `key`, or None if it is."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
-        return "there is none"
-    except ValueError:
-        return "its manifest cannot be read"
-    made_of = manifest.get("made_of", {})
-    changed = [name for name, value in key.items() if made_of.get(name) != value]
+    manifest = _read_json(folder / "manifest.json")
+    if not {"made_of", "checksums"} <= manifest.keys():
+        return "its manifest is missing or cannot be read"
+    changed = [name for name, value in key.items() if manifest["made_of"].get(name) != value]
     if changed:
         return f"it was made of another {' and '.join(changed)}"
     for name, checksum in manifest["checksums"].items():
@@ -113,22 +115,28 @@ def _fault(folder: Path, key: dict[str, Any]) -> str | None:
 def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: Path, key: dict[str, Any]) -> None:
     partial = target.with_name(f"{target.name}.partial")
     progress = partial / "progress.json"
+    dtype = np.min_scalar_type(palette.num_colors - 1)
+    layout = {
+        "tokens.npy": (np.dtype(dtype), (len(examples), key["image_size"] ** 2)),
+        "labels.npy": (np.dtype(np.int64), (len(examples),)),
+    }
+    state = _read_json(progress)
     done = 0
-    if progress.is_file():
-        state = json.loads(progress.read_text())
-        done = state["done"] if state["made_of"] == key else 0
+    if state.get("made_of") == key:
+        try:
+            arrays = [np.load(partial / name, mmap_mode="r+") for name in layout]
+        except (OSError, ValueError):  # lost with the machine's power, say; the work begins again
+            pass
+        else:
+            done = state["done"]
     if not done:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-    dtype = np.min_scalar_type(palette.num_colors - 1)
-    size = key["image_size"]
-
-    def open_array(name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
-        mode = "r+" if done else "w+"
-        return np.lib.format.open_memmap(partial / name, mode=mode, dtype=dtype, shape=shape)
-
-    tokens = open_array("tokens.npy", dtype, (len(examples), size * size))
-    labels = open_array("labels.npy", np.dtype(np.int64), (len(examples),))
+        arrays = [
+            np.lib.format.open_memmap(partial / name, mode="w+", dtype=dtype, shape=shape)
+            for name, (dtype, shape) in layout.items()
+        ]
+    tokens, labels = arrays
     bar = keras.utils.Progbar(len(examples), unit_name="picture")
     bar.update(done)
     for start in range(done, len(examples), _CHUNK):
@@ -140,16 +148,33 @@ def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: 
         labels.flush()
         _write_json(progress, {"made_of": key, "done": rows.stop})
         bar.update(rows.stop)
-    checksums = {name: _checksum(partial / name) for name in ("tokens.npy", "labels.npy")}
+    checksums = {name: _checksum(partial / name) for name in layout}
     _write_json(partial / "manifest.json", {"made_of": key, "checksums": checksums})
-    progress.unlink()
-    shutil.rmtree(target, ignore_errors=True)
+    # Wherever this is cut off, either a whole cache lies under the name or the finished work is found again.
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
     os.replace(partial, target)
+    (target / "progress.json").unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads an object; an empty one where there is none or something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
+    with open(temporary, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
