@@ -120,12 +120,12 @@ def test_killed_work_goes_on_where_it_was(tmp_path, files, palette, reads, monke
         with pytest.raises(KeyboardInterrupt):
             igpt.cache_tokens(files, palette, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
-    assert json.loads((tmp_path / "cache.partial" / "progress.json").read_text())["done"] == 6
+    assert json.loads((tmp_path / ".cache.tokens-unfinished" / "progress.json").read_text())["done"] == 6
     reads.clear()
     tokens = igpt.cache_tokens(files, palette, tmp_path / "cache")
     assert sorted(reads) == [6, 7, 8, 9]
     assert_right(tokens, files, palette)
-    assert not (tmp_path / "cache.partial").exists()
+    assert not (tmp_path / ".cache.tokens-unfinished").exists()
 
 
 def test_unfinished_work_on_something_else_is_not_gone_on_with(tmp_path, files, palette, monkeypatch):
@@ -194,8 +194,10 @@ def test_damaged_notes_of_progress_start_the_work_again(tmp_path, files, palette
             patch.setattr(token_cache, "_checksum", lambda path: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 igpt.cache_tokens(files, palette, tmp_path / "cache")
-        damage(tmp_path / "cache.partial")
-    assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
+        damage(tmp_path / ".cache.tokens-unfinished")
+    with pytest.warns(UserWarning, match="begins again: .*labels.npy"):
+        tokens = igpt.cache_tokens(files, palette, tmp_path / "cache")
+    assert_right(tokens, files, palette)
 
 
 def make_cache(files, palette, folder, reads):

@@ -113,7 +113,7 @@ def _fault(folder: Path, key: dict[str, Any]) -> str | None:
 
 
 def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: Path, key: dict[str, Any]) -> None:
-    partial = target.with_name(f"{target.name}.partial")
+    partial = _beside(target, "unfinished")
     progress = partial / "progress.json"
     dtype = np.min_scalar_type(palette.num_colors - 1)
     layout = {
@@ -125,8 +125,8 @@ def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: 
     if state.get("made_of") == key:
         try:
             arrays = [np.load(partial / name, mmap_mode="r+") for name in layout]
-        except (OSError, ValueError):  # lost with the machine's power, say; the work begins again
-            pass
+        except (OSError, ValueError) as error:  # lost with the machine's power, say
+            warnings.warn(f"The unfinished token cache {partial} begins again: {error}.", stacklevel=3)
         else:
             done = state["done"]
     if not done:
@@ -151,13 +151,18 @@ def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: 
     checksums = {name: _checksum(partial / name) for name in layout}
     _write_json(partial / "manifest.json", {"made_of": key, "checksums": checksums})
     # Wherever this is cut off, either a whole cache lies under the name or the finished work is found again.
-    old = target.with_name(f"{target.name}.old")
+    old = _beside(target, "replaced")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
     os.replace(partial, target)
     (target / "progress.json").unlink()
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path, purpose: str) -> Path:
+    """A hidden name that nobody else would use: what lies there may be deleted."""
+    return target.with_name(f".{target.name}.tokens-{purpose}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -191,6 +196,6 @@ def _one_process(target: Path) -> Iterator[None]:
     """Holds a lock that ends with the process, however that ends."""
     import fcntl  # on POSIX systems only, as JAX's and TensorFlow's accelerators are
 
-    with open(target.with_name(f"{target.name}.lock"), "w") as file:
+    with open(_beside(target, "lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
