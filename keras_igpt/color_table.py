@@ -12,7 +12,7 @@ Positions = npt.NDArray[np.float64]
 # Distances are computed for this many (colour, palette entry) pairs at a time: 32 MB of float64.
 _PAIRS_PER_CHUNK = 1 << 22
 
-# Side of the cubes of colours that share their candidates. 8 and 32 are slower.
+# Side of the cubes of colours that share their candidates.
 _CELL = 16
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import keras_igpt as igpt
-from keras_igpt.data import concatenate, load_arrays, low_data_subset, split_off
+from keras_igpt.data import load_arrays, low_data_subset, split_off
 from keras_igpt.data.examples import LabeledImages
 
 PREPARED = Path(os.environ.get("KERAS_IGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data" / "tfds"))
@@ -246,7 +246,7 @@ def test_records_are_those_that_tensorflow_reads():
 def test_imagenet_pictures_of_every_kind_are_read():
     data = igpt.load_dataset("imagenet2012", PREPARED, image_size=48)
     assert [len(part) for part in (data.train, data.validation, data.test)] == [192, 8, 40]
-    loaded = concatenate([data.train, data.validation]).load()
+    loaded = data["train+validation"].load()
     assert loaded.images.shape == (200, 48, 48, 3)
     assert loaded.images.std() > 30
     crop, _ = data.train.read(0, igpt.RandomResizedCrop(), seed=0, epoch=1)

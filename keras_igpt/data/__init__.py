@@ -8,7 +8,6 @@ from keras_igpt.data.examples import (
     Examples,
     LabeledImages,
     LabeledTokens,
-    concatenate,
     low_data_subset,
     split_off,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "RandomResizedCrop",
     "TrainingBatches",
     "cache_tokens",
-    "concatenate",
     "load_arrays",
     "load_dataset",
     "load_image_folder",

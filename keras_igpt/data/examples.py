@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Self, TypeVar
@@ -249,26 +248,6 @@ def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -
     order = permutation(len(examples), "low data", check_seed(seed))
     chosen = [order[examples.labels[order] == label][:labels_per_class] for label in classes]
     return examples.take(np.sort(np.concatenate(chosen)))
-
-
-def concatenate(parts: Sequence[ExamplesT]) -> ExamplesT:
-    """Joins sets of one kind in order.
-
-    Args:
-        parts: sets of equally large pictures, at least one; of files, those of one store.
-
-    Returns:
-        One set with all of them.
-
-    Example:
-    ```python
-    everything = concatenate([data.train, data.validation])
-    ```
-    """
-    joined, *others = parts
-    for part in others:
-        joined = joined.join(part)
-    return joined
 
 
 def _check_labels(labels: npt.ArrayLike, count: int) -> Labels:
