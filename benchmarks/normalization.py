@@ -26,7 +26,7 @@ from keras_igpt import layers
 def make_step(by_products: bool, batch_size: int) -> Callable[[], None]:
     """Compiles one training step with the form chosen."""
     random = np.random.default_rng(0)
-    with mock.patch.object(layers, "_reduces_rows_slowly", return_value=by_products):
+    with mock.patch.object(layers, "reduces_rows_slowly", return_value=by_products):
         backbone = igpt.ImageGPTBackbone.from_preset("igpt_nano", vocabulary_size=128)
         language_model = igpt.ImageGPTCausalLM(backbone)
         language_model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=1000))

@@ -5,6 +5,7 @@ Reference:
 """
 
 from keras_igpt.backbone import ImageGPTBackbone
+from keras_igpt.compilation_cache import enable_compilation_cache
 from keras_igpt.data import (
     EvaluationBatches,
     PaddedCrop,
@@ -15,15 +16,22 @@ from keras_igpt.data import (
     load_dataset,
     load_image_folder,
 )
+from keras_igpt.estimate import estimate
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.linear_probe import LinearProbe
 from keras_igpt.palette import ColorPalette
 from keras_igpt.pixel_models import ImageGPTCausalLM, ImageGPTMaskedLM
-from keras_igpt.training import finetuning_recipe, pretraining_recipe
+from keras_igpt.training import (
+    ApplyLeftoverGradients,
+    apply_leftover_gradients,
+    finetuning_recipe,
+    pretraining_recipe,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApplyLeftoverGradients",
     "ColorPalette",
     "EvaluationBatches",
     "ImageGPTBackbone",
@@ -34,7 +42,10 @@ __all__ = [
     "PaddedCrop",
     "RandomResizedCrop",
     "TrainingBatches",
+    "apply_leftover_gradients",
     "cache_tokens",
+    "enable_compilation_cache",
+    "estimate",
     "finetuning_recipe",
     "load_arrays",
     "load_dataset",

@@ -7,73 +7,175 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-# A causal sequence is cut into this many blocks of queries where there is no fused kernel. Each block sees only the
-# keys up to its own end, which skips nearly half of the score matrix; more blocks skip more but multiply tiny products.
+from keras_igpt.recomputation import compute_after, differentiate_by_hand
+from keras_igpt.row_reductions import row_max, row_sum
+
+# Queries are cut into this many blocks where there is no fused kernel. A causal block sees only the keys up to its own
+# end, which skips nearly half of the score matrix; more blocks skip more but multiply smaller matrices.
 _QUERY_BLOCKS = 8
 _SHORTEST_QUERY_BLOCK = 64
+_MINUS_INFINITY = -1e30
 
 KeyValue = tuple[Any, Any]
+Kernel = Literal["auto", "fused", "blocks"]
 
 
-def dot_product_attention(query: Any, key: Any, value: Any, *, causal: bool) -> Any:
-    """Attends over whole sequences: `softmax(q k^T / sqrt(H)) v`.
+def attention_kernel(choice: Kernel, dtype: str, head_dim: int) -> str:
+    """Says which kernel `dot_product_attention` runs on this backend and device.
 
-    Runs the backend's fused kernel where it has one: SDPA on PyTorch, cuDNN (in half precision) or the TPU kernel (when
-    causal) on JAX. Elsewhere it is written out in blocks of queries, with the softmax in float32.
+    The one place that asks which backend runs: Keras offers the kernels through one call, but it quietly goes on with
+    the whole score matrix in memory where a kernel cannot run.
 
     Args:
-        query: tensor `(B, T, N, H)`.
-        key: tensor `(B, T, N, H)`.
-        value: tensor `(B, T, N, H)`.
-        causal: bool. Whether position i attends to positions 0…i only.
+        choice: `"auto"`, the fused kernel where there is one; `"fused"`; or `"blocks"`.
+        dtype: str. That of queries, keys and values.
+        head_dim: int. Width `H` of a head.
 
     Returns:
-        Tensor `(B, T, N, H)` of the dtype of `query`.
+        `"torch"` (SDPA, whose own choice depends on the device), `"cudnn"` or `"blocks"`.
+
+    Raises:
+        ValueError: if `"fused"` is asked for where there is none.
     """
-    if _has_fused_kernel(keras.backend.standardize_dtype(query.dtype), causal):
-        return ops.dot_product_attention(query, key, value, is_causal=causal)
-    length = query.shape[1]
-    if not causal:
-        return _masked_attention(query, key, value, None)
-    block = max(_SHORTEST_QUERY_BLOCK, -(-length // _QUERY_BLOCKS))
-    outputs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        # (t, s): query start + t sees key s iff s <= start + t.
-        visible = ops.arange(stop) <= ops.expand_dims(ops.arange(start, stop), -1)
-        outputs.append(_masked_attention(query[:, start:stop], key[:, :stop], value[:, :stop], visible))
-    return outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
-
-
-def _has_fused_kernel(dtype: str, causal: bool) -> bool:
-    """Whether `ops.dot_product_attention` beats the written-out form on this backend and device.
-
-    The one place that asks which backend runs: Keras offers the kernels through one call, but not the knowledge of
-    where it would fall back to a score matrix in memory.
-    """
+    if choice == "blocks":
+        return "blocks"
     if keras.backend.backend() == "torch":
-        return True
-    if keras.backend.backend() != "jax":
-        return False
+        return "torch"
+    reason = f"the {keras.backend.backend()} backend has none"
+    if keras.backend.backend() == "jax":
+        import jax
+
+        platform = jax.default_backend()
+        reason = f"JAX has none on {platform}"
+        if platform == "gpu":
+            if dtype in ("float16", "bfloat16") and head_dim % 8 == 0 and head_dim <= 128:
+                return "cudnn"
+            reason = "cuDNN's takes half precision and heads of 8, 16, … 128 numbers"
+    if choice == "fused":
+        raise ValueError(
+            f"`kernel` must be 'auto' or 'blocks' where there is no fused kernel: {reason}. "
+            f"Received: kernel='fused' with {dtype} and heads of {head_dim}"
+        )
+    return "blocks"
+
+
+def dot_product_attention(projected: Any, *, causal: bool, kernel: Kernel = "auto") -> Any:
+    """Attends over whole sequences: `softmax(q k^T / sqrt(H)) v`.
+
+    Args:
+        projected: tensor `(B, T, 3, N, H)`: queries, keys and values.
+        causal: bool. Whether position i attends to positions 0…i only.
+        kernel: what runs, as in `attention_kernel`. No kernel keeps `T x T` weights for the backward pass.
+
+    Returns:
+        Tensor `(B, T, N, H)` of the dtype of `projected`.
+
+    Raises:
+        ValueError: if a fused kernel is asked for where there is none.
+    """
+    runs = attention_kernel(kernel, keras.backend.standardize_dtype(projected.dtype), projected.shape[-1])
+    if runs == "blocks":
+        return _attend_in_blocks(projected, causal)
+    query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
+    if runs == "torch":
+        return ops.dot_product_attention(query, key, value, is_causal=causal)
     import jax
 
-    platform = jax.default_backend()
-    # Keras 3.15's TPU path applies a causal mask when asked for none, so bidirectional attention must not take it.
-    if platform == "tpu":
-        return causal
-    # cuDNN's kernel takes half precision only; in float32 Keras would hold the whole score matrix in memory.
-    return platform == "gpu" and dtype in ("float16", "bfloat16")
+    # Keras' operation would fall back on the score matrix when cuDNN fails; JAX' own raises.
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
-def _masked_attention(query: Any, key: Any, value: Any, visible: Any | None) -> Any:
-    """Attention written out, softmax in float32. `visible` is a bool mask broadcastable to `(B, N, T, S)`."""
-    scale = query.shape[-1] ** -0.5
-    scores = ops.einsum("btnh,bsnh->bnts", query * ops.cast(scale, query.dtype), key)
-    scores = ops.cast(scores, "float32")
-    if visible is not None:
-        scores = ops.where(visible, scores, ops.cast(-1e30, "float32"))
-    weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
-    return ops.einsum("bnts,bsnh->btnh", weights, value)
+def _attend_in_blocks(projected: Any, causal: bool) -> Any:
+    """Attention written out, a block of queries at a time, softmax in float32.
+
+    The backward pass computes the weights of each block anew from queries, keys and the logarithm of each query's sum,
+    as [Dao et al., 2022](https://arxiv.org/abs/2205.14135) do: nothing of size `T x T` is kept.
+    """
+    length = projected.shape[1]
+    size = max(_SHORTEST_QUERY_BLOCK, -(-length // _QUERY_BLOCKS))
+    # Queries from `start` to `stop`, and how many keys they see.
+    blocks = [
+        (start, min(start + size, length), min(start + size, length) if causal else length)
+        for start in range(0, length, size)
+    ]
+
+    def scores_of(query: Any, key: Any, start: int) -> Any:
+        visible = _causal_mask(start, query.shape[2], key.shape[2]) if causal else None
+        return _attention_scores(query, key, visible)
+
+    def attend(projected: Any) -> Any:
+        query, key, value = ops.unstack(ops.transpose(projected, (2, 0, 3, 1, 4)))  # each (B, N, T, H)
+        outputs, log_sums = [], []
+        queries = query
+        for start, stop, seen in blocks:
+            scores = scores_of(queries[:, :, start:stop], key[:, :, :seen], start)
+            highest = row_max(scores)
+            weights = ops.exp(scores - highest)
+            total = row_sum(weights)
+            attended = ops.matmul(ops.cast(weights, value.dtype), value[:, :, :seen])
+            outputs.append(attended / ops.cast(total, value.dtype))
+            log_sums.append(highest + ops.log(total))
+            # One block after the other, so that one is in memory at a time.
+            (queries,) = compute_after(outputs[-1], (queries,))
+        output = ops.concatenate(outputs, axis=2)
+
+        def gradient(upstream: Any) -> Any:
+            upstream = _swap_time_and_heads(upstream)
+            correction = row_sum(ops.cast(upstream * output, "float32"))
+            queries, keys, values = compute_after(correction, (query, key, value))
+            query_gradients = []
+            key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)
+            for (start, stop, seen), log_sum in zip(blocks, log_sums, strict=True):
+                block, incoming = queries[:, :, start:stop], upstream[:, :, start:stop]
+                weights = ops.exp(scores_of(block, keys[:, :, :seen], start) - log_sum)
+                by_weights = ops.matmul(incoming, ops.swapaxes(values[:, :, :seen], -1, -2))
+                by_scores = weights * (ops.cast(by_weights, "float32") - correction[:, :, start:stop])
+                by_scores = ops.cast(by_scores, query.dtype) * _scale_of(query)
+                query_gradients.append(ops.matmul(by_scores, keys[:, :, :seen]))
+                key_gradient = _add_to_first(key_gradient, by_scores, block)
+                value_gradient = _add_to_first(value_gradient, ops.cast(weights, value.dtype), incoming)
+                (queries,) = compute_after(key_gradient, (queries,))
+            gradients = ops.stack([ops.concatenate(query_gradients, axis=2), key_gradient, value_gradient])
+            return ops.transpose(gradients, (1, 3, 0, 2, 4))
+
+        return _swap_time_and_heads(output), gradient
+
+    return differentiate_by_hand(attend)(projected)
+
+
+def _add_to_first(total: Any, left: Any, right: Any) -> Any:
+    """Adds `left^T right` to the first rows of `total` along time."""
+    # Transposing the small factor and the small result: products of a large transposed matrix are slow on CPU.
+    product = ops.swapaxes(ops.einsum("bnth,bnts->bnhs", right, left), -1, -2)
+    return total + ops.pad(product, [(0, 0), (0, 0), (0, total.shape[2] - product.shape[2]), (0, 0)])
+
+
+def _swap_time_and_heads(tensor: Any) -> Any:
+    return ops.transpose(tensor, (0, 2, 1, 3))
+
+
+def _causal_mask(start: int, queries: int, keys: int) -> Any:
+    """Query start + t sees key s iff s <= start + t; bool `(queries, keys)`."""
+    return ops.arange(keys) <= ops.expand_dims(ops.arange(start, start + queries), -1)
+
+
+def _scale_of(query: Any) -> Any:
+    return ops.cast(query.shape[-1] ** -0.5, query.dtype)
+
+
+def _attention_scores(query: Any, key: Any, visible: Any | None) -> Any:
+    """Scaled products of queries `(B, N, T, H)` and keys `(B, N, S, H)` in float32, where they are visible."""
+    scores = ops.cast(ops.matmul(query * _scale_of(query), ops.swapaxes(key, -1, -2)), "float32")
+    return scores if visible is None else ops.where(visible, scores, ops.cast(_MINUS_INFINITY, "float32"))
+
+
+def _attend_one_step(query: Any, keys: Any, values: Any, index: Any) -> Any:
+    """Attention of the single query `(B, 1, N, H)` at `index` over a cache `(B, S, N, H)` filled up to there."""
+    # `is_causal` would align the single query with the first key, so the visible length is given as a mask.
+    visible = ops.arange(keys.shape[1]) <= index
+    query, keys, values = (_swap_time_and_heads(tensor) for tensor in (query, keys, values))
+    weights = ops.softmax(_attention_scores(query, keys, visible), axis=-1)
+    return _swap_time_and_heads(ops.matmul(ops.cast(weights, values.dtype), values))
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -87,6 +189,7 @@ class SelfAttention(keras.layers.Layer):
         num_heads: int. Heads `N`; must divide the width.
         num_layers: int. Depth `L` of the network, for the initialisation.
         mode: `"causal"` or `"bidirectional"`.
+        kernel: `"auto"`, `"fused"` or `"blocks"`, as in `attention_kernel`.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -106,12 +209,14 @@ class SelfAttention(keras.layers.Layer):
         num_heads: int,
         num_layers: int,
         mode: Literal["causal", "bidirectional"],
+        kernel: Kernel = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_layers = num_layers
         self.mode = mode
+        self.kernel: Kernel = kernel
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         width = input_shape[-1]
@@ -139,13 +244,11 @@ class SelfAttention(keras.layers.Layer):
         projected = self.query_key_value(inputs)  # (B, T, 3, N, H)
         query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
         if cache is None:
-            attended = dot_product_attention(query, key, value, causal=self.mode == "causal")
+            attended = dot_product_attention(projected, causal=self.mode == "causal", kernel=self.kernel)
             return self.output_projection(attended), (key, value)
         keys = ops.slice_update(cache[0], (0, index, 0, 0), key)
         values = ops.slice_update(cache[1], (0, index, 0, 0), value)
-        # `is_causal` would align the single query with the first key, so the visible length is given as a mask.
-        visible = ops.arange(keys.shape[1]) <= index
-        attended = _masked_attention(query, keys, values, visible)
+        attended = _attend_one_step(query, keys, values, index)
         return self.output_projection(attended), (keys, values)
 
     def get_config(self) -> dict[str, Any]:
@@ -154,4 +257,5 @@ class SelfAttention(keras.layers.Layer):
             "num_heads": self.num_heads,
             "num_layers": self.num_layers,
             "mode": self.mode,
+            "kernel": self.kernel,
         }

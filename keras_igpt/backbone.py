@@ -9,7 +9,8 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_igpt.attention import KeyValue, SelfAttention
+from keras_igpt.attention import Kernel, KeyValue, SelfAttention, attention_kernel
+from keras_igpt.distribution import infers_shapes_of_replicas
 from keras_igpt.layers import FeedForward, Normalization, PixelEmbedding
 from keras_igpt.presets import get_preset
 
@@ -23,6 +24,7 @@ class TransformerBlock(keras.layers.Layer):
         num_layers: int. Depth `L` of the network, for the initialisation.
         attention: `"causal"` or `"bidirectional"`.
         normalization: `"layer_norm"` or `"rms_norm"`.
+        kernel: `"auto"`, `"fused"` or `"blocks"`.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -43,6 +45,7 @@ class TransformerBlock(keras.layers.Layer):
         num_layers: int,
         attention: Literal["causal", "bidirectional"],
         normalization: Literal["layer_norm", "rms_norm"],
+        kernel: Kernel = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -51,9 +54,12 @@ class TransformerBlock(keras.layers.Layer):
             "num_layers": num_layers,
             "attention": attention,
             "normalization": normalization,
+            "kernel": kernel,
         }
         self.attention_norm = Normalization(normalization, dtype=self.dtype_policy, name="attention_norm")
-        self.attention = SelfAttention(num_heads, num_layers, attention, dtype=self.dtype_policy, name="attention")
+        self.attention = SelfAttention(
+            num_heads, num_layers, attention, kernel, dtype=self.dtype_policy, name="attention"
+        )
         self.feed_forward_norm = Normalization(normalization, dtype=self.dtype_policy, name="feed_forward_norm")
         self.feed_forward = FeedForward(dtype=self.dtype_policy, name="feed_forward")
 
@@ -91,6 +97,11 @@ class ImageGPTBackbone(keras.Model):
         attention: `"causal"` for the autoregressive objective (inputs are shifted behind a start vector) or
             `"bidirectional"` for BERT's.
         normalization: `"layer_norm"`, the paper's text, or `"rms_norm"`, what the released weights were trained with.
+        kernel: attention's. `"auto"`, the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX with a
+            GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises where there
+            is none. No kernel keeps `T x T` weights. `attention_kernel` says which one runs.
+        remat: bool. Whether the backward pass computes each block anew from its input, which saves most of the memory
+            and costs a third of the time. XLA undoes it on CPU with JAX.
         dtype: dtype policy of the blocks, `"mixed_bfloat16"` say. Norm statistics and softmax are float32 under any.
         **kwargs: of `keras.Model`.
 
@@ -125,6 +136,8 @@ class ImageGPTBackbone(keras.Model):
         hidden_dim: int,
         attention: Literal["causal", "bidirectional"] = "causal",
         normalization: Literal["layer_norm", "rms_norm"] = "layer_norm",
+        kernel: Kernel = "auto",
+        remat: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -144,7 +157,10 @@ class ImageGPTBackbone(keras.Model):
             )
         _check_choice("attention", attention, ("causal", "bidirectional"))
         _check_choice("normalization", normalization, ("layer_norm", "rms_norm"))
+        _check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
+        # Where there is no fused kernel, one that is asked for fails here and not in the first step.
+        attention_kernel(kernel, self.compute_dtype, hidden_dim // num_heads)
 
         # === Layers ===
         self.pixel_embedding = PixelEmbedding(
@@ -160,6 +176,7 @@ class ImageGPTBackbone(keras.Model):
                 num_layers,
                 attention,
                 normalization,
+                kernel,
                 dtype=self.dtype_policy,
                 name=f"block_{layer}",
             )
@@ -175,6 +192,8 @@ class ImageGPTBackbone(keras.Model):
         self.hidden_dim = hidden_dim
         self.attention = attention
         self.normalization = normalization
+        self.kernel: Kernel = kernel
+        self.remat = remat
 
         self.build((None, self.num_tokens))
 
@@ -204,6 +223,11 @@ class ImageGPTBackbone(keras.Model):
     def num_tokens(self) -> int:
         """Sequence length `T`."""
         return self.image_size**2
+
+    @property
+    def attention_kernel(self) -> str:
+        """The attention kernel that runs here: `"torch"` (SDPA), `"cudnn"` or `"blocks"`."""
+        return attention_kernel(self.kernel, self.compute_dtype, self.head_dim)
 
     @property
     def head_dim(self) -> int:
@@ -313,6 +337,8 @@ class ImageGPTBackbone(keras.Model):
             "hidden_dim": self.hidden_dim,
             "attention": self.attention,
             "normalization": self.normalization,
+            "kernel": self.kernel,
+            "remat": self.remat,
         }
 
     def _residual_states(self, token_ids: Any, position_mask: Any | None) -> Iterator[Any]:
@@ -321,7 +347,7 @@ class ImageGPTBackbone(keras.Model):
         hidden = self.pixel_embedding(token_ids, position_mask=position_mask)
         yield hidden
         for block in self.blocks:
-            hidden, _ = block(hidden)
+            hidden = _states_after(block, hidden, self.remat)
             yield hidden
 
     def _check_inputs(self, token_ids: Any, position_mask: Any | None) -> None:
@@ -332,7 +358,7 @@ class ImageGPTBackbone(keras.Model):
                 f"(`ColorPalette.encode` makes them from images). Received: shape {shape}"
             )
         dtype = keras.backend.standardize_dtype(token_ids.dtype)
-        if "int" not in dtype:
+        if "int" not in dtype and not infers_shapes_of_replicas():
             raise ValueError(f"`token_ids` must be integers. Received: dtype {dtype}")
         if position_mask is not None and tuple(position_mask.shape)[1:] != (self.num_tokens,):
             raise ValueError(
@@ -343,6 +369,15 @@ class ImageGPTBackbone(keras.Model):
                 "`position_mask` needs a backbone with attention='bidirectional'. "
                 "Received: position_mask with attention='causal'"
             )
+
+
+def _states_after(block: TransformerBlock, hidden: Any, remat: bool) -> Any:
+    """The residual stream after a block, which the backward pass computes anew with `remat`."""
+
+    def apply(hidden: Any) -> Any:
+        return block(hidden)[0]
+
+    return keras.remat(apply)(hidden) if remat else apply(hidden)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

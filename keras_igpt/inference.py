@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.distribution import batch_divisor, check_one_process
+
 
 def predict_whole_batches(model: keras.Model, inputs: dict[str, npt.NDArray[Any]], batch_size: int) -> npt.NDArray[Any]:
     """Calls `model.predict` so that every batch has the same size.
@@ -28,8 +30,11 @@ def predict_whole_batches(model: keras.Model, inputs: dict[str, npt.NDArray[Any]
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+    check_one_process("predict")
     rows = len(next(iter(inputs.values())))
-    batch_size = min(batch_size, rows)
+    # Equal shares for all devices, if need be by more filling.
+    divisor = batch_divisor()
+    batch_size = -(-min(batch_size, rows) // divisor) * divisor
     padding = -rows % batch_size
     padded = {name: np.concatenate([array, np.repeat(array[-1:], padding, axis=0)]) for name, array in inputs.items()}
     return np.asarray(model.predict(padded, batch_size=batch_size, verbose=0)[:rows])

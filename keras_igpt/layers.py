@@ -7,6 +7,9 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from keras_igpt.recomputation import compute_after, differentiate_by_hand
+from keras_igpt.row_reductions import reduces_rows_slowly, row_sum
+
 _EPSILON = 1e-5
 
 
@@ -20,7 +23,19 @@ def quick_gelu(inputs: Any) -> Any:
     Returns:
         Tensor of the same shape and dtype.
     """
-    return inputs * ops.sigmoid(1.702 * inputs)
+    if keras.backend.backend() != "jax":
+        return ops.silu(1.702 * inputs) / 1.702
+
+    def gelu(inputs: Any) -> Any:
+        # Differentiated by JAX, three tensors of the network's widest shape would be kept; only the input need be.
+        def gradient(upstream: Any) -> Any:
+            (again,) = compute_after(upstream, (inputs,))
+            gate = ops.sigmoid(1.702 * again)
+            return upstream * gate * (1.0 + 1.702 * again * (1.0 - gate))
+
+        return inputs * ops.sigmoid(1.702 * inputs), gradient
+
+    return differentiate_by_hand(gelu)(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -51,42 +66,54 @@ class Normalization(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         # Keras' own operations use the backend's kernels; the written-out form is for where there is none.
-        if _reduces_rows_slowly():
-            outputs = self._normalize_by_products(ops.cast(inputs, "float32"))
+        if reduces_rows_slowly():
+            outputs = self._normalize_written_out(ops.cast(inputs, "float32"))
         elif self.kind == "layer_norm":
             outputs = ops.layer_normalization(inputs, self.gain, self.bias, epsilon=_EPSILON)
         else:
             outputs = ops.rms_normalization(inputs, self.gain, epsilon=_EPSILON)
         return ops.cast(outputs, self.compute_dtype)
 
-    def _normalize_by_products(self, inputs: Any) -> Any:
-        if self.kind == "layer_norm":
-            inputs = inputs - _mean_over_width(inputs)
-        outputs = inputs * ops.rsqrt(_mean_over_width(ops.square(inputs)) + _EPSILON)
-        outputs = outputs * ops.cast(self.gain, "float32")
+    def _normalize_written_out(self, inputs: Any) -> Any:
+        """The same by `row_sum`, and differentiated by hand, so that the input alone is kept for the backward pass."""
+        width = inputs.shape[-1]
+        centred = self.kind == "layer_norm"
+
+        def standardize(inputs: Any) -> tuple[Any, Any]:
+            states = inputs - row_sum(inputs) / width if centred else inputs
+            inverse = ops.rsqrt(row_sum(ops.square(states)) / width + _EPSILON)
+            return states * inverse, inverse
+
+        def standardized(inputs: Any) -> Any:
+            def gradient(upstream: Any) -> Any:
+                states, inverse = standardize(*compute_after(upstream, (inputs,)))
+                result = upstream - states * (row_sum(upstream * states) / width)
+                if centred:
+                    result = result - row_sum(upstream) / width
+                return inverse * result
+
+            return standardize(inputs)[0], gradient
+
+        outputs = differentiate_by_hand(standardized)(inputs) * ops.cast(self.gain, "float32")
         return outputs if self.bias is None else outputs + ops.cast(self.bias, "float32")
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "kind": self.kind}
 
 
-def _reduces_rows_slowly() -> bool:
-    """Whether the backend is XLA on CPU, whose sums over the last axis are scalar loops.
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class TokenEmbedding(keras.layers.Embedding):
+    """`keras.layers.Embedding` whose gradient is one tensor on every backend.
 
-    As matrix products they take 30% off a small model's training step there; on an accelerator they would be rounded to
-    the precision of its products.
+    TensorFlow's would be a list of rows, a token's as often as it occurs, and Keras' Adam and clipping would square
+    each row before they are added up.
     """
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
 
-    return jax.default_backend() == "cpu"
-
-
-def _mean_over_width(inputs: Any) -> Any:
-    """The mean over the last axis, repeated along it, as two products so that its gradient is products too."""
-    width = inputs.shape[-1]
-    return ops.matmul(ops.matmul(inputs, ops.full((width, 1), 1.0 / width, "float32")), ops.ones((1, width), "float32"))
+    @property
+    def embeddings(self) -> Any:
+        embeddings = super().embeddings
+        # The gradient of a product is whole, where that of a look-up in a variable is not.
+        return 1.0 * embeddings if keras.backend.backend() == "tensorflow" else embeddings
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -121,7 +148,7 @@ class PixelEmbedding(keras.layers.Layer):
         self.shift = shift
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
-        self.token_embedding = keras.layers.Embedding(
+        self.token_embedding = TokenEmbedding(
             self.vocabulary_size,
             self.hidden_dim,
             embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),

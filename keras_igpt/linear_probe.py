@@ -303,7 +303,7 @@ class LinearProbe:
                     f"Received: shape {array.shape}"
                 )
             array = self._language_model.palette.encode(array)
-        self._language_model.check_token_arrays(array, "inputs")
+        self._language_model.check_token_arrays(array, "inputs", padded=True)
         return predict_whole_batches(self._extractor, {"token_ids": array}, self._batch_size)
 
     def fit(self, train: Examples, validation: Examples) -> Self:

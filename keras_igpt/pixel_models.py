@@ -11,6 +11,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backbone import ImageGPTBackbone
+from keras_igpt.distribution import check_one_process, check_rows, sum_over_replicas
 from keras_igpt.generation import PixelGeneration
 from keras_igpt.layers import RandomPositionMask
 from keras_igpt.palette import ColorPalette, check_token_ids
@@ -32,6 +33,7 @@ class TokenModel(keras.Model):
         A `PyDataset` gives its batches in its own order, and its `steps_per_epoch` where it has one.
         """
         self.check_token_arrays(x)
+        _check_batch_size(x, args, kwargs)
         if isinstance(x, keras.utils.PyDataset):
             # Keras would draw another order of the batches from Python's global generator.
             kwargs.setdefault("shuffle", False)
@@ -54,12 +56,15 @@ class TokenModel(keras.Model):
         """Computes loss and metrics; `keras.Model.evaluate`, with `x` checked first."""
         _check_that_it_ends(x, kwargs.get("steps"), "x")
         self.check_token_arrays(x)
+        _check_batch_size(x, args, kwargs)
         return super().evaluate(x, _targets_for(x, y, kwargs.get("sample_weight")), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
+        check_one_process("predict")
         _check_that_it_ends(x, kwargs.get("steps"), "x")
         self.check_token_arrays(x)
+        _check_batch_size(x, args, kwargs)
         return super().predict(x, *args, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -71,12 +76,13 @@ class TokenModel(keras.Model):
         config: dict[str, Any] = _with_public_optimizers(super().get_compile_config())
         return config
 
-    def check_token_arrays(self, x: Any, name: str = "x") -> None:
+    def check_token_arrays(self, x: Any, name: str = "x", padded: bool = False) -> None:
         """Checks token ids that are in memory; data sets and generators pass unseen.
 
         Args:
             x: what `fit` takes.
             name: str. What the caller calls it.
+            padded: bool. Whether the caller fills batches up, so that any number of rows will do on several devices.
 
         Raises:
             ValueError: if shape, dtype or range of the token ids do not fit the model.
@@ -95,6 +101,8 @@ class TokenModel(keras.Model):
                 f"`{name}` must be token ids of shape (B, {tokens}) with B at least 1 "
                 f"(`ColorPalette.encode` makes them from images). Received: shape {token_ids.shape}"
             )
+        if not padded:
+            check_rows(len(token_ids), name)
         check_token_ids(token_ids, self.backbone.vocabulary_size, name)
         mask = _array_of(x.get("position_mask")) if isinstance(x, dict) else None
         if mask is not None and (mask.dtype != bool or mask.shape != token_ids.shape):
@@ -108,6 +116,12 @@ def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
     """Refuses an endless data set where Keras would go on for ever."""
     if isinstance(x, keras.utils.PyDataset) and steps is None and x.num_batches is None:
         raise ValueError(f"`{name}` must end (`EvaluationBatches` does). Received: endless {type(x).__name__}")
+
+
+def _check_batch_size(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Checks the batch size, or Keras' own 32, of what is not in batches yet."""
+    if not isinstance(x, keras.utils.PyDataset) and _array_of(token_ids_of(x)) is not None:
+        check_rows((args[0] if args else kwargs.get("batch_size")) or 32, "batch_size")
 
 
 class PixelModel(TokenModel):
@@ -407,8 +421,11 @@ class ImageGPTMaskedLM(PixelModel):
 
 
 def weighted_mean(values: Any, weights: Any) -> Any:
-    """Returns the mean of `values` `(B,)` under `weights` `(B,)`; 0 where all weights are."""
-    total = ops.sum(weights)
+    """Returns the mean of `values` `(B,)` under `weights` `(B,)`; 0 where all weights are.
+
+    Under `tf.distribute`, which adds up the gradients of all replicas, this replica's part of the mean over all.
+    """
+    total = sum_over_replicas(ops.sum(weights))
     return ops.sum(values * weights) / ops.where(total > 0, total, ops.ones_like(total))
 
 

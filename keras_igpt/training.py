@@ -1,10 +1,11 @@
-"""Recipes: what the paper trains with, as arguments of `compile`."""
+"""Recipes: what the paper trains with, as arguments of `compile`; and gradients accumulated over several batches."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_igpt.presets import Objective, get_preset
 
@@ -18,19 +19,32 @@ def pretraining_recipe(
     steps: int,
     steps_per_epoch: int | None = None,
     learning_rate: float | None = None,
+    accumulation_steps: int = 1,
+    clip_norm: float | None = None,
+    ema_momentum: float | None = None,
 ) -> dict[str, Any]:
     """Makes the paper's pre-training set-up: Adam, linear warm-up over one epoch, cosine to zero.
 
     Adam has β1 = 0.9, β2 = 0.95 (0.999 gave loss spikes) and Keras' ε = 1e-7, which the paper does not give; there is
     no weight decay, no dropout and no clipping. The paper's batch size is 128 (64 for `igpt_extra_large`).
 
+    Where that does not fit into memory, `accumulation_steps` batches make one update: 8 batches of 16 train as one of
+    128 does. All lengths here stay in updates. `ApplyLeftoverGradients` sees to batches that are left over.
+
+    With `ema_momentum` a moving average of the weights is kept, and is what the model has after each `fit`. To validate
+    with it during `fit`, give `callbacks=[keras.callbacks.SwapEMAWeights()]`.
+
     Args:
         preset: str. A key of `keras_igpt.presets.PRESETS`, for the peak learning rate.
         objective: `"ar"` or `"bert"`.
         steps: int. Optimizer updates in all; the rate is zero after them.
-        steps_per_epoch: int. Length of the warm-up. By default 1% of `steps`, the share of one ImageNet epoch in the
-            paper's million steps.
+        steps_per_epoch: int. Length of the warm-up, in updates. By default 1% of `steps`, the share of one ImageNet
+            epoch in the paper's million steps.
         learning_rate: float. Peak rate in place of the preset's.
+        accumulation_steps: int. Batches of one update, which is made with the mean of their gradients.
+        clip_norm: float. Largest global norm of an update's gradient; a longer one is scaled down to it.
+        ema_momentum: float in (0, 1). What a moving average of the weights keeps of itself at each update; not together
+            with `accumulation_steps`.
 
     Returns:
         Arguments of `compile`: `{"optimizer": ...}`.
@@ -57,6 +71,7 @@ def pretraining_recipe(
         )
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`steps` must be a positive integer. Received: steps={steps!r}")
+    _check_options(accumulation_steps, clip_norm, ema_momentum)
     warmup = max(1, round(_WARMUP_SHARE * steps)) if steps_per_epoch is None else steps_per_epoch
     if not 1 <= warmup < max(2, steps):
         raise ValueError(
@@ -66,17 +81,23 @@ def pretraining_recipe(
     peak = float(rates[objective] if learning_rate is None else learning_rate)
     if not peak > 0:
         raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}")
-    schedule = keras.optimizers.schedules.CosineDecay(
+    schedule = CosineDecayOverUpdates(
+        accumulation_steps,
         # The first update already counts: from one step's share, not from zero.
         initial_learning_rate=peak / warmup,
         warmup_target=peak,
         warmup_steps=warmup,
         decay_steps=max(1, steps - warmup),
     )
-    return {"optimizer": keras.optimizers.Adam(schedule, beta_1=0.9, beta_2=0.95)}
+    return {"optimizer": _adam(schedule, accumulation_steps, clip_norm, ema_momentum)}
 
 
-def finetuning_recipe(learning_rate: float) -> dict[str, Any]:
+def finetuning_recipe(
+    learning_rate: float,
+    accumulation_steps: int = 1,
+    clip_norm: float | None = None,
+    ema_momentum: float | None = None,
+) -> dict[str, Any]:
     """Makes the paper's fine-tuning set-up: Adam as in pre-training, at a constant rate.
 
     The paper fine-tunes all weights without schedule and stops at the best validation accuracy
@@ -85,12 +106,15 @@ def finetuning_recipe(learning_rate: float) -> dict[str, Any]:
 
     Args:
         learning_rate: float. Rate of Adam, constant.
+        accumulation_steps: int. As in `pretraining_recipe`.
+        clip_norm: float. As in `pretraining_recipe`.
+        ema_momentum: float. As in `pretraining_recipe`.
 
     Returns:
         Arguments of `compile`: optimizer, L_CLF and the accuracy.
 
     Raises:
-        ValueError: if the rate is not positive.
+        ValueError: if an argument is out of its range.
 
     Example:
     ```python
@@ -102,9 +126,128 @@ def finetuning_recipe(learning_rate: float) -> dict[str, Any]:
     """
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}")
+    _check_options(accumulation_steps, clip_norm, ema_momentum)
     return {
-        "optimizer": keras.optimizers.Adam(float(learning_rate), beta_1=0.9, beta_2=0.95),
+        "optimizer": _adam(float(learning_rate), accumulation_steps, clip_norm, ema_momentum),
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         # Weighted, so that rows that only fill up the last batch do not count.
         "weighted_metrics": ["accuracy"],
     }
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class CosineDecayOverUpdates(keras.optimizers.schedules.CosineDecay):
+    """Linear warm-up and cosine decay whose steps are optimizer updates, also where several batches make one.
+
+    Keras gives a schedule the number of batches, not of updates.
+
+    Args:
+        accumulation_steps: int. Batches of one update.
+        **kwargs: of `keras.optimizers.schedules.CosineDecay`, with all steps in updates.
+    """
+
+    def __init__(self, accumulation_steps: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.accumulation_steps = accumulation_steps
+
+    def __call__(self, step: Any) -> Any:
+        return super().__call__(ops.floor_divide(step, self.accumulation_steps))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "accumulation_steps": self.accumulation_steps}
+
+
+def apply_leftover_gradients(model: keras.Model) -> int:
+    """Makes one update with the mean of the gradients that wait for more batches.
+
+    Where fewer batches than `accumulation_steps` have come since the last update, their gradients wait in the
+    optimizer: the next `fit` goes on with them, and files of the model hold them. At the very end of training this
+    makes them count, as one batch of all their examples would.
+
+    Args:
+        model: a compiled model.
+
+    Returns:
+        int. Batches that went into the update; 0, and no update, where none was left.
+
+    Raises:
+        ValueError: if the model is not compiled, or its optimizer keeps a moving average of the weights.
+
+    Example:
+    ```python
+    lm.compile(**pretraining_recipe("igpt_small", objective="ar", steps=1_000, accumulation_steps=8))
+    lm.fit(token_ids, batch_size=16)
+    apply_leftover_gradients(lm)
+    ```
+    """
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError("`model` must be compiled. Received: a model without optimizer")
+    # Under mixed_float16 the optimizer is wrapped in one that scales the loss.
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    steps = optimizer.gradient_accumulation_steps
+    if not steps:
+        return 0
+    if optimizer.use_ema:
+        raise ValueError(
+            "`model` must not have an optimizer with both gradient accumulation and a moving average, which Keras "
+            "updates with each batch. Received: use_ema=True"
+        )
+    iterations = int(ops.convert_to_numpy(optimizer._iterations))
+    waiting: int = iterations % steps
+    if not waiting:
+        return 0
+    # The batch that completes the update: the optimizer adds the sum, divides by `steps`, and has the mean.
+    gradients = [total * (steps / waiting - 1) for total in optimizer._accumulated_gradients]
+    optimizer._iterations.assign(iterations - waiting + steps - 1)
+    optimizer.apply(gradients)
+    return waiting
+
+
+class ApplyLeftoverGradients(keras.callbacks.Callback):
+    """Calls `apply_leftover_gradients` at the end of each epoch, before its validation: no batch is lost or left over.
+
+    Where `accumulation_steps` does not divide the batches of an epoch, its last update is made with the rest.
+
+    Example:
+    ```python
+    classifier.compile(**finetuning_recipe(learning_rate=0.0003, accumulation_steps=8))
+    classifier.fit(token_ids, labels, batch_size=16, epochs=10, callbacks=[ApplyLeftoverGradients()])
+    ```
+    """
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        apply_leftover_gradients(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        apply_leftover_gradients(self.model)
+
+
+def _check_options(accumulation_steps: int, clip_norm: float | None, ema_momentum: float | None) -> None:
+    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+        raise ValueError(
+            f"`accumulation_steps` must be a positive integer. Received: accumulation_steps={accumulation_steps!r}"
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"`clip_norm` must be positive. Received: clip_norm={clip_norm}")
+    if ema_momentum is not None and not 0 < ema_momentum < 1:
+        raise ValueError(f"`ema_momentum` must lie between 0 and 1. Received: ema_momentum={ema_momentum}")
+    if ema_momentum is not None and accumulation_steps > 1:
+        raise ValueError(
+            "`ema_momentum` must be None with `accumulation_steps`: Keras averages after each batch, not after each "
+            "update. Leave one of the two out. "
+            f"Received: ema_momentum={ema_momentum}, accumulation_steps={accumulation_steps}"
+        )
+
+
+def _adam(
+    learning_rate: Any, accumulation_steps: int, clip_norm: float | None, ema_momentum: float | None
+) -> keras.optimizers.Adam:
+    return keras.optimizers.Adam(
+        learning_rate,
+        beta_1=0.9,
+        beta_2=0.95,
+        global_clipnorm=clip_norm,
+        gradient_accumulation_steps=accumulation_steps if accumulation_steps > 1 else None,
+        use_ema=ema_momentum is not None,
+        ema_momentum=0.99 if ema_momentum is None else ema_momentum,
+    )

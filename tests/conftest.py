@@ -60,6 +60,55 @@ def to_numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
+def value_and_gradient(function, inputs, upstream):
+    """A function's value and the gradient of its product with `upstream`, as arrays, on any backend."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        value, pull_back = jax.vjp(function, inputs)
+        return to_numpy(value), to_numpy(pull_back(upstream)[0])
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        inputs = tf.constant(inputs)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            value = function(inputs)
+        return to_numpy(value), to_numpy(tape.gradient(value, inputs, output_gradients=tf.constant(upstream)))
+    import torch
+
+    inputs = torch.tensor(inputs, requires_grad=True)
+    value = function(inputs)
+    value.backward(torch.tensor(upstream))
+    return value.detach().numpy(), inputs.grad.numpy()
+
+
+def weight_gradients(model, inputs):
+    """The output of a model and the gradients of its sum by all weights, compiled as in training where that is so."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        def total(weights):
+            return model.stateless_call(weights, [], inputs)[0].sum()
+
+        return [np.asarray(array) for array in jax.jit(jax.grad(total))([w.value for w in model.trainable_variables])]
+    weights = model.trainable_weights
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def gradients():
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(model(inputs))
+            return tape.gradient(total, [weight.value for weight in weights])
+
+        return [np.asarray(tf.convert_to_tensor(array)) for array in gradients()]
+    for weight in weights:
+        weight.value.grad = None
+    model(inputs).sum().backward()
+    return [weight.value.grad.detach().numpy() for weight in weights]
+
+
 def prepare(root, dataset, counts, size, noise=False):
     """Has TensorFlow Datasets prepare a small set under a data set's name.
 

@@ -113,6 +113,19 @@ def test_contact_sheet(tmp_path):
     assert output.is_file()
 
 
+def test_distributed_pretraining(tmp_path, capsys):
+    pytest.importorskip("skimage")
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras distributes on JAX alone")
+    example = load(ROOT / "examples" / "distributed_pretraining.py")
+    tiny = ["--image-size", "4", "--batch-size", "8", "--epochs", "2", "--steps", "2"]
+    losses = example.main([*tiny, "--output", str(tmp_path)])
+    assert {"loss", "val_loss"} <= set(losses)
+    assert "devices: 1, processes: 1, models: 1 of 0." in capsys.readouterr().out
+    assert keras.saving.load_model(tmp_path / "igpt.keras").palette.num_colors == 64
+    assert keras.distribution.distribution() is None
+
+
 def test_benchmark_of_palette_encoding(benchmarks):
     for package in ("torch", "transformers", "sklearn"):
         pytest.importorskip(package)

@@ -19,7 +19,7 @@ def test_quick_gelu():
 @pytest.mark.parametrize("by_products", [False, True])
 @pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
 def test_normalization_in_both_forms(kind, by_products, monkeypatch):
-    monkeypatch.setattr(layers, "_reduces_rows_slowly", lambda: by_products)
+    monkeypatch.setattr(layers, "reduces_rows_slowly", lambda: by_products)
     x = np.random.default_rng(0).normal(3, 2, (2, 5, 24)).astype("float32")
     layer = layers.Normalization(kind)
     layer.build(x.shape)

