@@ -17,6 +17,7 @@ from keras_igpt.data import (
     load_image_folder,
 )
 from keras_igpt.estimate import estimate
+from keras_igpt.exact_resume import ExactResume
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.linear_probe import LinearProbe
 from keras_igpt.palette import ColorPalette
@@ -34,6 +35,7 @@ __all__ = [
     "ApplyLeftoverGradients",
     "ColorPalette",
     "EvaluationBatches",
+    "ExactResume",
     "ImageGPTBackbone",
     "ImageGPTCausalLM",
     "ImageGPTImageClassifier",

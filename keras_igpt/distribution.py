@@ -195,6 +195,24 @@ def check_one_process(name: str) -> None:
         )
 
 
+def process_index() -> int:
+    """The number of this process, from 0, where JAX runs on several; 0 elsewhere."""
+    if keras.backend.backend() != "jax":
+        return 0
+    import jax
+
+    return int(jax.process_index())
+
+
+def process_count() -> int:
+    """How many processes JAX runs on; 1 on another backend."""
+    if keras.backend.backend() != "jax":
+        return 1
+    import jax
+
+    return int(jax.process_count())
+
+
 def host_array(variable: Any) -> npt.NDArray[Any]:
     """Brings a variable to the host, whole, wherever its parts are.
 
@@ -236,13 +254,10 @@ def save_model(model: keras.Model, path: str | Path) -> None:
     ```
     """
     path = Path(path)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        if jax.process_count() > 1:
-            _save_from_first_process(model, path)
-            return
-    _save_whole(model, path)
+    if process_count() > 1:
+        _save_from_first_process(model, path)
+    else:
+        _save_whole(model, path)
 
 
 def _save_whole(model: keras.Model, path: Path) -> None:
@@ -252,7 +267,6 @@ def _save_whole(model: keras.Model, path: Path) -> None:
 
 
 def _save_from_first_process(model: keras.Model, path: Path) -> None:
-    import jax
     from jax.experimental import multihost_utils
 
     with_optimizer = model.optimizer is not None and model.optimizer.built
@@ -260,7 +274,7 @@ def _save_from_first_process(model: keras.Model, path: Path) -> None:
     def state(owner: keras.Model) -> list[keras.Variable]:
         return [*owner.variables, *(owner.optimizer.variables if with_optimizer else ())]
 
-    first = jax.process_index() == 0
+    first = process_index() == 0
     arrays = []
     for variable in state(model):
         array = host_array(variable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, Literal, Self
 
@@ -12,6 +13,8 @@ from keras import ops
 
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.distribution import check_one_process, check_rows, sum_over_replicas
+from keras_igpt.exact_resume import ExactResume
+from keras_igpt.finite_loss import StopAtNonFiniteLoss
 from keras_igpt.generation import PixelGeneration
 from keras_igpt.layers import RandomPositionMask
 from keras_igpt.palette import ColorPalette, check_token_ids
@@ -30,33 +33,46 @@ class TokenModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; `keras.Model.fit`, with `x` checked first.
 
-        A `PyDataset` gives its batches in its own order, and its `steps_per_epoch` where it has one.
+        A `PyDataset` gives its batches in its own order, and its `steps_per_epoch` where it has one. A loss that is no
+        number stops the training (`StopAtNonFiniteLoss`). With `ExactResume` among the callbacks it goes on from the
+        newest checkpoint.
         """
+        options = _by_name(args, kwargs)
         self.check_token_arrays(x)
-        _check_batch_size(x, args, kwargs)
+        _check_batch_size(x, options)
         if isinstance(x, keras.utils.PyDataset):
             # Keras would draw another order of the batches from Python's global generator.
-            kwargs.setdefault("shuffle", False)
-            if kwargs.get("steps_per_epoch") is None:
-                kwargs["steps_per_epoch"] = getattr(x, "steps_per_epoch", None)
-        if kwargs.get("class_weight") is not None and y is None and _array_of(token_ids_of(x)) is not None:
+            options.setdefault("shuffle", False)
+            if options.get("steps_per_epoch") is None:
+                options["steps_per_epoch"] = getattr(x, "steps_per_epoch", None)
+        if options.get("class_weight") is not None and y is None and _array_of(token_ids_of(x)) is not None:
             raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
-        validation = kwargs.get("validation_data")
+        validation = options.get("validation_data")
         if isinstance(validation, keras.utils.PyDataset):
-            _check_that_it_ends(validation, kwargs.get("validation_steps"), "validation_data")
+            _check_that_it_ends(validation, options.get("validation_steps"), "validation_data")
             self.check_token_arrays(validation, "validation_data")
         if isinstance(validation, tuple) and validation:
             self.check_token_arrays(validation[0], "validation_data")
             if len(validation) == 3:
                 inputs, targets, weights = validation
-                kwargs["validation_data"] = (inputs, _targets_for(inputs, targets, weights), weights)
-        return super().fit(x, _targets_for(x, y, kwargs.get("sample_weight")), *args, **kwargs)
+                options["validation_data"] = (inputs, _targets_for(inputs, targets, weights), weights)
+        given = options.get("callbacks") or []
+        if isinstance(given, keras.callbacks.CallbackList):
+            return super().fit(x, y, **options)
+        given = [given] if isinstance(given, keras.callbacks.Callback) else list(given)
+        resume = [callback for callback in given if isinstance(callback, ExactResume)]
+        # Resuming comes last, after what changes the weights at an epoch's end.
+        others = [callback for callback in given if callback not in resume]
+        options["callbacks"] = [StopAtNonFiniteLoss(), *others, *resume]
+        if resume:
+            return resume[0].fit(super().fit, self, x, options)
+        return super().fit(x, _targets_for(x, y, options.get("sample_weight")), **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics; `keras.Model.evaluate`, with `x` checked first."""
         _check_that_it_ends(x, kwargs.get("steps"), "x")
         self.check_token_arrays(x)
-        _check_batch_size(x, args, kwargs)
+        _check_batch_size(x, _by_name(args, kwargs))
         return super().evaluate(x, _targets_for(x, y, kwargs.get("sample_weight")), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +80,7 @@ class TokenModel(keras.Model):
         check_one_process("predict")
         _check_that_it_ends(x, kwargs.get("steps"), "x")
         self.check_token_arrays(x)
-        _check_batch_size(x, args, kwargs)
+        _check_batch_size(x, _by_name(args, kwargs))
         return super().predict(x, *args, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -118,10 +134,16 @@ def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
         raise ValueError(f"`{name}` must end (`EvaluationBatches` does). Received: endless {type(x).__name__}")
 
 
-def _check_batch_size(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Names the arguments of Keras' `fit` that follow `y`; the first of `evaluate` and `predict` is the same."""
+    names = list(inspect.signature(keras.Model.fit).parameters)[3:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _check_batch_size(x: Any, options: dict[str, Any]) -> None:
     """Checks the batch size, or Keras' own 32, of what is not in batches yet."""
     if not isinstance(x, keras.utils.PyDataset) and _array_of(token_ids_of(x)) is not None:
-        check_rows((args[0] if args else kwargs.get("batch_size")) or 32, "batch_size")
+        check_rows(options.get("batch_size") or 32, "batch_size")
 
 
 class PixelModel(TokenModel):

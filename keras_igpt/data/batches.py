@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import keras
@@ -170,6 +171,25 @@ class TrainingBatches(keras.utils.PyDataset):
     def num_batches(self) -> None:
         """None: the batches have no end."""
         return None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides which batch a step sees, but for the pictures themselves; of types that JSON knows."""
+        return {
+            "examples": len(self._source),
+            "batch_size": self._batch_size,
+            "seed": self._seed,
+            "augmentation": repr(self._augmentation),
+            "mask_rate": self._mask_rate,
+        }
+
+    def starting_at(self, step: int) -> TrainingBatches:
+        """Returns the same batches from a step on: its item 0 is item `step` here."""
+        if step < 0:
+            raise ValueError(f"`step` must not be negative. Received: step={step}")
+        later = copy.copy(self)
+        later._first_step += step
+        return later
 
     def rows(self, index: int) -> tuple[int, npt.NDArray[np.int64]]:
         """Returns the epoch and the rows of the examples that item `index` is made of."""

@@ -1,0 +1,322 @@
+"""Checkpoints from which a killed training goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.distribution import host_array, process_count, process_index
+
+_VERSION = 1
+_PATTERN = "step-*.npz"
+
+
+class RepeatableBatches(Protocol):
+    """What a resumed run needs of its batches; `TrainingBatches` has it."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides which batch a step sees."""
+
+    def starting_at(self, step: int) -> Any:
+        """The same batches from a step on."""
+
+
+class ExactResume(keras.callbacks.Callback):
+    """Saves the whole state of a training every so many steps, and lets `fit` go on from the newest whole one.
+
+    Give it to `fit` with `TrainingBatches`, and run the same script again after a crash: weights, optimizer, metrics,
+    step and position in the data are those of the last checkpoint, and on a CPU the run ends in the same weights, bit
+    for bit, as one that was never stopped. A checkpoint is copied to the host between two steps and written by a thread
+    while training goes on; it takes its name when it is whole. A damaged one is passed over for the one before, and
+    what cannot be written does not stop the training: both are said in a warning. On SIGTERM the state is saved, and
+    the signal then does what it did before (with several processes, which get it at different steps, it is left alone).
+
+    The state of other callbacks (the patience of `EarlyStopping`, say) is not part of it.
+
+    Args:
+        folder: where the checkpoints lie: `step-00001000.npz` and so on. Of one run alone. Several processes share it.
+        every: int. Steps between checkpoints. The end of the training is always saved.
+        keep: int. Newest checkpoints that stay.
+
+    Raises:
+        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are not `TrainingBatches`, or a
+            checkpoint is of another model, optimizer or data.
+
+    Example:
+    ```python
+    lm.fit(batches, epochs=20, callbacks=[ExactResume("run/checkpoints", every=500)])
+    ```
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], every: int, keep: int = 2) -> None:
+        super().__init__()
+        for name, number in (("every", every), ("keep", keep)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={number!r}")
+        self._folder, self._every, self._keep = Path(folder), every, keep
+        self._description: dict[str, Any] = {}
+        self._epochs = self._steps_per_epoch = self._epoch = 0
+        # Steps of the first epoch that were taken before this process; what its metrics were then.
+        self._first_epoch, self._skipped, self._metrics = -1, 0, list[npt.NDArray[Any]]()
+        self._saved_step = -1
+        self._before_averaging: list[npt.NDArray[Any]] | None = None
+        self._terminated = threading.Event()
+        self._pending: Future[OSError | None] | None = None
+
+    def fit(
+        self, fit: Callable[..., Any], model: keras.Model, batches: RepeatableBatches, options: dict[str, Any]
+    ) -> Any:
+        """Runs `keras.Model.fit` from the newest checkpoint on; the models' own `fit` calls this.
+
+        Args:
+            fit: `keras.Model.fit` of the model.
+            model: the compiled model.
+            batches: `TrainingBatches`.
+            options: keyword arguments of `fit`, this callback among its callbacks.
+
+        Returns:
+            What `fit` returns, of the epochs since the checkpoint.
+        """
+        if not hasattr(batches, "starting_at") or not options.get("steps_per_epoch"):
+            raise ValueError(
+                "`x` must be TrainingBatches where `callbacks` has ExactResume, which must know each step's batch. "
+                f"Received: {type(batches).__name__}"
+            )
+        steps, epochs = options["steps_per_epoch"], options.get("epochs", 1)
+        self._steps_per_epoch, self._epochs = steps, epochs
+        self._description = {**batches.description, "steps_per_epoch": steps}
+        epoch, skipped = self._restore(model) or (options.get("initial_epoch", 0), 0)
+        self._first_epoch, self._skipped = epoch, skipped
+        self._saved_step = epoch * steps + skipped
+        first = epoch * steps
+        with self._writer_and_signals():
+            if not skipped:
+                return fit(batches.starting_at(first), **{**options, "initial_epoch": epoch})
+            # Keras' epochs are all of one length: the rest of this one is a `fit` of its own.
+            callbacks = _OneTraining(options, steps, model)
+            rest = {"initial_epoch": epoch, "epochs": epoch + 1, "steps_per_epoch": steps - skipped}
+            history = fit(batches.starting_at(first + skipped), **{**options, **rest, "callbacks": callbacks})
+            if epoch + 1 == epochs or model.stop_training:
+                callbacks.finish()
+                return history
+            if self._before_averaging is not None:
+                # A `fit` ends with the average of the weights in their place, and this is not the end.
+                for weight, array in zip(model.trainable_variables, self._before_averaging, strict=True):
+                    weight.assign(array)
+            callbacks.last = True
+            following = {"initial_epoch": epoch + 1, "callbacks": callbacks}
+            return fit(batches.starting_at(first + steps), **{**options, **following})
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        if epoch == self._first_epoch and self._metrics:
+            variables = self.model.metrics_variables
+            for variable, array in zip(variables, self._metrics, strict=True):
+                variable.assign(array)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # Between two steps: the end of a batch is reported by another thread while the next one runs.
+        step = self._step_of(batch)
+        terminated = self._terminated.is_set()
+        if terminated or step % self._every == 0:
+            self._save(step)
+        if terminated:
+            self._end_by_signal()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        step = (epoch + 1) * self._steps_per_epoch
+        ends = epoch + 1 == self._epochs or self.model.stop_training
+        if ends or step % self._every == 0:
+            self._save(step)
+        if self.model.optimizer.use_ema:
+            self._before_averaging = [host_array(weight) for weight in self.model.trainable_variables]
+
+    def _step_of(self, batch: int) -> int:
+        skipped = self._skipped if self._epoch == self._first_epoch else 0
+        return self._epoch * self._steps_per_epoch + skipped + batch
+
+    def _save(self, step: int) -> None:
+        """Copies the state to the host and has it written."""
+        if step == self._saved_step:
+            return
+        self._saved_step = step
+        model = self.model
+        state = _state_of(model)
+        # Copies: a step to come may be given the same memory.
+        arrays = [np.array(host_array(variable)) for variable in [*state, *model.metrics_variables]]
+        if process_index() or not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
+            # A state that is not finite is no state to go on from; StopAtNonFiniteLoss ends such a run.
+            return
+        header = {
+            "version": _VERSION,
+            "step": step,
+            "batches": self._description,
+            "variables": _descriptions_of(state),
+            "dtypes": [array.dtype.name for array in arrays],
+        }
+        self._wait_for_writer()
+        self._pending = self._writer.submit(self._write, step, header, arrays)
+
+    def _write(self, step: int, header: dict[str, Any], arrays: list[npt.NDArray[Any]]) -> OSError | None:
+        path = self._folder / f"step-{step:08d}.npz"
+        partial = path.with_name(f".partial-{path.name}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+                # NumPy's format does not know bfloat16, whose bits are stored as they are.
+                stored = [array.view(np.uint16) if array.dtype.kind == "V" else array for array in arrays]
+                named: dict[str, Any] = {f"array_{index}": array for index, array in enumerate(stored)}
+                np.savez(file, header=text, **named)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            for old in sorted(self._folder.glob(_PATTERN))[: -self._keep]:
+                old.unlink()
+        except OSError as error:
+            # To make room: the next one may fit.
+            if os.access(self._folder, os.W_OK):
+                partial.unlink(missing_ok=True)
+            return error
+        return None
+
+    def _wait_for_writer(self) -> None:
+        if self._pending is not None:
+            error, self._pending = self._pending.result(), None
+            if error is not None:
+                warnings.warn(f"Training goes on, but its checkpoint was not written: {error}", stacklevel=2)
+
+    @contextmanager
+    def _writer_and_signals(self) -> Iterator[None]:
+        self._terminated.clear()
+        self._before = None
+        # Python runs handlers in the main thread alone.
+        listens = process_count() == 1 and threading.current_thread() is threading.main_thread()
+        if listens:
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._terminated.set())
+        try:
+            with ThreadPoolExecutor(1) as self._writer:
+                yield
+            self._wait_for_writer()
+        finally:
+            if listens:
+                signal.signal(signal.SIGTERM, self._before)
+
+    def _end_by_signal(self) -> None:
+        self._wait_for_writer()
+        signal.signal(signal.SIGTERM, self._before)
+        signal.raise_signal(signal.SIGTERM)
+        # Where a handler of the user's own lets the program go on, so does the training.
+        self._terminated.clear()
+
+    def _restore(self, model: keras.Model) -> tuple[int, int] | None:
+        """Gives the model the newest whole state; epoch and steps in it, or None where there is none."""
+        if process_index() == 0:
+            for partial in self._folder.glob(f".partial-{_PATTERN}"):
+                if os.access(self._folder, os.W_OK):
+                    partial.unlink()
+        for path in sorted(self._folder.glob(_PATTERN), reverse=True):
+            try:
+                header, arrays = _read(path)
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                warnings.warn(f"{path} is damaged ({error}): going on from the checkpoint before it", stacklevel=3)
+                continue
+            self._check(path, header, model)
+            state = _state_of(model)
+            for variable, array in zip(state, arrays, strict=False):
+                variable.assign(array)
+            epoch, skipped = divmod(header["step"], self._steps_per_epoch)
+            self._metrics = arrays[len(state) :] if skipped else []
+            print(f"Going on from {path}: epoch {epoch + 1}, step {skipped + 1}.", flush=True)
+            return epoch, skipped
+        return None
+
+    def _check(self, path: Path, header: dict[str, Any], model: keras.Model) -> None:
+        if header["version"] != _VERSION:
+            raise ValueError(
+                f"`folder` must hold checkpoints of version {_VERSION}. Received: {header['version']}, {path}"
+            )
+        for name, value in self._description.items():
+            if header["batches"].get(name) != value:
+                raise ValueError(
+                    f"`folder` must hold checkpoints of these batches: {name} is {value!r} here. "
+                    f"Received: {name}={header['batches'].get(name)!r} in {path}"
+                )
+        here = _descriptions_of(_state_of(model))
+        if header["variables"] != here:
+            differing = [pair for pair in zip(header["variables"], here, strict=False) if pair[0] != pair[1]]
+            there, this = differing[0] if differing else (f"{len(header['variables'])} variables", len(here))
+            raise ValueError(
+                f"`folder` must hold checkpoints of this model and optimizer: {this} here. Received: {there} in {path}"
+            )
+
+
+class _OneTraining(keras.callbacks.CallbackList):
+    """The callbacks of two calls of `fit` that see one training."""
+
+    def __init__(self, options: dict[str, Any], steps: int, model: keras.Model) -> None:
+        verbose = options.get("verbose", "auto")
+        super().__init__(
+            options["callbacks"],
+            add_history=True,
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=options.get("epochs", 1),
+            steps=steps,
+            model=model,
+        )
+        self.last = self._begun = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self._begun:
+            self._begun = True
+            super().on_train_begin(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._end_logs = logs
+        if self.last:
+            super().on_train_end(logs)
+
+    def finish(self) -> None:
+        """Ends the training after its first `fit`."""
+        super().on_train_end(self._end_logs)
+
+
+def _state_of(model: keras.Model) -> list[Any]:
+    """Weights, seeds and the optimizer's variables, in an order that depends on model and optimizer alone."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    metrics = {id(variable) for variable in model.metrics_variables}
+    return [*(v for v in model.variables if id(v) not in metrics), *model.optimizer.variables]
+
+
+def _descriptions_of(variables: list[Any]) -> list[str]:
+    # Names but for their numbers, which count the models that a process made.
+    return [f"{re.sub(r'_[0-9]+', '', v.name)} {tuple(v.shape)} {v.dtype}" for v in variables]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
+    """Reads a checkpoint whole; the zip's own checksums find what is damaged."""
+    with np.load(path, allow_pickle=False) as file:
+        header: dict[str, Any] = json.loads(file["header"].tobytes())
+        arrays = [file[f"array_{index}"] for index in range(len(header["dtypes"]))]
+    return header, [
+        array if array.dtype.name == dtype else array.view(np.dtype(dtype))
+        for array, dtype in zip(arrays, header["dtypes"], strict=True)
+    ]

@@ -1,0 +1,92 @@
+"""One training, killed at random moments and started again, against the same training left alone.
+
+Usage: python resume_process.py FOLDER KILLS SEED. Prints a line of JSON: how often it was killed, how often in a save,
+and whether the weights at the end are the same.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from conftest import make_causal_lm, random_tokens
+
+import keras_igpt as igpt
+from keras_igpt.data import LabeledTokens
+
+EPOCHS, STEPS = 2, 150
+
+
+class Signs(keras.callbacks.Callback):
+    """Tells the parent when training has begun."""
+
+    def __init__(self, pipe):
+        super().__init__()
+        self._pipe = pipe
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # The first step of a life compiles.
+        if self._pipe is not None and batch:
+            os.write(self._pipe, b"1")
+            self._pipe = None
+
+
+def train(folder, result, pipe=None):
+    if keras.backend.backend() == "jax":
+        igpt.enable_compilation_cache(folder / "programs")
+    keras.utils.set_random_seed(0)
+    model = make_causal_lm(num_layers=1, hidden_dim=8)
+    model.compile(**igpt.pretraining_recipe("igpt_small", "ar", steps=EPOCHS * STEPS, accumulation_steps=2))
+    tokens = LabeledTokens(random_tokens(4 * STEPS), np.zeros(4 * STEPS, "int64"), 16)
+    batches = igpt.TrainingBatches(tokens, None, batch_size=4)
+    callbacks = [] if pipe is None else [Signs(pipe), igpt.ExactResume(folder / "checkpoints", every=3)]
+    model.fit(batches, epochs=EPOCHS, callbacks=callbacks, verbose=0)
+    weights = {f"weight_{index}": np.asarray(weight) for index, weight in enumerate(model.get_weights())}
+    losses = model.history.history["loss"][-1]
+    np.savez(result, loss=losses, **weights)
+
+
+def live(folder, result, delay):
+    """Lets a child train; kills it `delay` seconds after its first step. Whether it was killed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        train(folder, result, writing)
+        os._exit(0)
+    os.close(writing)
+    # Nothing to read: the child ended.
+    began = os.read(reading, 1)
+    os.close(reading)
+    if began and delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise RuntimeError(f"A life ended with {os.WEXITSTATUS(status)}")
+    return os.WIFSIGNALED(status)
+
+
+def main():
+    folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    moments = random.Random(seed)
+    killed = in_saves = 0
+    while killed < kills and not (folder / "resumed.npz").exists():
+        if live(folder, folder / "resumed.npz", moments.uniform(0.0, 0.15)):
+            killed += 1
+            in_saves += bool(list((folder / "checkpoints").glob(".partial-*")))
+    if not (folder / "resumed.npz").exists():
+        live(folder, folder / "resumed.npz", None)
+    train(folder, folder / "alone.npz")
+    with np.load(folder / "resumed.npz") as resumed, np.load(folder / "alone.npz") as alone:
+        equal = all(np.array_equal(resumed[name], alone[name]) for name in alone.files)
+        print(json.dumps({"killed": killed, "in_saves": in_saves, "equal": equal}))
+
+
+if __name__ == "__main__":
+    main()
