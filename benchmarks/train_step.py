@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
+import keras_igpt as igpt
+
 OURS = {f"keras_igpt, {backend}": backend for backend in ("jax", "tensorflow", "torch")}
 PEERS = {"transformers ImageGPT, eager": "torch", "transformers GPT-2, SDPA, torch.compile": "torch"}
 
 
 def make_keras_step(shape: dict[str, int], batch_size: int) -> Callable[[], float]:
     """One step of our model as `fit` runs it."""
-    import keras_igpt as igpt
-
     language_model = igpt.ImageGPTCausalLM(igpt.ImageGPTBackbone(**shape))
     language_model.compile(**igpt.pretraining_recipe("igpt_small", "ar", steps=1000))
     token_ids = random_tokens(shape, batch_size)
@@ -167,7 +167,7 @@ def measure(names: list[str], shape: dict[str, int], batch_size: int, rounds: in
         contestant.close()
     tokens = batch_size * shape["image_size"] ** 2
     rate = float(np.median(rates))
-    flops = training_flops(shape, batch_size)
+    flops = igpt.estimate(shape, batch_size).training_flops
     print(f"{flops / 1e9:.0f} GFLOP a step; matrix products {rate / 1e9:.0f} GFLOP/s; floor {flops / rate:.2f} s\n")
     print("| contestant | step (s), median | quartiles | tokens/s | of the product rate | peak MiB | first step (s) |")
     print("|---|---|---|---|---|---|---|")
@@ -184,17 +184,8 @@ def measure(names: list[str], shape: dict[str, int], batch_size: int, rounds: in
     return figures
 
 
-def training_flops(shape: dict[str, int], batch_size: int) -> int:
-    """Floating-point operations of the products of one step."""
-    tokens, width = shape["image_size"] ** 2, shape["hidden_dim"]
-    weights = shape["num_layers"] * 12 * width**2 + width * shape["vocabulary_size"]
-    # Two products over T (T + 1) / 2 pairs of positions.
-    attention = shape["num_layers"] * 2 * 2 * width * tokens * (tokens + 1) // 2
-    return 3 * batch_size * (2 * tokens * weights + attention)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Prints the tables."""
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Prints the tables; returns the figures of the contestants, of the last table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -207,14 +198,16 @@ def main(arguments: list[str] | None = None) -> None:
     shape = {**sizes, **options.shape}
     if options.serve:
         serve(options.serve, shape, options.batch_size)
-        return
+        return {}
     names = [name for name in {**OURS, **PEERS} if not options.only or any(part in name for part in options.only)]
     if not options.scaling:
-        measure(names, shape, options.batch_size, options.rounds)
-        return
+        return measure(names, shape, options.batch_size, options.rounds)
+    figures = {}
     for image_size in (16, 32, 48, 64):
         print(f"\n{image_size**2} tokens\n")
-        measure([name for name in names if name in OURS], {**shape, "image_size": image_size}, 1, options.rounds)
+        ours = [name for name in names if name in OURS]
+        figures = measure(ours, {**shape, "image_size": image_size}, 1, options.rounds)
+    return figures
 
 
 if __name__ == "__main__":

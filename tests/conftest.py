@@ -1,6 +1,7 @@
 """What several test modules share: tiny models, and how tensors are read and set."""
 
 import os
+from pathlib import Path
 
 # Before Keras or a backend is imported.
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -14,6 +15,13 @@ import pytest
 import keras_igpt as igpt
 
 TINY = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once():
+    """On JAX most of the suite's time is compiling the same small programs again, for each model anew."""
+    if keras.backend.backend() == "jax":
+        igpt.enable_compilation_cache(Path(__file__).parent.parent / ".cache" / "programs")
 
 
 @pytest.fixture(autouse=True)

@@ -126,6 +126,48 @@ def test_distributed_pretraining(tmp_path, capsys):
     assert keras.distribution.distribution() is None
 
 
+def test_benchmark_of_the_training_step(benchmarks, capsys):
+    """One contestant in a process of its own, at a tiny size."""
+    shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+    name = f"keras_igpt, {keras.backend.backend()}"
+    arguments = ["--rounds", "2", "--batch-size", "2", "--shape", json.dumps(shape), "--only", name]
+    figures = load(benchmarks / "train_step.py").main(arguments)
+    assert set(figures) == {name}
+    assert 0 < figures[name]["loss"] < 3
+    assert f"| {name} |" in capsys.readouterr().out
+
+
+def test_the_peers_of_the_training_step_learn_the_same_task(benchmarks):
+    """From all tokens of the picture, the first one included: log 8 at first."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    benchmark = load(benchmarks / "train_step.py")
+    shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+    for name in benchmark.PEERS:
+        step = benchmark.make_transformers_step(name.replace("compile", "eager"), shape, batch_size=2)
+        losses = [step() for _ in range(30)]
+        assert losses[0] == pytest.approx(np.log(8), abs=0.3)
+        assert losses[-1] < losses[0]
+
+
+def test_benchmark_of_the_gpu(benchmarks, tmp_path, monkeypatch):
+    pytest.importorskip("jax")
+    pytest.importorskip("torch")
+    if keras.backend.backend() != "torch":
+        pytest.skip("the contestants choose their own backends: once is enough")
+    # torch.compile takes half a minute on a CPU, and is not what is tested.
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    output = tmp_path / "gpu.json"
+    arguments = ["--toy", "--rounds", "1", "--steps", "2", "--output", str(output)]
+    names = ["toy, keras_igpt jax", "toy, plain torch", "toy, keras_igpt torch, eager"]
+    report = load(benchmarks / "gpu.py").main([*arguments, "--only", *names])
+    assert json.loads(output.read_text()) == report
+    assert set(report["results"]) == set(names)
+    for result in report["results"].values():
+        assert "error" not in result
+        assert result["tokens_per_second"] > 0
+
+
 def test_benchmark_of_palette_encoding(benchmarks):
     for package in ("torch", "transformers", "sklearn"):
         pytest.importorskip(package)
