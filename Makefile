@@ -21,6 +21,8 @@ lint: .venv/.dev  ## ruff and mypy
 
 benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=… adds the data pipeline
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/normalization.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --scaling
 	$(BIN)/python benchmarks/palette_encoding.py
 	$(if $(DATA_DIR),$(BIN)/python benchmarks/data_pipeline.py --data-dir $(DATA_DIR))
 

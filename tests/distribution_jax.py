@@ -127,6 +127,23 @@ def test_a_file_opens_on_any_number_of_devices(kind, tmp_path):
         np.testing.assert_allclose(opened.predict(random_tokens(8), verbose=0), predicted, atol=1e-5)
 
 
+def test_a_killed_run_goes_on_with_other_devices(tmp_path):
+    batches = igpt.TrainingBatches(EXAMPLES, None, batch_size=16, seed=1)
+
+    def train_on(epochs, *callbacks):
+        model = make("causal")
+        model.fit(batches, epochs=epochs, steps_per_epoch=2, verbose=0, callbacks=[*callbacks])
+        return [host_array(variable) for variable in [*model.optimizer.variables, *model.variables]]
+
+    for epochs, model_devices in ((1, 4), (2, 1)):
+        distribute(model_devices)
+        train_on(epochs, igpt.ExactResume(tmp_path, every=1))
+    keras.distribution.set_distribution(None)
+    resumed, expected = train_on(3, igpt.ExactResume(tmp_path, every=1)), train_on(3)
+    for array, other in zip(resumed, expected, strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("model_devices", [1, 4])
 def test_pictures_and_features_of_any_number(palette, model_devices):
     def draw_and_probe():
