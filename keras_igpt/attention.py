@@ -48,9 +48,13 @@ def attention_kernel(choice: Kernel, dtype: str, head_dim: int) -> str:
         platform = jax.default_backend()
         reason = f"JAX has none on {platform}"
         if platform == "gpu":
-            if dtype in ("float16", "bfloat16") and head_dim % 8 == 0 and head_dim <= 128:
+            device = jax.local_devices()[0]
+            if "cuda" not in device.client.platform_version or float(device.compute_capability) < 8.0:
+                reason = "cuDNN's needs an NVIDIA GPU of compute capability 8.0"
+            elif dtype in ("float16", "bfloat16") and head_dim % 8 == 0 and head_dim <= 128:
                 return "cudnn"
-            reason = "cuDNN's takes half precision and heads of 8, 16, … 128 numbers"
+            else:
+                reason = "cuDNN's takes half precision and heads of 8, 16, … 128 numbers"
     if choice == "fused":
         raise ValueError(
             f"`kernel` must be 'auto' or 'blocks' where there is no fused kernel: {reason}. "
@@ -92,6 +96,7 @@ def _attend_in_blocks(projected: Any, causal: bool) -> Any:
     as [Dao et al., 2022](https://arxiv.org/abs/2205.14135) do: nothing of size `T x T` is kept.
     """
     length = projected.shape[1]
+    in_half = keras.backend.standardize_dtype(projected.dtype) != "float32"
     size = max(_SHORTEST_QUERY_BLOCK, -(-length // _QUERY_BLOCKS))
     # Queries from `start` to `stop`, and how many keys they see.
     blocks = [
@@ -112,8 +117,12 @@ def _attend_in_blocks(projected: Any, causal: bool) -> Any:
             highest = row_max(scores)
             weights = ops.exp(scores - highest)
             total = row_sum(weights)
-            attended = ops.matmul(ops.cast(weights, value.dtype), value[:, :, :seen])
-            outputs.append(attended / ops.cast(total, value.dtype))
+            if in_half:
+                # Products of weights that do not sum to one could leave half precision's range.
+                attended = ops.matmul(ops.cast(weights / total, value.dtype), value[:, :, :seen])
+            else:
+                attended = ops.matmul(weights, value[:, :, :seen]) / total
+            outputs.append(attended)
             log_sums.append(highest + ops.log(total))
             # One block after the other, so that one is in memory at a time.
             (queries,) = compute_after(outputs[-1], (queries,))
@@ -121,7 +130,7 @@ def _attend_in_blocks(projected: Any, causal: bool) -> Any:
 
         def gradient(upstream: Any) -> Any:
             upstream = _swap_time_and_heads(upstream)
-            correction = row_sum(ops.cast(upstream * output, "float32"))
+            correction = row_sum(ops.cast(upstream, "float32") * ops.cast(output, "float32"))
             queries, keys, values = compute_after(correction, (query, key, value))
             query_gradients = []
             key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)

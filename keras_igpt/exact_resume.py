@@ -47,7 +47,9 @@ class ExactResume(keras.callbacks.Callback):
     what cannot be written does not stop the training: both are said in a warning. On SIGTERM the state is saved, and
     the signal then does what it did before (with several processes, which get it at different steps, it is left alone).
 
-    The state of other callbacks (the patience of `EarlyStopping`, say) is not part of it.
+    The state of other callbacks is not part of it: `EarlyStopping` begins to wait anew, and weights that
+    `SwapEMAWeights(swap_on_epoch=True)` has exchanged are saved as they are. But a run that `EarlyStopping` ended is
+    not trained again.
 
     Args:
         folder: where the checkpoints lie: `step-00001000.npz` and so on. Of one run alone. Several processes share it.
@@ -56,7 +58,7 @@ class ExactResume(keras.callbacks.Callback):
 
     Raises:
         ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are not `TrainingBatches`, or a
-            checkpoint is of another model, optimizer or data.
+            checkpoint is of another model, optimizer or data; or with `steps_per_execution`.
 
     Example:
     ```python
@@ -74,7 +76,8 @@ class ExactResume(keras.callbacks.Callback):
         self._epochs = self._steps_per_epoch = self._epoch = 0
         # Steps of the first epoch that were taken before this process; what its metrics were then.
         self._first_epoch, self._skipped, self._metrics = -1, 0, list[npt.NDArray[Any]]()
-        self._saved_step = -1
+        self._saved_step = self._last_step = -1
+        self._early_stopping: list[keras.callbacks.EarlyStopping] = []
         self._before_averaging: list[npt.NDArray[Any]] | None = None
         self._terminated = threading.Event()
         self._pending: Future[OSError | None] | None = None
@@ -98,7 +101,14 @@ class ExactResume(keras.callbacks.Callback):
                 "`x` must be TrainingBatches where `callbacks` has ExactResume, which must know each step's batch. "
                 f"Received: {type(batches).__name__}"
             )
+        if model.steps_per_execution != 1:
+            raise ValueError(
+                "`steps_per_execution` must be 1 where `callbacks` has ExactResume, which saves between two steps. "
+                f"Received: steps_per_execution={model.steps_per_execution}"
+            )
         steps, epochs = options["steps_per_epoch"], options.get("epochs", 1)
+        stopping = keras.callbacks.EarlyStopping
+        self._early_stopping = [callback for callback in options["callbacks"] if isinstance(callback, stopping)]
         self._steps_per_epoch, self._epochs = steps, epochs
         self._description = {**batches.description, "steps_per_epoch": steps}
         epoch, skipped = self._restore(model) or (options.get("initial_epoch", 0), 0)
@@ -106,7 +116,7 @@ class ExactResume(keras.callbacks.Callback):
         self._saved_step = epoch * steps + skipped
         first = epoch * steps
         with self._writer_and_signals():
-            if not skipped:
+            if not skipped or epoch >= epochs:
                 return fit(batches.starting_at(first), **{**options, "initial_epoch": epoch})
             # Keras' epochs are all of one length: the rest of this one is a `fit` of its own.
             callbacks = _OneTraining(options, steps, model)
@@ -133,39 +143,45 @@ class ExactResume(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # Between two steps: the end of a batch is reported by another thread while the next one runs.
         step = self._step_of(batch)
-        terminated = self._terminated.is_set()
-        if terminated or step % self._every == 0:
-            self._save(step)
-        if terminated:
-            self._end_by_signal()
+        self._last_step = step + 1
+        self._save_if_due(step)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        step = (epoch + 1) * self._steps_per_epoch
-        ends = epoch + 1 == self._epochs or self.model.stop_training
-        if ends or step % self._every == 0:
+        # Not the epoch's end where a callback stopped the training in its middle.
+        self._save_if_due(self._last_step, ends=epoch + 1 == self._epochs or self.model.stop_training)
+        if self._skipped and epoch == self._first_epoch and _innermost(self.model.optimizer).use_ema:
+            self._before_averaging = [np.array(host_array(weight)) for weight in self.model.trainable_variables]
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if any(callback.stopped_epoch for callback in self._early_stopping):
+            # With the best weights back in place; nothing is to follow.
+            self._save(self._last_step, finished=True)
+
+    def _save_if_due(self, step: int, ends: bool = False) -> None:
+        if (ends or self._terminated.is_set() or step % self._every == 0) and step != self._saved_step:
             self._save(step)
-        if self.model.optimizer.use_ema:
-            self._before_averaging = [host_array(weight) for weight in self.model.trainable_variables]
+        if self._terminated.is_set():
+            self._wait_for_writer()
+            self._pass_the_signal_on()
 
     def _step_of(self, batch: int) -> int:
         skipped = self._skipped if self._epoch == self._first_epoch else 0
         return self._epoch * self._steps_per_epoch + skipped + batch
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, finished: bool = False) -> None:
         """Copies the state to the host and has it written."""
-        if step == self._saved_step:
-            return
         self._saved_step = step
         model = self.model
         state = _state_of(model)
         # Copies: a step to come may be given the same memory.
         arrays = [np.array(host_array(variable)) for variable in [*state, *model.metrics_variables]]
-        if process_index() or not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
+        if process_index() or not all(_is_finite(array) for array in arrays):
             # A state that is not finite is no state to go on from; StopAtNonFiniteLoss ends such a run.
             return
         header = {
             "version": _VERSION,
             "step": step,
+            "finished": finished,
             "batches": self._description,
             "variables": _descriptions_of(state),
             "dtypes": [array.dtype.name for array in arrays],
@@ -205,43 +221,58 @@ class ExactResume(keras.callbacks.Callback):
     @contextmanager
     def _writer_and_signals(self) -> Iterator[None]:
         self._terminated.clear()
-        self._before = None
-        # Python runs handlers in the main thread alone.
-        listens = process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self._handler_before = signal.getsignal(signal.SIGTERM)
+        # Python runs handlers in the main thread alone, and cannot put back one that it did not set.
+        main = threading.current_thread() is threading.main_thread()
+        listens = main and process_count() == 1 and self._handler_before is not None
         if listens:
-            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._terminated.set())
+            signal.signal(signal.SIGTERM, self._note_the_signal)
         try:
             with ThreadPoolExecutor(1) as self._writer:
                 yield
-            self._wait_for_writer()
         finally:
+            self._wait_for_writer()
             if listens:
-                signal.signal(signal.SIGTERM, self._before)
+                signal.signal(signal.SIGTERM, self._handler_before)
+                if self._terminated.is_set():
+                    signal.raise_signal(signal.SIGTERM)
 
-    def _end_by_signal(self) -> None:
-        self._wait_for_writer()
-        signal.signal(signal.SIGTERM, self._before)
-        signal.raise_signal(signal.SIGTERM)
-        # Where a handler of the user's own lets the program go on, so does the training.
+    def _note_the_signal(self, number: int, frame: Any) -> None:
+        self._terminated.set()
+
+    def _pass_the_signal_on(self) -> None:
+        """Lets the signal do what it did before. Where a handler of the user's lets the program go on, so do we."""
         self._terminated.clear()
+        signal.signal(signal.SIGTERM, self._handler_before)
+        signal.raise_signal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._note_the_signal)
 
     def _restore(self, model: keras.Model) -> tuple[int, int] | None:
         """Gives the model the newest whole state; epoch and steps in it, or None where there is none."""
-        if process_index() == 0:
+        may_write = process_index() == 0 and os.access(self._folder, os.W_OK)
+        if may_write:
             for partial in self._folder.glob(f".partial-{_PATTERN}"):
-                if os.access(self._folder, os.W_OK):
-                    partial.unlink()
+                partial.unlink()
         for path in sorted(self._folder.glob(_PATTERN), reverse=True):
             try:
                 header, arrays = _read(path)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                warnings.warn(f"{path} is damaged ({error}): going on from the checkpoint before it", stacklevel=3)
+                warnings.warn(
+                    f"{path} is damaged ({error}): going on from the checkpoint before it, if there is one",
+                    stacklevel=3,
+                )
+                if may_write:
+                    # Under its own name it would count among those that are kept.
+                    path.rename(path.with_name(f"damaged-{path.name}"))
                 continue
             self._check(path, header, model)
             state = _state_of(model)
             for variable, array in zip(state, arrays, strict=False):
                 variable.assign(array)
             epoch, skipped = divmod(header["step"], self._steps_per_epoch)
+            if header["finished"]:
+                print(f"{path} is the end of its training, which EarlyStopping stopped.", flush=True)
+                return self._epochs, 0
             self._metrics = arrays[len(state) :] if skipped else []
             print(f"Going on from {path}: epoch {epoch + 1}, step {skipped + 1}.", flush=True)
             return epoch, skipped
@@ -296,6 +327,16 @@ class _OneTraining(keras.callbacks.CallbackList):
     def finish(self) -> None:
         """Ends the training after its first `fit`."""
         super().on_train_end(self._end_logs)
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer that `mixed_float16` wraps in one that scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _is_finite(array: npt.NDArray[Any]) -> bool:
+    # NumPy counts bfloat16 among its void types.
+    return array.dtype.kind not in "fV" or bool(np.isfinite(array.astype("float32")).all())
 
 
 def _state_of(model: keras.Model) -> list[Any]:

@@ -11,8 +11,9 @@ import keras
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Raises when the loss becomes NaN or infinite, and names step, batch and learning rate.
 
-    The models of this package give it to every `fit` themselves. The loss is read while the device goes on, so a few
-    steps may follow the one that is named; `ExactResume` keeps no state with a number that is not finite.
+    The models of this package give it to `fit` themselves, unless `callbacks` is a `CallbackList`. The loss is read
+    while the device goes on, so a few steps may follow the one that is named; `ExactResume` keeps no state with a
+    number that is not finite.
 
     Raises:
         FloatingPointError: from `fit`.
@@ -32,10 +33,10 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._losses: dict[int, float] = {}
-        self._epoch = self._seen = 0
+        self._epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch, self._losses, self._seen = epoch, {}, 0
+        self._epoch, self._losses = epoch, {}
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # The mean of the epoch so far: it is finite until the first loss that is not.
@@ -49,14 +50,13 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
     def _check(self) -> None:
         # In order: threads may have reported a later batch first.
-        while self._seen in self._losses:
-            loss = self._losses.pop(self._seen)
+        for batch in sorted(self._losses):
+            loss = self._losses.pop(batch)
             if not math.isfinite(loss):
                 optimizer = self.model.optimizer
                 raise FloatingPointError(
-                    f"The loss became {loss} in batch {self._seen + 1} of epoch {self._epoch + 1}, at optimizer step "
+                    f"The loss became {loss} in batch {batch + 1} of epoch {self._epoch + 1}, at optimizer step "
                     f"{int(keras.ops.convert_to_numpy(optimizer.iterations))} or just before it, with learning rate "
                     f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.3g}. A smaller rate, a longer "
                     "warm-up or `clip_norm` may help; a token id out of range does the same at any rate."
                 )
-            self._seen += 1

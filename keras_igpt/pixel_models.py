@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import keras
@@ -37,7 +38,7 @@ class TokenModel(keras.Model):
         number stops the training (`StopAtNonFiniteLoss`). With `ExactResume` among the callbacks it goes on from the
         newest checkpoint.
         """
-        options = _by_name(args, kwargs)
+        options = _by_name(keras.Model.fit, args, kwargs)
         self.check_token_arrays(x)
         _check_batch_size(x, options)
         if isinstance(x, keras.utils.PyDataset):
@@ -56,32 +57,45 @@ class TokenModel(keras.Model):
             if len(validation) == 3:
                 inputs, targets, weights = validation
                 options["validation_data"] = (inputs, _targets_for(inputs, targets, weights), weights)
-        given = options.get("callbacks") or []
-        if isinstance(given, keras.callbacks.CallbackList):
-            return super().fit(x, y, **options)
-        given = [given] if isinstance(given, keras.callbacks.Callback) else list(given)
-        resume = [callback for callback in given if isinstance(callback, ExactResume)]
+        given: Any = options.get("callbacks") or []
+        in_list = isinstance(given, keras.callbacks.CallbackList)
+        callbacks = given.callbacks if in_list else [given] if isinstance(given, keras.callbacks.Callback) else [*given]
+        resume = [callback for callback in callbacks if isinstance(callback, ExactResume)]
+        if len(resume) > 1 or (resume and (in_list or y is not None)):
+            raise ValueError(
+                "`callbacks` must be a list with one ExactResume, and `y` None, for the batches have the labels. "
+                f"Received: {type(given).__name__} with {len(resume)} of them, y of type {type(y).__name__}"
+            )
         # Resuming comes last, after what changes the weights at an epoch's end.
-        others = [callback for callback in given if callback not in resume]
-        options["callbacks"] = [StopAtNonFiniteLoss(), *others, *resume]
+        others = [callback for callback in callbacks if callback not in resume]
+        options["callbacks"] = given if in_list else [StopAtNonFiniteLoss(), *others, *resume]
         if resume:
-            return resume[0].fit(super().fit, self, x, options)
-        return super().fit(x, _targets_for(x, y, options.get("sample_weight")), **options)
+            history = resume[0].fit(super().fit, self, x, options)
+        else:
+            history = super().fit(x, _targets_for(x, y, options.get("sample_weight")), **options)
+        optimizer: Any = self.optimizer
+        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+            # Keras leaves weights and averages in the same memory, which JAX refuses to give to another step twice.
+            for weight in self.trainable_variables:
+                weight.assign(ops.copy(weight))
+        return history
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics; `keras.Model.evaluate`, with `x` checked first."""
-        _check_that_it_ends(x, kwargs.get("steps"), "x")
+        options = _by_name(keras.Model.evaluate, args, kwargs)
+        _check_that_it_ends(x, options.get("steps"), "x")
         self.check_token_arrays(x)
-        _check_batch_size(x, _by_name(args, kwargs))
-        return super().evaluate(x, _targets_for(x, y, kwargs.get("sample_weight")), *args, **kwargs)
+        _check_batch_size(x, options)
+        return super().evaluate(x, _targets_for(x, y, options.get("sample_weight")), **options)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
         check_one_process("predict")
-        _check_that_it_ends(x, kwargs.get("steps"), "x")
+        options = _by_name(keras.Model.predict, args, kwargs)
+        _check_that_it_ends(x, options.get("steps"), "x")
         self.check_token_arrays(x)
-        _check_batch_size(x, _by_name(args, kwargs))
-        return super().predict(x, *args, **kwargs)
+        _check_batch_size(x, options)
+        return super().predict(x, **options)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns what `compile` was given, in a form that any backend reads.
@@ -134,10 +148,14 @@ def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
         raise ValueError(f"`{name}` must end (`EvaluationBatches` does). Received: endless {type(x).__name__}")
 
 
-def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Names the arguments of Keras' `fit` that follow `y`; the first of `evaluate` and `predict` is the same."""
-    names = list(inspect.signature(keras.Model.fit).parameters)[3:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Names the arguments of Keras' `fit`, `evaluate` or `predict` that follow `x`, and `y` where there is one."""
+    signature = inspect.signature(function)
+    leading = [None] * (3 if "y" in signature.parameters else 2)
+    bound = signature.bind(*leading, *args, **kwargs).arguments
+    named = dict(list(bound.items())[len(leading) :])
+    further = named.pop("kwargs", {})
+    return {**named, **further}
 
 
 def _check_batch_size(x: Any, options: dict[str, Any]) -> None:

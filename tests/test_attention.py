@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_backbone, random_tokens, randomize, value_and_gradient, weight_gradients
+from conftest import make_backbone, random_tokens, randomize, to_numpy, value_and_gradient, weight_gradients
 
 from keras_igpt import attention
 
@@ -46,6 +46,17 @@ def test_huge_scores_do_not_overflow():
     np.testing.assert_allclose(attended[:, 0], projected[:, 0, 2], rtol=1e-6)
     assert np.isfinite(attended).all()
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_blocks_in_half_precision(dtype):
+    """Values near the end of float16's range, where sums of weighted values before the division would leave it."""
+    projected = np.random.default_rng(0).normal(size=(1, 100, 3, 2, 8)).astype("float32")
+    projected[:, :, 2] = 3e3 + 100 * projected[:, :, 2]
+    tensor = keras.ops.cast(projected, dtype)
+    attended = keras.ops.cast(attention.dot_product_attention(tensor, causal=True, kernel="blocks"), "float32")
+    expected = reference_attention(*(projected[:, :, part] for part in range(3)), True)
+    np.testing.assert_allclose(to_numpy(attended), expected, rtol=0.02)
 
 
 def test_a_kernel_that_is_not_there_is_refused_and_not_replaced():

@@ -172,10 +172,9 @@ def test_the_cache_of_later_positions_is_never_seen():
 
 
 def test_blocks_of_queries_do_not_change_the_model(monkeypatch):
-    backbone = randomize(make_backbone(image_size=12))
+    backbone = randomize(make_backbone(image_size=12, kernel="blocks"))
     token_ids = random_tokens(2, 144)
     expected = to_numpy(backbone(token_ids))
-    monkeypatch.setattr(attention_module, "_has_fused_kernel", lambda dtype, causal: False)
     monkeypatch.setattr(attention_module, "_SHORTEST_QUERY_BLOCK", 20)
     np.testing.assert_allclose(to_numpy(backbone(token_ids)), expected, atol=1e-5)
 

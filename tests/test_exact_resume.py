@@ -124,6 +124,66 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(damage, tmp_path):
     assert_same_weights(resumed, alone)
 
 
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path):
+    with pytest.raises(CrashError):
+        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=4, keep=3), Crash(2, 3)])
+    truncate(max(tmp_path.glob("step-*.npz")))
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(CrashError):
+        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(2, 1)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000012.npz", "step-00000010.npz"]
+
+
+class StopEarly(keras.callbacks.Callback):
+    """Ends the training in the middle of an epoch, as a limit on time does."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 1:
+            self.model.stop_training = True
+
+
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
+    alone, stopped, resumed = make_model("ar"), make_model("ar"), make_model("ar")
+    train(alone)
+    train(stopped, [StopEarly(), igpt.ExactResume(tmp_path, every=100)])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.npz"]
+    train(resumed, [igpt.ExactResume(tmp_path, every=100)])
+    assert_same_weights(resumed, alone)
+
+
+def test_a_run_that_early_stopping_ended_is_not_trained_again(tmp_path):
+    def patience():
+        # A loss cannot rise above this baseline.
+        return keras.callbacks.EarlyStopping("loss", mode="max", patience=0, baseline=99, restore_best_weights=True)
+
+    first, again = make_model("ar"), make_model("ar")
+    history = train(first, [patience(), igpt.ExactResume(tmp_path, every=1)])
+    assert len(history["loss"]) == 2
+    assert train(again, [patience(), igpt.ExactResume(tmp_path, every=1)]) == {}
+    assert_same_weights(again, first)
+
+
+def test_fewer_epochs_than_the_checkpoint_has_train_no_more(tmp_path):
+    with pytest.raises(CrashError):
+        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1), Crash(2, 3)])
+    model = make_model("ar")
+    model.fit(make_batches(), epochs=1, verbose=0, callbacks=igpt.ExactResume(tmp_path, every=1))
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 2 * STEPS + 2
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
+    class Terminate(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            signal.raise_signal(signal.SIGTERM)
+
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        train(make_model("ar"), [Terminate(), igpt.ExactResume(tmp_path, every=100)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
 def test_training_goes_on_where_nothing_can_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     resumed, alone = make_model("ar"), make_model("ar")
@@ -188,6 +248,13 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         train(make_model("bert"), [igpt.ExactResume(tmp_path, every=100)])
     with pytest.raises(ValueError, match=r"`x` must be TrainingBatches where.*Received: ndarray"):
         make_model("ar").fit(random_tokens(4), callbacks=[igpt.ExactResume(tmp_path, every=100)])
+    with pytest.raises(ValueError, match=r"`callbacks` must be a list with one ExactResume"):
+        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1), igpt.ExactResume(tmp_path, every=2)])
+    model = make_model("ar")
+    model.compile("sgd", steps_per_execution=1 if keras.backend.backend() == "torch" else 2)
+    if keras.backend.backend() != "torch":
+        with pytest.raises(ValueError, match=r"`steps_per_execution` must be 1.*Received: steps_per_execution=2"):
+            train(model, [igpt.ExactResume(tmp_path, every=1)])
     with pytest.raises(ValueError, match=r"`every` must be a positive integer. Received: every=0"):
         igpt.ExactResume(tmp_path, every=0)
 
@@ -220,6 +287,12 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_state(learning_rate, tmp_p
     if newest is not None:
         with np.load(newest) as state:
             assert all(np.isfinite(state[name]).all() for name in state.files if state[name].dtype.kind == "f")
+
+
+def test_two_fits_with_averaged_weights():
+    model = make_model("ar", ema_momentum=0.9)
+    train(model)
+    assert np.isfinite(train(model)["loss"]).all()
 
 
 def test_a_bad_batch_is_named():
