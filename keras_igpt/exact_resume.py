@@ -115,6 +115,7 @@ class ExactResume(keras.callbacks.Callback):
         self._first_epoch, self._skipped = epoch, skipped
         self._saved_step = epoch * steps + skipped
         first = epoch * steps
+        self._first_batch = batches.starting_at(first)[0]
         with self._writer_and_signals():
             if not skipped or epoch >= epochs:
                 return fit(batches.starting_at(first), **{**options, "initial_epoch": epoch})
@@ -136,8 +137,11 @@ class ExactResume(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
         if epoch == self._first_epoch and self._metrics:
-            variables = self.model.metrics_variables
-            for variable, array in zip(variables, self._metrics, strict=True):
+            model = self.model
+            if len(model.metrics_variables) != len(self._metrics):
+                # TensorFlow makes the metrics of `compile` in the first step only.
+                model.test_on_batch(*self._first_batch)
+            for variable, array in zip(model.metrics_variables, self._metrics, strict=True):
                 variable.assign(array)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
