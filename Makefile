@@ -27,7 +27,7 @@ benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=â€
 	$(if $(DATA_DIR),$(BIN)/python benchmarks/data_pipeline.py --data-dir $(DATA_DIR))
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
