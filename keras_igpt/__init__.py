@@ -4,6 +4,8 @@ Reference:
     [Chen et al., 2020, Generative Pretraining from Pixels](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf)
 """
 
+from typing import Any
+
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.compilation_cache import enable_compilation_cache
 from keras_igpt.data import (
@@ -18,9 +20,12 @@ from keras_igpt.data import (
 )
 from keras_igpt.estimate import estimate
 from keras_igpt.exact_resume import ExactResume
+from keras_igpt.huggingface_checkpoint import load_huggingface_checkpoint, save_huggingface_checkpoint
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.linear_probe import LinearProbe
+from keras_igpt.openai_checkpoint import load_openai_checkpoint
 from keras_igpt.palette import ColorPalette
+from keras_igpt.palette_change import refit_palette
 from keras_igpt.pixel_models import ImageGPTCausalLM, ImageGPTMaskedLM
 from keras_igpt.training import (
     ApplyLeftoverGradients,
@@ -28,12 +33,14 @@ from keras_igpt.training import (
     finetuning_recipe,
     pretraining_recipe,
 )
+from keras_igpt.tuning import tune, tune_and_refit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ApplyLeftoverGradients",
     "ColorPalette",
+    "DescendingLearningRateOracle",
     "EvaluationBatches",
     "ExactResume",
     "ImageGPTBackbone",
@@ -51,6 +58,21 @@ __all__ = [
     "finetuning_recipe",
     "load_arrays",
     "load_dataset",
+    "load_huggingface_checkpoint",
     "load_image_folder",
+    "load_openai_checkpoint",
     "pretraining_recipe",
+    "refit_palette",
+    "save_huggingface_checkpoint",
+    "tune",
+    "tune_and_refit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # A class of KerasTuner's kind, which cannot be defined before KerasTuner is there.
+    if name == "DescendingLearningRateOracle":
+        from keras_igpt.learning_rate_oracle import DescendingLearningRateOracle
+
+        return DescendingLearningRateOracle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,6 +48,14 @@ ALLOWED = {
     },
     "image_classifier": {"backbone", "palette", "pixel_models"},
     "linear_probe": {"inference", "pixel_models"},
+    "atomic_file": set(),
+    "learning_rate_oracle": set(),
+    "tuning": {"atomic_file", "data", "exact_resume", "learning_rate_oracle", "pixel_models"},
+    "checkpoint_tensors": {"backbone", "palette", "pixel_models"},
+    "openai_checkpoint": {"checkpoint_tensors", "palette", "pixel_models"},
+    "huggingface_files": {"checkpoint_tensors"},
+    "huggingface_checkpoint": {"checkpoint_tensors", "distribution", "huggingface_files", "palette", "pixel_models"},
+    "palette_change": {"distribution", "palette", "pixel_models"},
 }
 
 # Imported where they are used, and nowhere at the top.
@@ -61,6 +69,8 @@ LATE = {
     "keras_tuner",
     "matplotlib",
     "PIL",
+    "safetensors",
+    "huggingface_hub",
 }
 
 

@@ -1,0 +1,527 @@
+"""The paper's way to a result: search on validation, fold validation back in, refit, test once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_igpt.atomic_file import whole_file, write_json
+from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
+from keras_igpt.exact_resume import ExactResume
+from keras_igpt.pixel_models import TokenModel
+
+MakeModel = Callable[[Any], keras.Model]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a search and what came of it.
+
+    Attributes:
+        values: hyperparameters by name.
+        objective: float. Its value on validation at `epochs`; None where training diverged.
+        epochs: int. Epochs up to that value; 0 where training diverged.
+        history: one value an epoch of each metric, as `fit` returns them; nothing where a loss was no number.
+    """
+
+    values: dict[str, Any]
+    objective: float | None
+    epochs: int
+    history: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was chosen on validation, and from what.
+
+    Attributes:
+        objective: str. Name of the metric that decided.
+        direction: `"min"` or `"max"`.
+        untrained: float. The objective before any training, or the bound given in its place: trials that did not beat
+            it diverged.
+        trials: tuple of `Trial`, in their order.
+        steps_per_epoch: int. Updates an epoch.
+        seed: int. Of the weights that are drawn at random.
+        backend: str. Keras' backend.
+        num_train: int. Pictures trained on.
+        num_validation: int. Pictures the choice was made on.
+    """
+
+    objective: str
+    direction: str
+    untrained: float
+    trials: tuple[Trial, ...]
+    steps_per_epoch: int
+    seed: int
+    backend: str
+    num_train: int
+    num_validation: int
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the best objective, the first of equal ones; raises `ValueError` if all diverged."""
+        sign = 1 if self.direction == "max" else -1
+        scored = [(sign * trial.objective, trial) for trial in self.trials if trial.objective is not None]
+        if not scored:
+            raise ValueError(
+                f"No trial brought {self.objective} to better than {self.untrained:.6g}, which it had to beat. "
+                f"Received: {[trial.values for trial in self.trials]}"
+            )
+        return max(scored, key=lambda pair: pair[0])[1]
+
+    def __str__(self) -> str:
+        lines = [f"{self.objective} of each trial (to beat: {self.untrained:.4f})"]
+        for trial in self.trials:
+            shown = "diverged" if trial.objective is None else f"{trial.objective:.4f} after {trial.epochs} epoch(s)"
+            lines.append(f"  {_name(trial.values)}: {shown}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class TunedResult:
+    """A whole evaluation: what validation chose, and what the test set says of it.
+
+    Attributes:
+        chosen_on_validation: the `Search`.
+        values: hyperparameters of the refit.
+        updates: int. Optimizer updates of the refit, as many as the best trial's.
+        num_refit: int. Pictures of train and validation together, which the refit saw.
+        num_test: int. Pictures tested on.
+        final_on_test: metric by name, of the refitted model.
+    """
+
+    chosen_on_validation: Search
+    values: dict[str, Any]
+    updates: int
+    num_refit: int
+    num_test: int
+    final_on_test: dict[str, float]
+
+    def __str__(self) -> str:
+        final = ", ".join(f"{name} {value:.4f}" for name, value in self.final_on_test.items())
+        return (
+            f"Chosen on validation ({self.chosen_on_validation.num_validation:,} pictures): {_name(self.values)}, "
+            f"{self.updates:,} updates\n{self.chosen_on_validation}\n"
+            f"Final on test ({self.num_test:,} pictures), refitted on train and validation: {final}"
+        )
+
+
+def tune(
+    make_model: MakeModel,
+    data: DataSplits[Any],
+    training_batches: Callable[[Any], TrainingBatches],
+    evaluation_batches: Callable[[Any], EvaluationBatches],
+    objective: Any,
+    folder: str | os.PathLike[str],
+    epochs: int,
+    oracle: Any = None,
+    patience: int | None = None,
+    steps_per_epoch: int | None = None,
+    to_beat: float | None = None,
+    seed: int = 0,
+    verbose: Any = 2,
+) -> Search:
+    """Searches hyperparameters on the validation set; the test set is not looked at.
+
+    By default learning rates are tried from large to small until the objective worsens, as in the paper
+    (`DescendingLearningRateOracle`). Any other of KerasTuner's oracles can be given, or one to sweep `beside` the
+    rates; `Hyperband`, whose trials go on from one another, cannot.
+
+    Each trial begins with the same weights: the seed is set before `make_model`, which has to make the model and load
+    what it starts from anew, and the weights are compared. A trial whose loss is no number, or whose model is not
+    better than before training, has diverged: it has no score, and a descent of rates passes it over. Any other error
+    is raised.
+
+    Each finished trial is written to `trials.json`. Run the same search again after it was killed: finished trials are
+    taken from there and only the one that was interrupted is trained again. On the disk is one file of weights, those
+    of the best trial (`best.weights.h5`), and a second one while that is replaced.
+
+    Args:
+        make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled
+            model that takes tokens.
+        data: `DataSplits`.
+        training_batches: takes examples, returns their `TrainingBatches`.
+        evaluation_batches: takes examples, returns their `EvaluationBatches`.
+        objective: str or `keras_tuner.Objective`. A metric that `fit` reports, such as `"val_loss"` or
+            `"val_accuracy"`; of a metric that KerasTuner does not know it needs the direction.
+        folder: where the search keeps its state. Of one search.
+        epochs: int. Epochs of each trial, at most.
+        oracle: a `keras_tuner.Oracle` of the same objective. One that draws at random must have a seed.
+        patience: int. Epochs without a better objective after which a trial ends; its value is then the best epoch's.
+            If None, all epochs are run and the last one counts, which is right with a schedule that ends there.
+        steps_per_epoch: int. Updates an epoch; by default one pass through the training set.
+        to_beat: float. What the objective must be better than; by default its value before training.
+        seed: int. Of the weights that are drawn at random.
+        verbose: as in `fit`.
+
+    Returns:
+        A `Search`.
+
+    Raises:
+        ValueError: if the objective is not among the metrics, the models of two trials begin with different weights,
+            or `folder` is of another search.
+        ImportError: if KerasTuner is absent.
+
+    Example:
+    ```python
+    def make_model(hyperparameters):
+        classifier = ImageGPTImageClassifier(keras.saving.load_model("igpt.keras"), num_classes=10)
+        classifier.compile(**finetuning_recipe(hyperparameters.get("learning_rate")))
+        return classifier
+
+    search = tune(
+        make_model,
+        data,
+        lambda examples: TrainingBatches(examples, palette, 128, augmentation=PaddedCrop()),
+        lambda examples: EvaluationBatches(examples, palette, 128),
+        objective="val_accuracy",
+        folder="runs/finetuning",
+        epochs=20,
+        patience=3,
+    )
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), sections 3.3, 3.4
+    """
+    for name, number in (("epochs", epochs), ("patience", patience), ("steps_per_epoch", steps_per_epoch)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={number!r}")
+    from keras_igpt.learning_rate_oracle import DescendingLearningRateOracle
+
+    if oracle is None:
+        oracle = DescendingLearningRateOracle(objective)
+    elif oracle.objective != DescendingLearningRateOracle(objective).objective:
+        raise ValueError(f"`oracle` must have the objective {objective}. Received: {oracle.objective}")
+    folder = Path(folder)
+    batches, held_out = training_batches(data.train), evaluation_batches(data.validation)
+    steps = steps_per_epoch or batches.steps_per_epoch
+    space = oracle.get_space()
+    untrained, start = _untrained(make_model, space, held_out, oracle.objective.name, seed)
+    # What `make_model` asked for beyond what was declared.
+    oracle.update_space(space)
+    search = Search(
+        objective=oracle.objective.name,
+        direction=oracle.objective.direction,
+        untrained=untrained if to_beat is None else float(to_beat),
+        trials=(),
+        steps_per_epoch=steps,
+        seed=seed,
+        backend=keras.backend.backend(),
+        num_train=len(data.train),
+        num_validation=len(data.validation),
+    )
+    ledger = _Ledger(
+        folder / "trials.json",
+        {
+            **{name: value for name, value in asdict(search).items() if name != "trials"},
+            "epochs": epochs,
+            "patience": patience,
+            "batches": batches.description,
+            "start": start,
+        },
+    )
+    # KerasTuner's own files cannot be read back after a kill in mid-write: they begin anew, and finished trials are
+    # played back to the oracle from the ledger. Its own tuner sets the folder by this private method too.
+    oracle._set_project_dir(str(folder), "oracle")
+    oracle.verbose = 0
+    while (proposed := oracle.create_trial("search")).status == "RUNNING":
+        values = dict(proposed.hyperparameters.values)
+        trial = ledger.recorded(len(search.trials), values)
+        if trial is None:
+            print(f"Trial {len(search.trials)}: {_name(values)}", flush=True)
+            model = _make(make_model, proposed.hyperparameters, seed, start)
+            trial = _train(model, batches, held_out, search, values, epochs, patience, verbose)
+            search = replace(search, trials=(*search.trials, trial))
+            if trial.objective is not None and search.best is trial:
+                with whole_file(folder / "best.weights.h5") as partial:
+                    model.save_weights(partial)
+            ledger.record(trial)
+            shown = "diverged" if trial.objective is None else f"{search.objective} {trial.objective:.6g}"
+            print(f"Trial {len(search.trials) - 1}: {_name(values)}: {shown}", flush=True)
+        else:
+            search = replace(search, trials=(*search.trials, trial))
+        if trial.objective is not None:
+            oracle.update_trial(proposed.trial_id, {search.objective: trial.objective}, step=trial.epochs - 1)
+        proposed.status = "FAILED" if trial.objective is None else "COMPLETED"
+        oracle.end_trial(proposed)
+    if proposed.status != "STOPPED":
+        raise ValueError(
+            f"`oracle` must propose a trial once the one before has ended. Received: status {proposed.status!r} of "
+            f"{type(oracle).__name__}"
+        )
+    return search
+
+
+def tune_and_refit(
+    make_model: MakeModel,
+    data: DataSplits[Any],
+    training_batches: Callable[[Any], TrainingBatches],
+    evaluation_batches: Callable[[Any], EvaluationBatches],
+    objective: Any,
+    folder: str | os.PathLike[str],
+    epochs: int,
+    oracle: Any = None,
+    patience: int | None = None,
+    steps_per_epoch: int | None = None,
+    to_beat: float | None = None,
+    seed: int = 0,
+    checkpoint_every: int | None = None,
+    evaluate: Callable[[keras.Model, Any], Mapping[str, float]] | None = None,
+    verbose: Any = 2,
+) -> TunedResult:
+    """Searches on validation, folds validation back in, refits with what was chosen, and tests once.
+
+    The refit begins with the weights that each trial began with, and takes as many updates as the best trial did until
+    its value. The set being larger, these are a little less than as many epochs; a schedule counted in updates stays
+    right. The refit's model is in `model.keras`, the report in `report.json`; with a report in `folder` nothing is
+    trained again, nor tested.
+
+    Killed, it goes on where it was: in the search as `tune` does, in the refit from its last checkpoint.
+
+    Args:
+        make_model: as in `tune`.
+        data: as in `tune`.
+        training_batches: as in `tune`.
+        evaluation_batches: as in `tune`.
+        objective: as in `tune`.
+        folder: as in `tune`; the refit's files too.
+        epochs: as in `tune`.
+        oracle: as in `tune`.
+        patience: as in `tune`.
+        steps_per_epoch: as in `tune`.
+        to_beat: as in `tune`.
+        seed: as in `tune`.
+        checkpoint_every: int. Updates between checkpoints of the refit; by default an epoch's.
+        evaluate: takes the refitted model and the test examples, returns metrics by name; by default `model.evaluate`
+            on their evaluation batches.
+        verbose: as in `fit`.
+
+    Returns:
+        A `TunedResult`.
+
+    Raises:
+        ValueError: as from `tune`, and if every trial diverged.
+        ImportError: if KerasTuner is absent.
+
+    Example:
+    ```python
+    result = tune_and_refit(
+        make_model, data, training_batches, evaluation_batches, "val_accuracy", folder="runs/tuned", epochs=20
+    )
+    print(result)
+    classifier = keras.saving.load_model("runs/tuned/model.keras")
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
+    """
+    folder = Path(folder)
+    search = tune(
+        make_model,
+        data,
+        training_batches,
+        evaluation_batches,
+        objective,
+        folder,
+        epochs,
+        oracle,
+        patience,
+        steps_per_epoch,
+        to_beat,
+        seed,
+        verbose,
+    )
+    chosen = search.best
+    report = folder / "report.json"
+    if report.is_file():
+        return _read_report(report, search)
+    together = data["train+validation"]
+    print(f"Refit on train and validation: {_name(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
+    model = _make(make_model, _hyperparameters(chosen.values), seed, _Ledger.start_in(folder / "trials.json"))
+    model.fit(
+        training_batches(together),
+        epochs=chosen.epochs,
+        steps_per_epoch=search.steps_per_epoch,
+        callbacks=[ExactResume(folder / "refit", every=checkpoint_every or search.steps_per_epoch, keep=1)],
+        verbose=verbose,
+    )
+    with whole_file(folder / "model.keras") as partial:
+        model.save(partial)
+    if evaluate is None:
+        final = model.evaluate(evaluation_batches(data.test), return_dict=True, verbose=0)
+    else:
+        final = evaluate(model, data.test)
+    result = TunedResult(
+        chosen_on_validation=search,
+        values=chosen.values,
+        updates=chosen.epochs * search.steps_per_epoch,
+        num_refit=len(together),
+        num_test=len(data.test),
+        final_on_test={name: float(value) for name, value in final.items()},
+    )
+    write_json(report, asdict(result))
+    return result
+
+
+class _Ledger:
+    """The finished trials of a search, in a file that is whole at any time."""
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        self._path, self._description = path, json.loads(json.dumps(description))
+        self._trials: list[dict[str, Any]] = []
+        if path.is_file():
+            content = self._read(path)
+            for name, value in self._description.items():
+                if content["search"].get(name) != value:
+                    raise ValueError(
+                        f"`folder` must hold this search: {name} is {value!r} here. "
+                        f"Received: {name}={content['search'].get(name)!r} in {path}"
+                    )
+            self._trials = content["trials"]
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`folder` must hold a search. Received: {path}, which is damaged ({error})") from error
+        return content
+
+    @classmethod
+    def start_in(cls, path: Path) -> dict[str, str]:
+        """Digests of the weights that the models of a search began with."""
+        start: dict[str, str] = cls._read(path)["search"]["start"]
+        return start
+
+    def recorded(self, index: int, values: dict[str, Any]) -> Trial | None:
+        """Returns the trial of that number, if it was finished before."""
+        if index >= len(self._trials):
+            return None
+        trial = Trial(**self._trials[index])
+        if trial.values != values:
+            raise ValueError(
+                "`oracle` must propose what it proposed before the search was stopped, so it needs a seed: trial "
+                f"{index} was {trial.values}. Received: {values}"
+            )
+        return trial
+
+    def record(self, trial: Trial) -> None:
+        """Adds a trial that has finished."""
+        self._trials.append(asdict(trial))
+        write_json(self._path, {"search": self._description, "trials": self._trials})
+
+
+def _untrained(
+    make_model: MakeModel, space: Any, held_out: EvaluationBatches, objective: str, seed: int
+) -> tuple[float, dict[str, str]]:
+    """The objective before training, and digests of the weights; finds a wrong objective before work is lost."""
+    keras.utils.set_random_seed(seed)
+    model = make_model(space)
+    if not isinstance(model, TokenModel) or not model.compiled:
+        raise ValueError(
+            "`make_model` must return a compiled model of this package. "
+            f"Received: {type(model).__name__}{' that is not compiled' if isinstance(model, TokenModel) else ''}"
+        )
+    metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
+    if objective not in metrics:
+        raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
+    return metrics[objective], _digest(model)
+
+
+def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float]:
+    metrics = model.evaluate(batches, return_dict=True, verbose=0)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _make(make_model: MakeModel, hyperparameters: Any, seed: int, start: dict[str, str]) -> keras.Model:
+    """Makes a model and compares the weights it begins with to those of the first model."""
+    keras.utils.set_random_seed(seed)
+    model = make_model(hyperparameters)
+    digest = _digest(model)
+    # Hyperparameters may add weights or leave some out; those there were must be the same.
+    changed = [name for name, value in digest.items() if start.get(name, value) != value]
+    if changed:
+        raise ValueError(
+            "`make_model` must return a model that begins with the same weights each time: make it anew, and load what "
+            f"it starts from. Received: other weights in {changed[0]}"
+        )
+    return model
+
+
+def _digest(model: keras.Model) -> dict[str, str]:
+    """A hash of each weight's values by its path and shape."""
+    return {
+        f"{index} {tuple(weight.shape)}": hashlib.sha256(np.asarray(ops.convert_to_numpy(weight)).tobytes()).hexdigest()
+        for index, weight in enumerate(model.weights)
+    }
+
+
+def _train(
+    model: keras.Model,
+    batches: TrainingBatches,
+    held_out: EvaluationBatches,
+    search: Search,
+    values: dict[str, Any],
+    epochs: int,
+    patience: int | None,
+    verbose: Any,
+) -> Trial:
+    callbacks = []
+    if patience is not None:
+        stopping = keras.callbacks.EarlyStopping(
+            monitor=search.objective, mode=search.direction, patience=patience, restore_best_weights=True
+        )
+        callbacks.append(stopping)
+    try:
+        history = model.fit(
+            batches,
+            epochs=epochs,
+            steps_per_epoch=search.steps_per_epoch,
+            validation_data=held_out,
+            callbacks=callbacks,
+            verbose=verbose,
+        ).history
+    except FloatingPointError as error:
+        print(f"  {error}", flush=True)
+        return Trial(values, None, 0, {})
+    history = {name: [float(value) for value in column] for name, column in history.items()}
+    column = history[search.objective]
+    best = np.argmax if search.direction == "max" else np.argmin
+    epoch = int(best(column)) if patience is not None else len(column) - 1
+    value = column[epoch]
+    # Written so that not-a-number is not better than anything.
+    better = value > search.untrained if search.direction == "max" else value < search.untrained
+    if better:
+        return Trial(values, value, epoch + 1, history)
+    return Trial(values, None, 0, history if all(np.isfinite(column).all() for column in history.values()) else {})
+
+
+def _hyperparameters(values: dict[str, Any]) -> Any:
+    import keras_tuner
+
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.values = dict(values)
+    return hyperparameters
+
+
+def _read_report(path: Path, search: Search) -> TunedResult:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["chosen_on_validation"] != json.loads(json.dumps(asdict(search))):
+        raise ValueError(f"`folder` must hold this search's report. Received: {path}, which is of another search")
+    return TunedResult(**{**content, "chosen_on_validation": search})
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )

@@ -1,0 +1,338 @@
+"""Search, fold-back, refit and the one test: nothing leaks, and a killed search ends as if it had not been killed."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tuning_process
+from conftest import make_causal_lm
+from tuning_process import RATES, evaluation_batches, make_data, make_model, run, training_batches
+
+import keras_igpt as igpt
+
+keras_tuner = pytest.importorskip("keras_tuner")
+
+
+def drive(oracle, score, folder):
+    """Runs an oracle over a function of the values; None is a failed trial. Returns what it tried."""
+    oracle._set_project_dir(str(folder), "oracle")
+    oracle.verbose = 0
+    tried = []
+    while (trial := oracle.create_trial("tuner")).status == "RUNNING":
+        values = trial.hyperparameters.values
+        tried.append(dict(values))
+        result = score(values)
+        if result is not None:
+            oracle.update_trial(trial.trial_id, {oracle.objective.name: result})
+        trial.status = "FAILED" if result is None else "COMPLETED"
+        oracle.end_trial(trial)
+    assert trial.status == "STOPPED"
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("objective", "scores", "tried"),
+    [
+        ("val_loss", [3.0, 2.0, 2.5, 1.0], 3),  # the fall after the first rise is not seen
+        ("val_loss", [3.0, 2.0, 1.0, 0.5], 4),
+        ("val_loss", [2.0, 2.0, 2.0, 2.0], 4),  # equal is not worse
+        ("val_loss", [None, None, 2.0, 2.5], 4),
+        ("val_loss", [None, 2.0, 2.5, 1.0], 3),
+        ("val_loss", [2.0, None, 1.0, 1.5], 4),
+        ("val_loss", [None, None, None, None], 4),
+        ("val_accuracy", [0.3, 0.4, 0.35, 0.9], 3),
+    ],
+)
+def test_rates_descend_until_the_objective_worsens(objective, scores, tried, tmp_path):
+    rates = [0.1, 0.03, 0.01, 0.003]
+    oracle = igpt.DescendingLearningRateOracle(objective, rates)
+    result = drive(oracle, lambda values: scores[rates.index(values["learning_rate"])], tmp_path)
+    assert [values["learning_rate"] for values in result] == rates[:tried]
+
+
+def test_rates_descend_beside_another_oracle(tmp_path):
+    space = keras_tuner.HyperParameters()
+    space.Choice("weight", [0.5, 1.0, 2.0])
+    random = keras_tuner.oracles.RandomSearchOracle("val_loss", max_trials=3, hyperparameters=space, seed=3)
+    oracle = igpt.DescendingLearningRateOracle("val_loss", [0.1, 0.03, 0.01], beside=random)
+
+    def score(values):
+        if values["weight"] == 2.0:
+            return None
+        return values["weight"] + abs(values["learning_rate"] - 0.03)
+
+    tried = drive(oracle, score, tmp_path)
+    assert {values["weight"] for values in tried} == {0.5, 1.0, 2.0}
+    for start in (0, 3, 6):
+        assert [values["learning_rate"] for values in tried[start : start + 3]] == [0.1, 0.03, 0.01]
+        assert len({values["weight"] for values in tried[start : start + 3]}) == 1
+    told = {trial.hyperparameters.get("weight"): trial.score for trial in random.trials.values()}
+    assert told == {0.5: 0.5, 1.0: 1.0, 2.0: None}
+    assert oracle.get_best_trials(1)[0].hyperparameters.values == {"learning_rate": 0.03, "weight": 0.5}
+
+
+@pytest.mark.parametrize("rates", [(), (0.1, 0.1), (0.1, 0.3), (0.1, 0.0)])
+def test_rates_must_fall(rates):
+    with pytest.raises(ValueError, match="`learning_rates` must be positive and fall"):
+        igpt.DescendingLearningRateOracle("val_loss", rates)
+
+
+def test_an_oracle_beside_must_fit():
+    space = keras_tuner.HyperParameters()
+    space.Float("weight", 0.0, 1.0)
+    for beside, message in [
+        ("random", "must be a keras_tuner.Oracle"),
+        (keras_tuner.oracles.RandomSearchOracle("val_loss"), "must have hyperparameters"),
+        (keras_tuner.oracles.RandomSearchOracle("val_accuracy", hyperparameters=space), "val_loss"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            igpt.DescendingLearningRateOracle("val_loss", beside=beside)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A search that was not stopped: its folder, result, and what was asked of which examples."""
+    folder = tmp_path_factory.mktemp("search")
+    data = make_data()
+    asked = {"trained": [], "evaluated": [], "test batches": []}
+
+    class Counted(igpt.EvaluationBatches):
+        def __getitem__(self, index):
+            if self.examples is data.test:
+                asked["test batches"].append(index)
+            return super().__getitem__(index)
+
+    def train_on(examples):
+        asked["trained"].append(examples)
+        return training_batches(examples)
+
+    def evaluate_on(examples):
+        asked["evaluated"].append(examples)
+        return Counted(examples, None, 4)  # as tuning_process.evaluation_batches
+
+    evaluations = []
+
+    def evaluate(model, test):
+        # All that came before has seen train and validation alone.
+        assert not any(examples is data.test for examples in asked["evaluated"])
+        evaluations.append(test)
+        return model.evaluate(evaluate_on(test), return_dict=True, verbose=0)
+
+    result = run(folder, data=data, training_batches=train_on, evaluation_batches=evaluate_on, evaluate=evaluate)
+    return folder, result, data, asked, evaluations
+
+
+def test_the_best_rate_is_chosen_on_validation(finished):
+    _, result, _, _, _ = finished
+    search = result.chosen_on_validation
+    assert [trial.values["learning_rate"] for trial in search.trials] == list(RATES[:5])
+    objectives = [trial.objective for trial in search.trials]
+    assert objectives[:2] == [None, None]
+    assert objectives[3] == min(objectives[2:]) < search.untrained
+    assert objectives[4] > objectives[3]
+    # With the zero head all 16 colours are equally likely.
+    assert search.untrained == pytest.approx(np.log(16), rel=1e-5)
+    assert result.values == {"learning_rate": 0.03}
+    assert result.updates == 8
+
+
+def test_the_refit_sees_train_and_validation_and_the_test_set_is_read_once(finished):
+    _, result, data, asked, evaluations = finished
+    trained = asked["trained"]
+    assert len(trained) == 2
+    assert trained[0] is data.train
+    rows = np.concatenate([data.train.token_ids, data.validation.token_ids])
+    assert sorted(map(tuple, trained[1].token_ids)) == sorted(map(tuple, rows))
+    assert len(trained[1]) == result.num_refit == 64
+    assert len(evaluations) == 1
+    assert evaluations[0] is data.test
+    # Each batch once; the first one also by the check of what comes in.
+    assert asked["test batches"] == [0, 0, 1, 2, 3]
+    assert result.num_test == 16
+
+
+def test_the_refit_is_a_plain_training_on_both_parts(finished):
+    folder, result, data, _, _ = finished
+    keras.utils.set_random_seed(0)
+    space = keras_tuner.HyperParameters()
+    space.Fixed("learning_rate", 0.03)
+    model = make_model(space)
+    model.fit(training_batches(data["train+validation"]), epochs=2, steps_per_epoch=4, verbose=0)
+    refitted = keras.saving.load_model(folder / "model.keras")
+    for weight, expected in zip(refitted.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    metrics = model.evaluate(evaluation_batches(data.test), return_dict=True, verbose=0)
+    assert result.final_on_test == pytest.approx(metrics, rel=1e-5)
+
+
+def test_the_report_keeps_choice_and_test_apart(finished):
+    folder, result, _, _, _ = finished
+    report = json.loads((folder / "report.json").read_text())
+    assert report == json.loads(json.dumps(asdict(result)))
+    assert set(report["final_on_test"]) == {"loss", "bits_per_pixel"}
+    assert "test" not in json.dumps(report["chosen_on_validation"])
+    assert "Chosen on validation (16 pictures): learning_rate=0.03" in str(result)
+    assert "Final on test (16 pictures)" in str(result)
+
+
+def test_disk_holds_the_best_weights_and_the_refit(finished):
+    folder = finished[0]
+    files = {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "oracle" not in str(path)
+    }
+    assert files == {"trials.json", "report.json", "best.weights.h5", "model.keras", "refit/step-00000008.npz"}
+    # The best weights are those of the trial that was chosen.
+    model = make_causal_lm(num_layers=1, hidden_dim=16)
+    model.compile()
+    model.load_weights(folder / "best.weights.h5")
+    best = finished[1].chosen_on_validation.best
+    assert model.evaluate(evaluation_batches(make_data().validation), verbose=0)[0] == pytest.approx(
+        best.objective, rel=1e-5
+    )
+
+
+def test_a_finished_search_is_not_run_again(finished):
+    folder, result = finished[:2]
+
+    def refuse(*arguments):
+        raise AssertionError("trained or tested again")
+
+    class NotTrained(igpt.TrainingBatches):
+        def __getitem__(self, index):
+            raise AssertionError("trained again")
+
+    again = run(folder, training_batches=lambda examples: NotTrained(examples, None, 12), evaluate=refuse)
+    assert again == result
+
+
+def test_killed_in_trials_and_resumed_it_reports_the_same(finished, tmp_path):
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    script = Path(tuning_process.__file__)
+    for way, trial in [("exit", 0), ("kill", 2)]:
+        process = subprocess.run(
+            [sys.executable, script, tmp_path, way, str(trial)], env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == (7 if way == "exit" else -9), process.stderr
+    trials = json.loads((tmp_path / "trials.json").read_text())["trials"]
+    assert [trial["values"]["learning_rate"] for trial in trials] == [100.0, 30.0]
+    result = run(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads((finished[0] / "report.json").read_text())
+    assert result == finished[1]
+
+
+def test_a_kill_in_the_refit_is_resumed(finished, tmp_path):
+    class StopError(Exception):
+        pass
+
+    class Stopping(igpt.TrainingBatches):
+        def __getitem__(self, index):
+            if len(self._source) == 64 and index == 6:
+                raise StopError
+            return super().__getitem__(index)
+
+    with pytest.raises(StopError):
+        run(tmp_path, training_batches=lambda examples: Stopping(examples, None, 12), checkpoint_every=2)
+    assert (tmp_path / "refit").is_dir()
+    assert not (tmp_path / "report.json").exists()
+    assert run(tmp_path, checkpoint_every=2) == finished[1]
+
+
+def test_every_trial_must_begin_with_the_same_weights(tmp_path):
+    models = []
+
+    def same_model(hyperparameters):
+        if not models:
+            models.append(make_model(hyperparameters))
+        return models[0]
+
+    with pytest.raises(ValueError, match="`make_model` must return a model that begins with the same weights"):
+        run(tmp_path, make_model=same_model, oracle=igpt.DescendingLearningRateOracle("val_loss", (0.3, 0.03)))
+
+
+def test_what_cannot_be_searched_is_said_before_training(tmp_path):
+    class NotRead(igpt.TrainingBatches):
+        def __getitem__(self, index):
+            raise AssertionError("training had begun")
+
+    def with_batches(**options):
+        run(tmp_path, training_batches=lambda examples: NotRead(examples, None, 12), **options)
+
+    with pytest.raises(
+        ValueError, match=r"`objective` must be one of val_bits_per_pixel, val_loss\. Received: 'val_acc"
+    ):
+        with_batches(objective="val_accuracy", oracle=None)
+    with pytest.raises(ValueError, match="`oracle` must have the objective val_loss"):
+        with_batches(oracle=igpt.DescendingLearningRateOracle("val_accuracy"))
+    with pytest.raises(ValueError, match="`epochs` must be a positive integer"):
+        with_batches(epochs=0)
+    with pytest.raises(ValueError, match=r"`make_model` must return a compiled model.*that is not compiled"):
+        with_batches(make_model=lambda hyperparameters: make_causal_lm(num_layers=1))
+
+
+def test_a_folder_of_another_search_is_refused(finished, tmp_path):
+    folder = finished[0]
+    with pytest.raises(ValueError, match=r"`folder` must hold this search: epochs is 3 here\. Received: epochs=2"):
+        run(folder, epochs=3)
+    with pytest.raises(ValueError, match=r"it needs a seed: trial 0 was .*100.* Received: .*30"):
+        run(folder, oracle=igpt.DescendingLearningRateOracle("val_loss", RATES[1:]))
+    (tmp_path / "trials.json").write_text('{"search": ')
+    with pytest.raises(ValueError, match="which is damaged"):
+        run(tmp_path)
+
+
+def test_errors_of_a_trial_are_raised(tmp_path):
+    class Failing(igpt.TrainingBatches):
+        def __getitem__(self, index):
+            if index == 1:
+                raise RuntimeError("the disk is on fire")
+            return super().__getitem__(index)
+
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        run(tmp_path, training_batches=lambda examples: Failing(examples, None, 12))
+    assert not (tmp_path / "trials.json").exists()
+
+
+def test_when_all_trials_diverge_it_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"No trial brought val_loss to better than 2\.7725"):
+        run(tmp_path, oracle=igpt.DescendingLearningRateOracle("val_loss", RATES[:2]))
+
+
+def test_early_stopping_refits_for_the_epochs_of_the_best_trial(tmp_path):
+    """A classifier on patience, with another hyperparameter beside the rate, by KerasTuner's own oracle."""
+    space = keras_tuner.HyperParameters()
+    space.Float("learning_rate", 0.003, 0.1, sampling="log")
+    space.Choice("generative_weight", [0.5, 1.0])
+    oracle = keras_tuner.oracles.RandomSearchOracle("val_accuracy", max_trials=2, hyperparameters=space, seed=1)
+    language_model = make_causal_lm(num_layers=1, hidden_dim=16)
+    language_model.save(tmp_path / "start.keras")
+
+    def make_classifier(hyperparameters):
+        start = keras.saving.load_model(tmp_path / "start.keras")
+        classifier = igpt.ImageGPTImageClassifier(start, 2, hyperparameters.get("generative_weight"))
+        classifier.compile(**igpt.finetuning_recipe(hyperparameters.get("learning_rate")))
+        return classifier
+
+    result = run(
+        tmp_path / "search", make_model=make_classifier, objective="val_accuracy", oracle=oracle, epochs=4, patience=1
+    )
+    search = result.chosen_on_validation
+    assert len(search.trials) == 2
+    best = search.best
+    column = best.history["val_accuracy"]
+    assert best.objective == max(column) == column[best.epochs - 1]
+    assert len(column) in (best.epochs, best.epochs + 1)
+    assert result.updates == 4 * best.epochs
+    assert set(result.values) == {"learning_rate", "generative_weight"}
+    assert result.final_on_test["accuracy"] > 0.9  # the colours tell the classes apart
+
+
+def test_search_knows_no_best_without_a_score(finished):
+    search = finished[1].chosen_on_validation
+    with pytest.raises(ValueError, match="No trial brought"):
+        _ = replace(search, trials=search.trials[:2]).best
