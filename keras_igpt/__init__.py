@@ -32,6 +32,7 @@ from keras_igpt.training import (
     apply_leftover_gradients,
     finetuning_recipe,
     pretraining_recipe,
+    probing_recipe,
 )
 from keras_igpt.tuning import tune, tune_and_refit
 
@@ -62,6 +63,7 @@ __all__ = [
     "load_image_folder",
     "load_openai_checkpoint",
     "pretraining_recipe",
+    "probing_recipe",
     "refit_palette",
     "save_huggingface_checkpoint",
     "tune",

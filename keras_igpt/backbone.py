@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import keras
@@ -242,9 +242,56 @@ class ImageGPTBackbone(keras.Model):
         self.final_norm.build(hidden_shape)
 
     def call(self, token_ids: Any, position_mask: Any | None = None) -> Any:
-        # Only the last state is wanted, and only it is kept.
-        (last,) = deque(self._residual_states(token_ids, position_mask), maxlen=1)
-        return self.final_norm(last)
+        return self.normed_states(token_ids, (self.num_layers,), position_mask)[0]
+
+    def normed_states(self, token_ids: Any, layers: Sequence[int], position_mask: Any | None = None) -> list[Any]:
+        """Computes n^l, the normed input of block l, at some depths in one pass; n^L is what `call` gives.
+
+        No block above the deepest one is run.
+
+        Args:
+            token_ids: int tensor `(B, T)`.
+            layers: sequence of int in 0…L. The depths.
+            position_mask: as in `call`.
+
+        Returns:
+            A tensor `(B, T, D)` for each of `layers`.
+
+        Raises:
+            ValueError: if there is no such depth, or inputs do not fit.
+
+        Example:
+        ```python
+        middle, last = backbone.normed_states(token_ids, (backbone.num_layers // 2, backbone.num_layers))
+        ```
+
+        Reference:
+            [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
+        """
+        if not layers or not all(0 <= layer <= self.num_layers for layer in layers):
+            raise ValueError(f"`layers` must be depths in 0…{self.num_layers}. Received: layers={tuple(layers)}")
+        states = {}
+        reached = islice(self._residual_states(token_ids, position_mask), max(layers) + 1)
+        for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
+            if layer in layers:
+                states[layer] = norm(hidden)
+        return [states[layer] for layer in layers]
+
+    def layers_above(self, layer: int) -> list[keras.layers.Layer]:
+        """Names the layers whose weights n^l does not depend on: those that `normed_states` leaves out.
+
+        Args:
+            layer: int in 0…L. The depth.
+
+        Returns:
+            List of layers, from the bottom up; empty for L.
+        """
+        if layer == self.num_layers:
+            return []
+        block = self.blocks[layer]
+        # Of block l itself, n^l has passed the first norm.
+        rest = [block.attention, block.feed_forward_norm, block.feed_forward]
+        return [*rest, *self.blocks[layer + 1 :], self.final_norm]
 
     def pooled_features(
         self,
@@ -273,9 +320,8 @@ class ImageGPTBackbone(keras.Model):
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
         """
         _check_choice("which", which, ("normed", "residual"))
-        norms = [*(block.attention_norm for block in self.blocks), self.final_norm]
         pooled = []
-        for norm, hidden in zip(norms, self._residual_states(token_ids, position_mask), strict=True):
+        for norm, hidden in zip(self._norms, self._residual_states(token_ids, position_mask), strict=True):
             states = norm(hidden) if which == "normed" else hidden
             pooled.append(ops.mean(ops.cast(states, "float32"), axis=1))
         return ops.stack(pooled, axis=1)
@@ -340,6 +386,11 @@ class ImageGPTBackbone(keras.Model):
             "kernel": self.kernel,
             "remat": self.remat,
         }
+
+    @property
+    def _norms(self) -> list[Normalization]:
+        """The norms that make n^0 … n^L of h^0 … h^L."""
+        return [*(block.attention_norm for block in self.blocks), self.final_norm]
 
     def _residual_states(self, token_ids: Any, position_mask: Any | None) -> Iterator[Any]:
         """Yields h^0 … h^L, each `(B, T, D)`, keeping none of them."""

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import keras
+import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backbone import ImageGPTBackbone
+from keras_igpt.data.repeatable import check_seed
+from keras_igpt.inference import predict_whole_batches
+from keras_igpt.mask_vote import majority, vote_mask
 from keras_igpt.palette import ColorPalette
-from keras_igpt.pixel_models import PixelModel, TokenModel, token_ids_of, weighted_mean
+from keras_igpt.pixel_models import ImageGPTMaskedLM, PixelModel, TokenModel, token_ids_of, weighted_mean
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class ImageGPTImageClassifier(TokenModel):
-    """Image GPT with a class head on its last features, trained on `L_GEN + L_CLF`.
+    """Image GPT with a class head on the features of one depth, trained on `L_GEN + L_CLF`.
 
-    The class logits are a linear map, zero at first, of f^L, the mean over positions of the final norm's output. The
-    pixel objective is that of the model given, computed in the same forward pass; a BERT model's inputs are masked in
-    training and in evaluation. L_GEN alone is shown as the metric `generative_loss`, in nats per token.
+    The class logits are a linear map, zero at first, of f^l, the mean over positions of the normed input of block l;
+    f^L is the final norm's. The pixel objective is that of the model given, computed in the same forward pass; a BERT
+    model's inputs are masked in training and in evaluation. L_GEN alone is shown as the metric `generative_loss`, in
+    nats per token.
+
+    Training changes the weights that its loss depends on. Without L_GEN these are the class head's and those below it;
+    the others are not computed with, and the optimizer keeps nothing for them.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, which is trained along.
         num_classes: int. Classes `C`.
         generative_weight: float, at least 0. Weight of L_GEN beside L_CLF; 1 in the paper, and 0 leaves L_CLF alone.
+        layer: int in 0…L. Depth l of the features; by default L, the paper's. A head at the depth of the best linear
+            probe is trained faster, but in the end the last one was better.
+        frozen: bool. Whether the language model stays as it is and the class head alone is trained: a linear probe by
+            gradient descent, the paper's for ImageNet, with `probing_recipe`. Needs `generative_weight=0`. A BERT
+            model still counts the steps, to draw new masks in each.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -52,6 +67,8 @@ class ImageGPTImageClassifier(TokenModel):
         language_model: PixelModel,
         num_classes: int,
         generative_weight: float = 1.0,
+        layer: int | None = None,
+        frozen: bool = False,
         **kwargs: Any,
     ) -> None:
         if not isinstance(language_model, PixelModel):
@@ -63,6 +80,14 @@ class ImageGPTImageClassifier(TokenModel):
             raise ValueError(f"`num_classes` must be an integer of at least 2. Received: num_classes={num_classes!r}")
         if generative_weight < 0:
             raise ValueError(f"`generative_weight` must be at least 0. Received: generative_weight={generative_weight}")
+        last = language_model.backbone.num_layers
+        if layer is not None and not (isinstance(layer, int) and 0 <= layer <= last):
+            raise ValueError(f"`layer` must be a depth in 0…{last}, or None for {last}. Received: layer={layer!r}")
+        if frozen and generative_weight:
+            raise ValueError(
+                "`generative_weight` must be 0 with frozen=True, for L_GEN has no weights to train then. "
+                f"Received: generative_weight={generative_weight}"
+            )
         kwargs.setdefault("dtype", language_model.dtype_policy)
         super().__init__(**kwargs)
 
@@ -82,6 +107,8 @@ class ImageGPTImageClassifier(TokenModel):
         # === Config ===
         self.num_classes = num_classes
         self.generative_weight = generative_weight
+        self.layer = last if layer is None else layer
+        self.frozen = frozen
 
         self.build()
 
@@ -92,10 +119,40 @@ class ImageGPTImageClassifier(TokenModel):
         return backbone
 
     @property
-    def palette(self) -> ColorPalette | None:
+    def palette(self) -> ColorPalette | None:  # type: ignore[override]
         """The language model's palette."""
         palette: ColorPalette | None = self.language_model.palette
         return palette
+
+    # Not by `trainable` of the layers: the language model is the caller's, who may train it elsewhere too.
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The variables that training changes."""
+        return self._trained(super().trainable_variables)
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        """All other variables."""
+        return _without(self.variables, self.trainable_variables)
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """The weights that training changes."""
+        return self._trained(super().trainable_weights)
+
+    @property
+    def non_trainable_weights(self) -> list[Any]:
+        """All other weights."""
+        return _without(self.weights, self.trainable_weights)
+
+    def _trained(self, variables: list[Any]) -> list[Any]:
+        """Leaves out those that stay as they are."""
+        if self.frozen:
+            return _without(variables, self.language_model.variables)
+        if self.generative_weight:
+            return variables
+        unused = [*self.backbone.layers_above(self.layer), self.language_model.pixel_head]
+        return _without(variables, [variable for layer in unused for variable in layer.variables])
 
     def build(self, input_shape: Any = None) -> None:
         self.class_head.build((None, self.backbone.hidden_dim))
@@ -113,14 +170,71 @@ class ImageGPTImageClassifier(TokenModel):
         """
         return super().predict(x, *args, **kwargs)["class_logits"]
 
+    def vote(
+        self, inputs: npt.ArrayLike, num_masks: int = 5, seed: int = 0, batch_size: int = 128
+    ) -> npt.NDArray[np.int64]:
+        """Predicts classes by a majority of several masks, for a BERT model, whose inputs are masked.
+
+        A picture's masks and the choice among classes with equally many votes are functions of `(seed, row)`.
+
+        Args:
+            inputs: uint8 images `(B, H, W, 3)`, which the model's palette encodes, or token ids `(B, T)`.
+            num_masks: int. Independent masks of each picture.
+            seed: int. Of masks and ties.
+            batch_size: int. Pictures computed together.
+
+        Returns:
+            int64 array `(B,)` of classes.
+
+        Raises:
+            ValueError: if an argument is out of its range, inputs do not fit, or the model is autoregressive.
+
+        Example:
+        ```python
+        accuracy = np.mean(classifier.vote(test_images) == test_labels)
+        ```
+
+        Reference:
+            [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 4.6:
+            5 masks
+        """
+        if not isinstance(self.language_model, ImageGPTMaskedLM):
+            raise ValueError(
+                "`language_model` must be an ImageGPTMaskedLM for a vote over masks; others see the whole picture, and "
+                f"`predict` will do. Received: {type(self.language_model).__name__}"
+            )
+        if not isinstance(num_masks, int) or num_masks < 1:
+            raise ValueError(f"`num_masks` must be a positive integer. Received: num_masks={num_masks!r}")
+        check_seed(seed)
+        token_ids = self.token_array(inputs)
+        votes = []
+        for mask in range(num_masks):
+            position_mask = vote_mask(token_ids.shape, self.language_model.mask_rate, seed, mask)
+            masked = {"token_ids": token_ids, "position_mask": position_mask}
+            logits = predict_whole_batches(self, masked, batch_size)
+            lost = int((~np.isfinite(logits)).any(axis=-1).sum())
+            if lost:
+                raise ValueError(
+                    "The model must give finite logits to vote with; its weights have diverged. "
+                    f"Received: NaN or infinity in {lost} of {len(logits)} rows"
+                )
+            votes.append(logits.argmax(axis=-1))
+        return majority(np.stack(votes, axis=-1), seed)
+
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         token_ids = token_ids_of(inputs)
         position_mask = self.language_model.hidden_positions(inputs, training)
-        hidden = self.backbone(token_ids, position_mask=position_mask)  # (B, T, D)
-        outputs = {"class_logits": self.class_head(ops.mean(ops.cast(hidden, "float32"), axis=1))}
+        # In one pass: what the class head reads and, where L_GEN needs it, what the pixel head does.
+        depths = (self.layer, self.backbone.num_layers) if self.generative_weight else (self.layer,)
+
+        def normed_states() -> list[Any]:
+            return self.backbone.normed_states(token_ids, depths, position_mask)
+
+        states = _without_gradient(normed_states) if self.frozen else normed_states()  # (B, T, D) each
+        outputs = {"class_logits": self.class_head(ops.mean(ops.cast(states[0], "float32"), axis=1))}
         if self.generative_weight:
             # Reduced to one number an image at once: the logits themselves, (B, T, V), are too large to hand out.
-            logits = self.language_model.pixel_head(hidden)
+            logits = self.language_model.pixel_head(states[-1])
             outputs["image_losses"] = self.language_model.image_losses(token_ids, logits, position_mask)
         return outputs
 
@@ -148,9 +262,6 @@ class ImageGPTImageClassifier(TokenModel):
             )
             self.generative_loss.update_state(losses, sample_weight=weights)
             loss = loss + self.generative_weight * weighted_mean(losses, weights)
-        else:
-            # A gradient of zero, which leaves the pixel head as it is, rather than none, which TensorFlow warns about.
-            loss = loss + 0.0 * ops.sum(self.language_model.pixel_head.kernel)
         if training:
             self.language_model.advance_step()
         return loss
@@ -166,6 +277,8 @@ class ImageGPTImageClassifier(TokenModel):
             "language_model": keras.saving.serialize_keras_object(self.language_model),
             "num_classes": self.num_classes,
             "generative_weight": self.generative_weight,
+            "layer": self.layer,
+            "frozen": self.frozen,
         }
 
     @classmethod
@@ -175,3 +288,19 @@ class ImageGPTImageClassifier(TokenModel):
             config["language_model"], custom_objects=custom_objects
         )
         return cls(**config)
+
+
+def _without(variables: list[Any], others: list[Any]) -> list[Any]:
+    left_out = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in left_out]
+
+
+def _without_gradient(compute: Callable[[], list[Any]]) -> list[Any]:
+    """Calls a function of weights that are not trained."""
+    if keras.backend.backend() != "torch":
+        # The others are told which weights to differentiate by, and keep nothing for those left out.
+        return compute()
+    import torch
+
+    with torch.no_grad():
+        return compute()

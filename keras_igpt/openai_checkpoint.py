@@ -17,9 +17,11 @@ from keras_igpt.pixel_models import ImageGPTCausalLM, ImageGPTMaskedLM
 _SOURCE = "https://openaipublic.blob.core.windows.net/image-gpt"
 _CLUSTERS = "kmeans_centers.npy"
 
-# What optimizers of TensorFlow 1 keep beside the weights, and the count of steps.
-_OPTIMIZER_STATE = re.compile(
+# What optimizers of TensorFlow 1 keep beside the weights, the count of steps, and the class head, which the released
+# code makes on request and pre-training never fits.
+_LEFT_OUT = re.compile(
     r"(^|/)(global_step|_step|beta[12]_power|Adam(_\d+)?|adam_[mv]|AdamWeightDecayOptimizer(_\d+)?)(/|$)"
+    r"|^model/clf/wclf$"
 )
 
 # Our roles and the released code's names of the weights that have the same shape in both.
@@ -44,8 +46,9 @@ def load_openai_checkpoint(
 
     The sizes are read from the checkpoint, and so is the objective: a checkpoint with a start vector (`model/sos`) is
     autoregressive, one without is BERT's, since the released code makes that variable for the former only. The colours
-    come from `kmeans_centers.npy` where it lies in the same folder; without it `palette` is None. Optimizer state is
-    left out. The model is not compiled; compile it with a recipe to go on with its pre-training.
+    come from `kmeans_centers.npy` where it lies in the same folder; without it `palette` is None. Optimizer state
+    and the class head, which pre-training does not fit, are left out. The model is not compiled; compile it with a
+    recipe to go on with its pre-training.
 
     The files' source, as of the official `download.py`, is
     `https://openaipublic.blob.core.windows.net/image-gpt`: `checkpoints/igpt-s/1000000/model.ckpt-1000000.index` and
@@ -150,7 +153,7 @@ def _open(checkpoint: Path) -> CheckpointTensors:
         shapes: dict[str, Shape] = {
             name: tuple(shape)
             for name, shape in reader.get_variable_to_shape_map().items()
-            if not _OPTIMIZER_STATE.search(name)
+            if not _LEFT_OUT.search(name)
         }
     except failures as error:
         raise ValueError(

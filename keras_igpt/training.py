@@ -129,10 +129,42 @@ def finetuning_recipe(
     _check_options(accumulation_steps, clip_norm, ema_momentum)
     return {
         "optimizer": _adam(float(learning_rate), accumulation_steps, clip_norm, ema_momentum),
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        # Weighted, so that rows that only fill up the last batch do not count.
-        "weighted_metrics": ["accuracy"],
+        **_classification(),
     }
+
+
+def probing_recipe(learning_rate: float, steps: int) -> dict[str, Any]:
+    """Makes the paper's set-up for linear probes on ImageNet: SGD with momentum 0.9, cosine to zero, no warm-up.
+
+    It is for a classifier with `frozen=True`. The paper takes a million steps and tries the rates 30, 10, 3, … from
+    large to small. It gives neither batch size nor weight decay nor the pictures' augmentation; there is no weight
+    decay here.
+
+    Args:
+        learning_rate: float. Rate of the first step.
+        steps: int. Steps in all; the rate is zero after them.
+
+    Returns:
+        Arguments of `compile`: optimizer, L_CLF and the accuracy.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+    ```python
+    probe = ImageGPTImageClassifier(lm, num_classes=1000, generative_weight=0.0, layer=24, frozen=True)
+    probe.compile(**probing_recipe(learning_rate=10.0, steps=1_000_000))
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`steps` must be a positive integer. Received: steps={steps!r}")
+    schedule = keras.optimizers.schedules.CosineDecay(float(learning_rate), steps)
+    return {"optimizer": keras.optimizers.SGD(schedule, momentum=0.9), **_classification()}
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -237,6 +269,14 @@ def _check_options(accumulation_steps: int, clip_norm: float | None, ema_momentu
             "update. Leave one of the two out. "
             f"Received: ema_momentum={ema_momentum}, accumulation_steps={accumulation_steps}"
         )
+
+
+def _classification() -> dict[str, Any]:
+    return {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        # Weighted, so that rows that only fill up the last batch do not count.
+        "weighted_metrics": ["accuracy"],
+    }
 
 
 def _adam(

@@ -47,6 +47,43 @@ def test_bidirectional_logits_and_features_equal_the_reference(sizes, normalizat
     assert_equals_reference(model, mask)
 
 
+@pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
+def test_normed_states_of_any_depths_equal_the_reference(make):
+    model = randomize(make(), scale=0.1)
+    backbone, token_ids = model.backbone, tokens_for(model)
+    normed, _, _ = forward(read_weights(model), token_ids, backbone.attention == "causal", backbone.normalization)
+    for layers in ([0], [2, 0], [1, 1]):
+        states = backbone.normed_states(token_ids, layers)
+        np.testing.assert_allclose(np.stack([to_numpy(state) for state in states]), np.stack(normed)[layers], atol=1e-4)
+    np.testing.assert_array_equal(to_numpy(backbone(token_ids)), to_numpy(backbone.normed_states(token_ids, [2])[0]))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_normed_states_depend_on_all_weights_but_those_above(layer):
+    model = randomize(make_causal_lm(), scale=0.1)
+    backbone, token_ids = model.backbone, np.arange(16, dtype="int32")[None]
+
+    def state():
+        return to_numpy(backbone.normed_states(token_ids, [layer])[0])
+
+    above = {weight.path for part in backbone.layers_above(layer) for weight in part.weights}
+    before = state()
+    for weight in backbone.weights:
+        value = to_numpy(weight).copy()
+        weight.assign(np.full_like(value, np.nan))
+        if weight.path in above:
+            np.testing.assert_array_equal(state(), before)
+        else:
+            assert np.isnan(state()).any(), weight.path
+        weight.assign(value)
+
+
+@pytest.mark.parametrize("layers", [[], [3], [-1]])
+def test_normed_states_of_no_such_depth(layers):
+    with pytest.raises(ValueError, match=r"`layers` must be depths in 0…2. Received"):
+        make_backbone().normed_states(random_tokens(1), layers)
+
+
 def hugging_face_model(model):
     """A transformers ImageGPT with the weights of `model`; token id V is its start vector."""
     torch = pytest.importorskip("torch")

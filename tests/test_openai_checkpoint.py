@@ -72,6 +72,7 @@ def test_optimizer_state_is_left_out(tmp_path):
     variables = random_variables()
     slots = {f"{name}/{slot}": array for name, array in variables.items() for slot in ("Adam", "Adam_1", "adam_m")}
     others = {"global_step": np.int64(7), "beta1_power": np.float32(0.9), "model/beta2_power": np.float32(0.9)}
+    others["model/clf/wclf"] = np.zeros((10, 4), np.float32)
     lm = load_openai_checkpoint(checkpoint(tmp_path, variables | slots | others))
     np.testing.assert_array_equal(to_numpy(lm.pixel_head.kernel), variables["model/wtet"].T)
 

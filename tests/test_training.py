@@ -5,7 +5,7 @@ import pytest
 from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize, to_numpy
 
 import keras_igpt as igpt
-from keras_igpt.training import ApplyLeftoverGradients, apply_leftover_gradients
+from keras_igpt.training import ApplyLeftoverGradients, apply_leftover_gradients, probing_recipe
 
 PAPER_RATES = {
     ("igpt_small", "ar"): 0.003,
@@ -78,6 +78,25 @@ def test_fine_tuning_has_no_schedule():
     assert float(to_numpy(recipe["optimizer"].learning_rate)) == pytest.approx(0.0003)
     assert (recipe["optimizer"].beta_1, recipe["optimizer"].beta_2) == (0.9, 0.95)
     assert recipe["weighted_metrics"] == ["accuracy"]
+
+
+def test_probing_is_gradient_descent_with_momentum_and_a_cosine_to_zero():
+    recipe = probing_recipe(30.0, steps=8)
+    optimizer = recipe["optimizer"]
+    assert isinstance(optimizer, keras.optimizers.SGD)
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.weight_decay) == (0.9, False, None)
+    curve = [float(to_numpy(optimizer._learning_rate(step))) for step in range(10)]
+    expected = 30 * 0.5 * (1 + np.cos(np.pi * np.minimum(np.arange(10) / 8, 1)))
+    np.testing.assert_allclose(curve, expected, atol=1e-5)
+    assert recipe["weighted_metrics"] == ["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("learning_rate", (0.0, 8)), ("steps", (30.0, 0)), ("steps", (30.0, 1.5))]
+)
+def test_probing_names_the_wrong_argument(name, arguments):
+    with pytest.raises(ValueError, match=f"`{name}` must be .* Received: {name}="):
+        probing_recipe(*arguments)
 
 
 def test_with_accumulation_lengths_stay_in_updates():
