@@ -38,7 +38,7 @@ from keras_igpt.data import DataSplits, LabeledTokens, low_data_subset
 from keras_igpt.logistic_regression import fit_logistic_regression
 from keras_igpt.low_data import low_data_table
 
-RUNS = {"AR": "ar", "BERT": "bert", "AR, smaller": "small"}
+RUNS = {"AR": "ar", "BERT": "bert", "AR, smaller": "small", "random weights": "random"}
 # What fine-tuning begins with, and the weight of L_GEN.
 STARTS = {
     "AR, joint loss": ("ar", 1.0),
@@ -72,9 +72,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning, at most")
     parser.add_argument("--patience", type=int, default=2)
+    # A class in ten is right by chance, and a spoilt model says one class for ever.
+    parser.add_argument("--to-beat", type=float, default=0.15, help="validation accuracy of a trial that counts")
     parser.add_argument("--seeds", type=int, default=5)
-    models = (*RUNS.values(), "random")
-    parser.add_argument("--models", nargs="+", choices=models, default=list(models), help="to probe")
+    parser.add_argument(
+        "--labels", type=int, nargs="+", default=[4, 25, 400], help="of each class, for frozen features"
+    )
+    parser.add_argument("--models", nargs="+", choices=RUNS.values(), default=list(RUNS.values()), help="to probe")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="of fine-tuning")
     options = parser.parse_args(arguments)
     options.runs = Path(options.runs)
@@ -198,8 +202,7 @@ def finetuning(options: argparse.Namespace) -> None:
             epochs=options.epochs,
             oracle=igpt.DescendingLearningRateOracle("val_accuracy", options.rates),
             patience=options.patience,
-            # A class in ten is right by chance, and a spoilt model says one class for ever.
-            to_beat=0.15,
+            to_beat=options.to_beat,
             evaluate=evaluate,
         )
         print(f"{start}\n{result}", flush=True)
@@ -244,7 +247,7 @@ def low_data(options: argparse.Namespace) -> None:
     data = igpt.load_dataset("cifar10", options.data_dir, language_model.backbone.image_size)
     path = options.study / "low_data.json"
     if not path.is_file():
-        table = low_data_table(language_model, data, batch_size=500)
+        table = low_data_table(language_model, data, options.labels, batch_size=500)
         table.save(path)
         (options.study / "low_data.md").write_text(f"{table}\n")
     print((options.study / "low_data.md").read_text())
@@ -254,7 +257,8 @@ def pictures(options: argparse.Namespace) -> None:
     """Draws what the other parts have found, and prints it."""
     study = options.study
     curves, chosen = {}, {}
-    for name, run in {**RUNS, "random weights": "random"}.items():
+    runs = {name: run for name, run in RUNS.items() if run in options.models}
+    for name, run in runs.items():
         report = json.loads((study / f"probe_{run}.json").read_text())
         curves[name] = {int(layer): value for layer, value in report["final_on_test"]["accuracies"].items()}
         chosen[name] = report["chosen_on_validation"]["best_layer"]
@@ -266,8 +270,10 @@ def pictures(options: argparse.Namespace) -> None:
         report = json.loads((folder_of(options, start) / "report.json").read_text())
         print(start, report["values"], report["updates"], report["final_on_test"])
     plotting.plot_depth_curves(curves, references, chosen).savefig(study / "depth_curves.png")
-    for name, run in RUNS.items():
+    for name, run in runs.items():
         along = [json.loads(path.read_text()) for path in sorted(study.glob(f"probe_{run}_epoch_*.json"))]
+        if not along:
+            continue
         for point in along:
             best = max(point["validation_accuracy"].values())
             print(f"{name}, epoch {point['epoch']}: {point['validation_loss']:.4f} nats per token, {best:.2%}")

@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> TunedResult:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=50, help="at most; with --frozen exactly, for its schedule")
     parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument(
+        "--to-beat", type=float, help="accuracy of a trial that counts; by default that before training"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="tune_output")
     options = parser.parse_args(arguments)
@@ -86,6 +89,7 @@ def main(arguments: list[str] | None = None) -> TunedResult:
         epochs=options.epochs,
         oracle=igpt.DescendingLearningRateOracle("val_accuracy", options.rates, sweep(options)),
         patience=None if options.frozen else options.patience,
+        to_beat=options.to_beat,
         seed=options.seed,
     )
     print(result)

@@ -89,6 +89,86 @@ def test_a_strip_keeps_what_was_seen(quickstart, palette):
     assert (drawn[2:] != strip[2:, :10]).any()
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A small CIFAR-10 and the folder that examples/pretrain.py has written for it."""
+    pytest.importorskip("keras_tuner")
+    pytest.importorskip("matplotlib")
+    root = tmp_path_factory.mktemp("study")
+    prepare(root, "cifar10", {"train": 100, "test": 12}, size=9)
+    example = load(ROOT / "examples" / "pretrain.py")
+    command = ["--dataset", "cifar10", "--data-dir", str(root), "--output", str(root / "runs" / "ar")]
+    command += ["--image-size", "4", "--colors", "8", "--layers", "1", "--heads", "1", "--width", "8"]
+    command += ["--batch-size", "16", "--updates", "8", "--updates-per-epoch", "4", "--search-updates", "4"]
+    return root, command, example.main([*command, "--rates", "0.1", "0.01"])
+
+
+def test_pretrain(pretrained):
+    root, command, config = pretrained
+    output = root / "runs" / "ar"
+    assert config["learning_rate"] in (0.1, 0.01)
+    assert {path.name for path in (output / "epochs").iterdir()} == {"epoch-01.keras", "epoch-02.keras"}
+    assert keras.saving.load_model(output / "igpt.keras").palette.num_colors == 8
+    lines = (output / "log.csv").read_text().splitlines()
+    assert len(lines) == 3  # a header and two epochs
+    again = load(ROOT / "examples" / "pretrain.py").main([*command, "--rates", "0.1", "0.01"])
+    assert again == config
+    assert (output / "log.csv").read_text().splitlines() == lines
+    assert str(root) not in (output / "config.json").read_text()
+
+
+def test_cifar10_study(pretrained, capsys):
+    root, _, _ = pretrained
+    example = load(ROOT / "examples" / "cifar10_study.py")
+    options = ["--runs", str(root / "runs"), "--data-dir", str(root), "--models", "ar", "random"]
+    options += ["--starts", "AR, joint loss", "AR, L_CLF alone", "--labels-per-class", "8", "--batch-size", "8"]
+    options += ["--rates", "0.01", "--epochs", "2", "--seeds", "2", "--to-beat", "0", "--labels", "2", "4"]
+    for part in ("probes", "finetuning", "joint-loss", "low-data", "pictures"):
+        example.main([part, *options])
+    study = root / "runs" / "study"
+    report = json.loads((study / "finetuning" / "AR_joint_loss" / "report.json").read_text())
+    assert report["num_refit"] == 24 + 10
+    assert 0 <= report["final_on_test"]["accuracy"] <= 1
+    assert {path.name for path in study.glob("*.png")} == {"depth_curves.png", "depth_curves_ar.png"}
+    assert len(list((study / "joint_loss").iterdir())) == 4
+    assert "AR, L_CLF alone" in capsys.readouterr().out
+    # What is there is not done anew.
+    changed = {path: path.stat().st_mtime_ns for path in study.rglob("*.json")}
+    example.main(["probes", *options])
+    assert changed == {path: path.stat().st_mtime_ns for path in study.rglob("*.json")}
+
+
+def test_linear_probe_and_low_data(pretrained, tmp_path):
+    root = pretrained[0]
+    options = ["--model", str(root / "runs" / "ar" / "igpt.keras"), "--dataset", "cifar10", "--data-dir", str(root)]
+    load(ROOT / "examples" / "linear_probe.py").main([*options, "--output", str(tmp_path / "probe")])
+    assert list((tmp_path / "probe").glob("*.json"))
+    assert list((tmp_path / "probe").glob("*.png"))
+    load(ROOT / "examples" / "low_data.py").main([*options, "--output", str(tmp_path / "low"), "--labels", "2", "4"])
+    assert list((tmp_path / "low").glob("*.json"))
+
+
+def test_finetune(pretrained, tmp_path):
+    root = pretrained[0]
+    options = ["--model", str(root / "runs" / "ar" / "igpt.keras"), "--dataset", "cifar10", "--data-dir", str(root)]
+    options += ["--output", str(tmp_path), "--batch-size", "8", "--epochs", "2", "--patience", "1", "--layer", "1"]
+    results = load(ROOT / "examples" / "finetune.py").main(options)
+    assert 0 <= results["test accuracy"] <= 1
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_tune(pretrained, tmp_path):
+    root = pretrained[0]
+    options = ["--model", str(root / "runs" / "ar" / "igpt.keras"), "--dataset", "cifar10", "--data-dir", str(root)]
+    options += ["--batch-size", "8", "--epochs", "1", "--rates", "0.1", "0.01", "--to-beat", "0"]
+    tune = load(ROOT / "examples" / "tune.py")
+    frozen = tune.main([*options, "--frozen", "--layer", "0", "--output", str(tmp_path / "frozen")])
+    assert set(frozen.values) == {"learning_rate"}
+    swept = tune.main([*options, "--weights", "0.5", "1", "--output", str(tmp_path / "swept")])
+    assert set(swept.values) == {"learning_rate", "generative_weight"}
+    assert len({trial.values["generative_weight"] for trial in swept.chosen_on_validation.trials}) == 2
+
+
 @pytest.fixture
 def benchmarks(monkeypatch):
     """Benchmarks import what they share from their own folder."""
