@@ -23,17 +23,14 @@ EPOCHS, STEPS = 2, 150
 
 
 class Signs(keras.callbacks.Callback):
-    """Tells the parent when training has begun."""
+    """Tells the parent of each step."""
 
     def __init__(self, pipe):
         super().__init__()
         self._pipe = pipe
 
     def on_train_batch_begin(self, batch, logs=None):
-        # The first step of a life compiles.
-        if self._pipe is not None and batch:
-            os.write(self._pipe, b"1")
-            self._pipe = None
+        os.write(self._pipe, b"1")
 
 
 def train(folder, result, pipe=None):
@@ -51,8 +48,8 @@ def train(folder, result, pipe=None):
     np.savez(result, loss=losses, **weights)
 
 
-def live(folder, result, delay):
-    """Lets a child train; kills it `delay` seconds after its first step. Whether it was killed."""
+def live(folder, result, steps, delay=0.0):
+    """Lets a child train; kills it `delay` seconds after so many steps. Whether it was killed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -60,13 +57,15 @@ def live(folder, result, delay):
         train(folder, result, writing)
         os._exit(0)
     os.close(writing)
-    # Nothing to read: the child ended.
-    began = os.read(reading, 1)
-    os.close(reading)
-    if began and delay is not None:
+    # By steps, not by the clock: however slow the machine, there is a checkpoint to go on from after some lives.
+    seen = 0
+    while steps is not None and seen < steps and (step := os.read(reading, 1)):  # nothing to read: the child ended
+        seen += len(step)
+    if seen == steps:
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    os.close(reading)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise RuntimeError(f"A life ended with {os.WEXITSTATUS(status)}")
     return os.WIFSIGNALED(status)
@@ -77,7 +76,8 @@ def main():
     moments = random.Random(seed)
     killed = in_saves = 0
     while killed < kills and not (folder / "resumed.npz").exists():
-        if live(folder, folder / "resumed.npz", moments.uniform(0.0, 0.15)):
+        # The first step of a life compiles.
+        if live(folder, folder / "resumed.npz", moments.randint(2, 20), moments.uniform(0.0, 0.01)):
             killed += 1
             in_saves += bool(list((folder / "checkpoints").glob(".partial-*")))
     if not (folder / "resumed.npz").exists():
