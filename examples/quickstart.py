@@ -29,7 +29,7 @@ import numpy as np
 import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.data import DataSplits, LabeledImages, load_splits
-from keras_igpt.linear_probe import fit_logistic_regression
+from keras_igpt.logistic_regression import fit_logistic_regression
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         raw_pixels = fit_logistic_regression(
             *((images.reshape(len(images), -1) / 255, labels) for images, labels in (probe_train, probe_validation)),
         )
-        accuracy = raw_pixels.pipeline.score(test[0].reshape(len(test[0]), -1) / 255, test[1])
+        accuracy = raw_pixels.score(test[0].reshape(len(test[0]), -1) / 255, test[1])
         results["raw pixels, logistic regression"] = accuracy
     figure = plotting.plot_depth_curves(depth_curves, {"raw pixels": accuracy}, chosen_depths)
     figure.savefig(output / "depth_curves.png")

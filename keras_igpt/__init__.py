@@ -23,6 +23,7 @@ from keras_igpt.exact_resume import ExactResume
 from keras_igpt.huggingface_checkpoint import load_huggingface_checkpoint, save_huggingface_checkpoint
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.linear_probe import LinearProbe
+from keras_igpt.low_data import low_data_table
 from keras_igpt.openai_checkpoint import load_openai_checkpoint
 from keras_igpt.palette import ColorPalette
 from keras_igpt.palette_change import refit_palette
@@ -62,6 +63,7 @@ __all__ = [
     "load_huggingface_checkpoint",
     "load_image_folder",
     "load_openai_checkpoint",
+    "low_data_table",
     "pretraining_recipe",
     "probing_recipe",
     "refit_palette",

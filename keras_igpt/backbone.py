@@ -12,7 +12,9 @@ from keras import ops
 from keras_igpt.attention import Kernel, KeyValue, SelfAttention, attention_kernel
 from keras_igpt.distribution import infers_shapes_of_replicas
 from keras_igpt.layers import FeedForward, Normalization, PixelEmbedding
+from keras_igpt.preset_weights import open_preset
 from keras_igpt.presets import get_preset
+from keras_igpt.quantization import QuantizableModel
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -82,7 +84,7 @@ class TransformerBlock(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
-class ImageGPTBackbone(keras.Model):
+class ImageGPTBackbone(QuantizableModel):
     """The transformer of Image GPT, from palette tokens to features.
 
     Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation
@@ -198,26 +200,40 @@ class ImageGPTBackbone(keras.Model):
         self.build((None, self.num_tokens))
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> ImageGPTBackbone:
-        """Makes a backbone of a named architecture, with random weights.
+    def from_preset(cls, name: str, load_weights: bool | None = None, **overrides: Any) -> ImageGPTBackbone:
+        """Makes a backbone of a preset: an architecture with random weights, or a trained model's with its own.
 
         Args:
             name: str. A key of `keras_igpt.presets.PRESETS`: `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
-                `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop.
-            **overrides: constructor arguments that differ from the preset's.
+                `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop; or a
+                trained one.
+            load_weights: bool. Whether the weights are the preset's; by default they are where it has some.
+            **overrides: constructor arguments that differ from the preset's; with its weights none that change their
+                shapes or meaning.
 
         Returns:
             An `ImageGPTBackbone`.
 
         Raises:
-            ValueError: if there is no such preset.
+            ValueError: if there is no such preset, or it has no weights, or an override does not fit them.
 
         Example:
         ```python
         backbone = ImageGPTBackbone.from_preset("igpt_small", image_size=48)
         ```
         """
-        return cls(**{**get_preset(name).architecture, **overrides})
+        preset = get_preset(name)
+        if load_weights is None:
+            load_weights = preset.weights is not None
+        stored = open_preset(name, overrides) if load_weights else None
+        backbone = cls(**{**preset.architecture, **overrides})
+        if stored is not None:
+            stored.restore(backbone)
+        return backbone
+
+    @property
+    def _default_save_signature(self) -> None:
+        """No signature of its own inside a SavedModel: Keras on TensorFlow would trace one with float tokens."""
 
     @property
     def num_tokens(self) -> int:
@@ -268,14 +284,17 @@ class ImageGPTBackbone(keras.Model):
         Reference:
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
         """
-        if not layers or not all(0 <= layer <= self.num_layers for layer in layers):
-            raise ValueError(f"`layers` must be depths in 0…{self.num_layers}. Received: layers={tuple(layers)}")
+        self._check_depths(layers)
         states = {}
         reached = islice(self._residual_states(token_ids, position_mask), max(layers) + 1)
         for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
             if layer in layers:
                 states[layer] = norm(hidden)
         return [states[layer] for layer in layers]
+
+    def _check_depths(self, layers: Sequence[int]) -> None:
+        if not layers or not all(0 <= layer <= self.num_layers for layer in layers):
+            raise ValueError(f"`layers` must be depths in 0…{self.num_layers}. Received: layers={tuple(layers)}")
 
     def layers_above(self, layer: int) -> list[keras.layers.Layer]:
         """Names the layers whose weights n^l does not depend on: those that `normed_states` leaves out.
@@ -298,6 +317,7 @@ class ImageGPTBackbone(keras.Model):
         token_ids: Any,
         position_mask: Any | None = None,
         which: Literal["normed", "residual"] = "normed",
+        layers: Sequence[int] | None = None,
     ) -> Any:
         """Computes the features f^0 … f^L: means over positions at every depth.
 
@@ -306,9 +326,13 @@ class ImageGPTBackbone(keras.Model):
             position_mask: as in `call`.
             which: `"normed"` takes n^l, the normalised input of block l, and for l = L the final norm's output: the
                 paper's choice. `"residual"` takes the residual stream h^l itself.
+            layers: sequence of int in 0…L. The depths, all of them by default. No block above the deepest one is run.
 
         Returns:
-            float32 tensor `(B, L + 1, D)`; entry l is f^l.
+            float32 tensor `(B, len(layers), D)`; of all depths, entry l is f^l.
+
+        Raises:
+            ValueError: if `which` or a depth is not one there is.
 
         Example:
         ```python
@@ -320,11 +344,15 @@ class ImageGPTBackbone(keras.Model):
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
         """
         _check_choice("which", which, ("normed", "residual"))
-        pooled = []
-        for norm, hidden in zip(self._norms, self._residual_states(token_ids, position_mask), strict=True):
-            states = norm(hidden) if which == "normed" else hidden
-            pooled.append(ops.mean(ops.cast(states, "float32"), axis=1))
-        return ops.stack(pooled, axis=1)
+        depths = tuple(range(self.num_layers + 1)) if layers is None else tuple(layers)
+        self._check_depths(depths)
+        pooled = {}
+        reached = islice(self._residual_states(token_ids, position_mask), max(depths) + 1)
+        for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
+            if layer in depths:
+                states = norm(hidden) if which == "normed" else hidden
+                pooled[layer] = ops.mean(ops.cast(states, "float32"), axis=1)
+        return ops.stack([pooled[layer] for layer in depths], axis=1)
 
     def fill_cache(self, token_ids: Any) -> list[KeyValue]:
         """Computes keys and values of all positions in one pass, to decode on from any of them.

@@ -2,105 +2,82 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import keras
-import numpy as np
 import numpy.typing as npt
-from keras import ops
 
-from keras_igpt.inference import predict_whole_batches
-from keras_igpt.pixel_models import PixelModel
+from keras_igpt.atomic_file import write_json
+from keras_igpt.data.batches import Source
+from keras_igpt.features import FeatureExtractor, Float32Array, LabeledFeatures, LabeledPictures, Which
+from keras_igpt.logistic_regression import (
+    REGULARIZATION_STRENGTHS,
+    LogisticFit,
+    check_classes,
+    check_max_iterations,
+    check_strengths,
+    fit_logistic_regression,
+)
+from keras_igpt.pixel_models import ImageGPTMaskedLM, PixelModel
+from keras_igpt.plotting import plot_depth_curves
 
-Examples = tuple[npt.ArrayLike, npt.ArrayLike]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# Smaller feature matrices are fitted on one thread: handing out products that small costs ten times their work.
-_ONE_THREAD_BELOW = 1 << 22
-
-# A coarse logarithmic grid; the paper does not state its strengths.
-REGULARIZATION_STRENGTHS = (0.01, 0.1, 1.0)
-
-
-class FeatureExtractor(keras.Model):
-    """Computes the features f^l of chosen depths, pooled over positions inside the compiled graph.
-
-    `predict` streams a set of any size through it: what leaves the device is `(B, depths, D)`, not every position.
-
-    Args:
-        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are read, never changed.
-        layers: sequence of int in 0…L. The depths.
-        which: `"normed"` (n^l, the paper's) or `"residual"` (h^l).
-
-    Call arguments:
-        inputs: what the language model takes.
-
-    Returns:
-        float32 tensor `(B, len(layers), D)`.
-
-    Example:
-    ```python
-    features = FeatureExtractor(lm, layers=[6, 12]).predict(token_ids)   # (B, 2, D)
-    ```
-    """
-
-    def __init__(
-        self,
-        language_model: PixelModel,
-        layers: Sequence[int],
-        which: Literal["normed", "residual"] = "normed",
-    ) -> None:
-        super().__init__(name="feature_extractor", dtype="float32")
-        self.language_model = language_model
-        self._depths = tuple(layers)
-        self._which = which
-        self.built = True
-
-    def call(self, inputs: Any) -> Any:
-        features = self.language_model.pooled_features(inputs, which=self._which)
-        return ops.take(features, list(self._depths), axis=1)
-
-
-@dataclass(frozen=True)
-class LogisticFit:
-    """A multinomial logistic regression whose strength was chosen on validation.
-
-    Attributes:
-        pipeline: the scikit-learn pipeline (standardisation, regression), refitted on train and validation.
-        regularization_strength: float. The chosen C, the inverse of the penalty's weight.
-        validation_accuracy: float in 0…1, of the fit on train alone.
-        iterations: int. L-BFGS iterations of the refit.
-        converged: bool. Whether the refit and all fits that chose C ended by their tolerance.
-    """
-
-    pipeline: Any
-    regularization_strength: float
-    validation_accuracy: float
-    iterations: int
-    converged: bool
+_SOLVER = "L-BFGS, multinomial, L2 penalty, standardised features"
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One depth's line of a probe report; see `LogisticFit` for the figures.
+    """What validation chose for the features of one depth, or of several side by side; see `LogisticFit`.
 
     Attributes:
-        layer: int in 0…L.
-        regularization_strength: float.
-        validation_accuracy: float in 0…1.
-        iterations: int.
-        converged: bool.
+        layers: tuple of int in 0…L. The depth or depths.
+        regularization_strength: float. The chosen C.
+        validation_accuracy: float in 0…1, of the fit on train alone.
+        iterations: int. L-BFGS iterations of the refit on train and validation.
+        converged: bool. Whether the refit and all fits that chose C did.
     """
 
-    layer: int
+    layers: tuple[int, ...]
     regularization_strength: float
     validation_accuracy: float
     iterations: int
     converged: bool
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What was chosen on validation.
+
+    Attributes:
+        layers: tuple of `LayerReport`, by depth as asked for.
+        best_layer: int. Depth of the best validation accuracy, the lower one of a tie.
+        concatenation: `LayerReport` of the depths around the best one side by side, or None.
+    """
+
+    layers: tuple[LayerReport, ...]
+    best_layer: int
+    concatenation: LayerReport | None
+
+
+@dataclass(frozen=True)
+class FinalReport:
+    """What the refits on train and validation scored on test. Nothing was chosen by it.
+
+    Attributes:
+        num_test: int. Test pictures.
+        accuracies: dict of float in 0…1 by depth.
+        concatenation: float in 0…1 of the depths side by side, or None.
+    """
+
+    num_test: int
+    accuracies: dict[int, float]
+    concatenation: float | None
 
 
 @dataclass(frozen=True)
@@ -108,138 +85,103 @@ class ProbeReport:
     """What a linear probe did, enough to repeat it.
 
     Attributes:
-        layers: tuple of `LayerReport`, by depth.
-        best_layer: int. Depth of the best validation accuracy, the lower one of a tie.
+        chosen_on_validation: `ValidationReport`.
+        final_on_test: `FinalReport` of the last set scored, or None before.
+        model: dict. Kind and sizes of the language model.
         which: `"normed"` or `"residual"`.
+        pooling: str. How positions become one.
         solver: str. Method of the regression.
+        strengths: tuple of float. The values of C that were tried.
+        max_iterations: int. L-BFGS iterations at most.
         num_train: int. Training pictures.
         num_validation: int. Validation pictures.
         num_classes: int.
+        mask_seed: int. Of a BERT model's masks; None where nothing is random.
+        backend: str. Keras' backend.
     """
 
-    layers: tuple[LayerReport, ...]
-    best_layer: int
-    which: str
+    chosen_on_validation: ValidationReport
+    final_on_test: FinalReport | None
+    model: dict[str, Any]
+    which: Which
+    pooling: str
     solver: str
+    strengths: tuple[float, ...]
+    max_iterations: int
     num_train: int
     num_validation: int
     num_classes: int
+    mask_seed: int | None
+    backend: str
+
+    @property
+    def best_layer(self) -> int:
+        """Depth that validation chose."""
+        return self.chosen_on_validation.best_layer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report as JSON.
+        """Writes the report as JSON, whole or not at all.
 
         Args:
             path: file to write.
         """
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=2)
+        write_json(path, asdict(self))
 
+    def plot(self) -> Figure:
+        """Draws accuracy against depth on validation and, once scored, on test; the chosen depth is ringed.
 
-def fit_logistic_regression(
-    train: tuple[npt.ArrayLike, npt.ArrayLike],
-    validation: tuple[npt.ArrayLike, npt.ArrayLike],
-    strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
-    max_iterations: int = 1000,
-) -> LogisticFit:
-    """Fits multinomial logistic regression by L-BFGS: strength chosen on validation, then refitted on both.
+        Returns:
+            A Matplotlib figure.
 
-    Features are standardised with the statistics of what is fitted, which makes L-BFGS converge and C mean the same at
-    every depth. The paper states the solver, not these.
+        Raises:
+            ImportError: if Matplotlib is absent.
 
-    Args:
-        train: features `(B, D)` and labels `(B,)`.
-        validation: the same of other examples.
-        strengths: sequence of float. Values of C to try; the first of equally good ones is taken.
-        max_iterations: int. L-BFGS iterations at most.
-
-    Returns:
-        A `LogisticFit`.
-
-    Raises:
-        ValueError: if shapes do not fit, there are fewer than two classes, or features are not finite.
-        ImportError: if scikit-learn is absent.
-
-    Example:
-    ```python
-    raw_pixels = fit_logistic_regression(
-        (images.reshape(len(images), -1), labels), (other.reshape(len(other), -1), other_labels)
-    )
-    ```
-
-    Reference:
-        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
-    """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise ImportError("A linear probe needs scikit-learn: pip install 'keras_igpt[probe]'") from error
-    if not strengths:
-        raise ValueError("`strengths` must hold at least one value of C. Received: none")
-    train_features, train_labels = _check_examples("train", *train)
-    validation_features, validation_labels = _check_examples("validation", *validation)
-
-    converged = True
-
-    def fit(strength: float, features: Any, labels: Any) -> Any:
-        nonlocal converged
-        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=max_iterations))
-        threads = 1 if features.size < _ONE_THREAD_BELOW else None
-        with threadpool_limits(threads), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            pipeline.fit(features, labels)
-        for warning in caught:
-            # Said in the result for this depth (`converged`) rather than as a warning about none in particular.
-            if issubclass(warning.category, ConvergenceWarning):
-                converged = False
-            else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        return pipeline
-
-    accuracies = [
-        float(fit(strength, train_features, train_labels).score(validation_features, validation_labels))
-        for strength in strengths
-    ]
-    chosen = int(np.argmax(accuracies))
-    pipeline = fit(
-        strengths[chosen],
-        np.concatenate([train_features, validation_features]),
-        np.concatenate([train_labels, validation_labels]),
-    )
-    return LogisticFit(
-        pipeline=pipeline,
-        regularization_strength=float(strengths[chosen]),
-        validation_accuracy=accuracies[chosen],
-        iterations=int(np.max(pipeline[-1].n_iter_)),
-        converged=converged,
-    )
+        Example:
+        ```python
+        probe.report.plot().savefig("depth_curve.png")
+        ```
+        """
+        chosen, final = self.chosen_on_validation, self.final_on_test
+        curves = {"validation": {line.layers[0]: line.validation_accuracy for line in chosen.layers}}
+        references = {}
+        if chosen.concatenation is not None:
+            many = f"{len(chosen.concatenation.layers)} depths side by side"
+            references[f"{many}, validation"] = chosen.concatenation.validation_accuracy
+            if final is not None and final.concatenation is not None:
+                references[f"{many}, test"] = final.concatenation
+        if final is not None:
+            curves["test"] = final.accuracies
+        return plot_depth_curves(curves, references, dict.fromkeys(curves, chosen.best_layer))
 
 
 class LinearProbe:
     """Reads classes off the frozen features of every depth with logistic regression.
 
-    Features are f^l, means over positions of the normed input of block l; l = L is the final norm's output. A BERT
-    model's inputs are masked, as they were in training. The weights of the model are not changed.
+    Features are f^l, means over positions of the normed input of block l; l = L is the final norm's output. They are
+    computed once, pictures in files decoded as they are read, without augmentation. A BERT model's inputs are masked,
+    as they were in training. The weights of the model are not changed.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, trained or not.
         layers: `"all"` for 0…L, or a sequence of depths.
         which: `"normed"`, the paper's, or `"residual"` for the raw stream h^l.
+        concatenate: int. Besides the single depths, so many of them side by side, those centred on the best one (moved
+            inwards at the ends); an odd number. The paper has 5, for iGPT-XL alone. None for single depths only.
         strengths: sequence of float. Values of C to choose from on validation.
         max_iterations: int. L-BFGS iterations at most.
         batch_size: int. Pictures whose features are computed together.
+        folder: folder for files of features (`train.npy`, `validation.npy`, `test.npy`) where memory is too small for
+            them: `4 · B · depths · D` bytes. None keeps them in memory.
 
     Raises:
         ValueError: if an argument is out of its range.
 
     Example:
     ```python
-    probe = LinearProbe(lm, layers="all").fit((images, labels), (more_images, more_labels))
+    probe = LinearProbe(lm, layers="all").fit(data.train, data.validation)   # or pairs of arrays
     print(probe.report.best_layer)
-    accuracies = probe.score((test_images, test_labels))   # by depth
+    accuracies = probe.score(data.test)   # by depth
+    probe.report.save("probe.json")
     ```
 
     Reference:
@@ -250,44 +192,43 @@ class LinearProbe:
         self,
         language_model: PixelModel,
         layers: Literal["all"] | Sequence[int] = "all",
-        which: Literal["normed", "residual"] = "normed",
+        which: Which = "normed",
+        concatenate: int | None = None,
         strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
         max_iterations: int = 1000,
         batch_size: int = 128,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(language_model, PixelModel):
+        self._extractor = FeatureExtractor(language_model, layers, which)
+        depths = self._extractor.depths
+        if concatenate is not None and not (
+            isinstance(concatenate, int) and 1 < concatenate <= len(depths) and concatenate % 2
+        ):
             raise ValueError(
-                "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
-                f"Received: {type(language_model).__name__}"
+                f"`concatenate` must be an odd number of depths from 3 to {len(depths)}, or None. "
+                f"Received: concatenate={concatenate!r}"
             )
-        depth = language_model.backbone.num_layers
-        chosen = tuple(range(depth + 1)) if layers == "all" else tuple(layers)
-        if not chosen or not all(isinstance(layer, int) and 0 <= layer <= depth for layer in chosen):
-            raise ValueError(f"`layers` must be 'all' or depths in 0…{depth}. Received: layers={layers!r}")
-        if which not in ("normed", "residual"):
-            raise ValueError(f"`which` must be 'normed' or 'residual'. Received: which={which!r}")
-        self._language_model = language_model
-        self._layers = chosen
-        self._which = which
-        self._strengths = tuple(strengths)
-        self._max_iterations = max_iterations
+        self._concatenate = concatenate
+        self._strengths = check_strengths(strengths)
+        self._max_iterations = check_max_iterations(max_iterations)
         self._batch_size = batch_size
-        self._extractor = FeatureExtractor(language_model, chosen, which)
-        self._fits: dict[int, LogisticFit] | None = None
+        self._folder = None if folder is None else Path(folder)
+        self._fits: dict[tuple[int, ...], LogisticFit] | None = None
         self._report: ProbeReport | None = None
 
     @property
     def report(self) -> ProbeReport:
-        """What `fit` did; raises `ValueError` before it."""
+        """What `fit` did, and `score` found; raises `ValueError` before `fit`."""
         self._fitted()
         assert self._report is not None
         return self._report
 
-    def features(self, inputs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def features(self, inputs: npt.ArrayLike | Source) -> Float32Array:
         """Computes the pooled features of the chosen depths.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes, or token ids `(B, T)`.
+            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
+                `LabeledImages`, `LabeledTokens` or `ImageFiles`.
 
         Returns:
             float32 array `(B, len(layers), D)`.
@@ -295,22 +236,14 @@ class LinearProbe:
         Raises:
             ValueError: if inputs do not fit the model.
         """
-        array = np.asarray(inputs)
-        if array.ndim == 4:
-            if self._language_model.palette is None:
-                raise ValueError(
-                    "`inputs` must be token ids, since the model has no palette to encode images with. "
-                    f"Received: shape {array.shape}"
-                )
-            array = self._language_model.palette.encode(array)
-        self._language_model.check_token_arrays(array, "inputs", padded=True)
-        return predict_whole_batches(self._extractor, {"token_ids": array}, self._batch_size)
+        return self._extractor.extract(inputs, self._batch_size)
 
-    def fit(self, train: Examples, validation: Examples) -> Self:
+    def fit(self, train: LabeledPictures, validation: LabeledPictures) -> Self:
         """Fits one regression a depth: C chosen on validation, then refitted on train and validation.
 
         Args:
-            train: inputs (as in `features`) and labels `(B,)`.
+            train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of inputs (as in `features`) and integer
+                labels `(B,)`.
             validation: the same of other pictures; they also choose the best depth.
 
         Returns:
@@ -319,60 +252,65 @@ class LinearProbe:
         Raises:
             ValueError: if inputs and labels do not fit.
         """
-        train_features, train_labels = self.features(train[0]), np.asarray(train[1])
-        validation_features = self.features(validation[0])
-        validation_labels = np.asarray(validation[1])
-        fits = {
-            layer: fit_logistic_regression(
-                (train_features[:, position], train_labels),
-                (validation_features[:, position], validation_labels),
+        sources = {
+            name: self._extractor.as_examples(given) for name, given in (("train", train), ("validation", validation))
+        }
+        classes = check_classes(sources["train"].labels, sources["validation"].labels)
+        learned, held_out = (self._extract(name, source) for name, source in sources.items())
+        fits: dict[tuple[int, ...], LogisticFit] = {}
+
+        def fit(layers: tuple[int, ...]) -> LayerReport:
+            positions = [self._extractor.depths.index(layer) for layer in layers]
+            fits[layers] = fitted = fit_logistic_regression(
+                (learned.at(*positions), learned.labels),
+                (held_out.at(*positions), held_out.labels),
                 self._strengths,
                 self._max_iterations,
             )
-            for position, layer in enumerate(self._layers)
-        }
+            return LayerReport(
+                layers,
+                fitted.regularization_strength,
+                fitted.validation_accuracy,
+                fitted.iterations,
+                fitted.converged,
+            )
+
+        lines = tuple(fit((layer,)) for layer in self._extractor.depths)
+        best = max(lines, key=lambda line: (line.validation_accuracy, -line.layers[0])).layers[0]
+        concatenation = None if self._concatenate is None else fit(self._around(best, self._concatenate))
         self._fits = fits
-        self._report = ProbeReport(
-            layers=tuple(
-                LayerReport(
-                    layer,
-                    fit.regularization_strength,
-                    fit.validation_accuracy,
-                    fit.iterations,
-                    fit.converged,
-                )
-                for layer, fit in fits.items()
-            ),
-            best_layer=max(fits, key=lambda layer: (fits[layer].validation_accuracy, -layer)),
-            which=self._which,
-            solver="scikit-learn L-BFGS, standardised features",
-            num_train=len(train_labels),
-            num_validation=len(validation_labels),
-            num_classes=len(np.unique(train_labels)),
+        self._report = self._make_report(
+            ValidationReport(lines, best, concatenation), len(learned), len(held_out), len(classes)
         )
         return self
 
-    def score(self, test: Examples) -> dict[int, float]:
-        """Computes the accuracy of every depth.
+    def score(self, test: LabeledPictures) -> dict[int, float]:
+        """Computes the accuracy of every depth, and notes it in the report.
 
         Args:
-            test: inputs (as in `features`) and labels `(B,)`.
+            test: as in `fit`.
 
         Returns:
-            Accuracy in 0…1 by depth.
+            Accuracy in 0…1 by depth. That of the depths side by side is in `report.final_on_test.concatenation`.
 
         Raises:
             ValueError: if the probe is not fitted, or inputs and labels do not fit.
         """
         fits = self._fitted()
-        features = self.features(test[0])
-        accuracies = {}
-        for position, layer in enumerate(self._layers):
-            examples, labels = _check_examples("test", features[:, position], test[1])
-            accuracies[layer] = float(fits[layer].pipeline.score(examples, labels))
+        examples = self._extract("test", self._extractor.as_examples(test))
+        scores = {}
+        for layers, fitted in fits.items():
+            positions = [self._extractor.depths.index(layer) for layer in layers]
+            scores[layers] = fitted.score(examples.at(*positions), examples.labels)
+        accuracies = {layers[0]: score for layers, score in scores.items() if len(layers) == 1}
+        side_by_side = [score for layers, score in scores.items() if len(layers) > 1]
+        self._report = replace(
+            self.report,
+            final_on_test=FinalReport(len(examples), accuracies, side_by_side[0] if side_by_side else None),
+        )
         return accuracies
 
-    def predict(self, inputs: npt.ArrayLike, layer: int | None = None) -> npt.NDArray[Any]:
+    def predict(self, inputs: npt.ArrayLike | Source, layer: int | None = None) -> npt.NDArray[Any]:
         """Predicts classes from one depth.
 
         Args:
@@ -387,12 +325,11 @@ class LinearProbe:
         """
         fits = self._fitted()
         layer = self.report.best_layer if layer is None else layer
-        if layer not in fits:
-            raise ValueError(f"`layer` must be one of {list(fits)}. Received: layer={layer}")
-        features = self.features(inputs)[:, self._layers.index(layer)]
-        return np.asarray(fits[layer].pipeline.predict(features))
+        if (layer,) not in fits:
+            raise ValueError(f"`layer` must be one of {list(self._extractor.depths)}. Received: layer={layer}")
+        return fits[layer,].predict(self.features(inputs)[:, self._extractor.depths.index(layer)])
 
-    def _fitted(self) -> dict[int, LogisticFit]:
+    def _fitted(self) -> dict[tuple[int, ...], LogisticFit]:
         if self._fits is None:
             raise ValueError(
                 "The probe must be fitted before it is read: call `fit(train, validation)`. "
@@ -400,20 +337,35 @@ class LinearProbe:
             )
         return self._fits
 
+    def _extract(self, name: str, examples: Source) -> LabeledFeatures:
+        path = None if self._folder is None else self._folder / f"{name}.npy"
+        return self._extractor.extract_labeled(examples, self._batch_size, path)
 
-def _check_examples(
-    name: str, features: npt.ArrayLike, labels: npt.ArrayLike
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    inputs, classes = np.asarray(features, np.float32), np.asarray(labels)
-    if inputs.ndim != 2 or classes.shape != inputs.shape[:1] or len(inputs) < 1:
-        raise ValueError(
-            f"`{name}` must be features (B, D) and labels (B,) with B at least 1. "
-            f"Received: shapes {inputs.shape} and {classes.shape}"
+    def _around(self, best: int, count: int) -> tuple[int, ...]:
+        """The `count` depths centred on the best one."""
+        depths = sorted(self._extractor.depths)
+        first = min(max(depths.index(best) - count // 2, 0), len(depths) - count)
+        return tuple(depths[first : first + count])
+
+    def _make_report(
+        self, chosen: ValidationReport, num_train: int, num_validation: int, num_classes: int
+    ) -> ProbeReport:
+        language_model = self._extractor.language_model
+        masked = isinstance(language_model, ImageGPTMaskedLM)
+        sizes = ("num_layers", "num_heads", "hidden_dim", "image_size", "vocabulary_size", "attention", "normalization")
+        return ProbeReport(
+            chosen_on_validation=chosen,
+            final_on_test=None,
+            model={"kind": type(language_model).__name__}
+            | {name: getattr(language_model.backbone, name) for name in sizes},
+            which=self._extractor.which,
+            pooling="mean over positions",
+            solver=_SOLVER,
+            strengths=self._strengths,
+            max_iterations=self._max_iterations,
+            num_train=num_train,
+            num_validation=num_validation,
+            num_classes=num_classes,
+            mask_seed=language_model.mask_seed if masked else None,
+            backend=keras.backend.backend(),
         )
-    if name == "train" and len(np.unique(classes)) < 2:
-        raise ValueError(
-            f"`train` must have at least two classes. Received: {len(np.unique(classes))} in {len(classes)} example(s)"
-        )
-    if not np.isfinite(inputs).all():
-        raise ValueError(f"`{name}` must have finite features. Received: NaN or infinity")
-    return inputs, classes

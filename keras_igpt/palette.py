@@ -446,7 +446,7 @@ def _cluster(
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise ImportError("Fitting a palette needs scikit-learn: pip install 'keras_igpt[probe]'") from error
+        raise ImportError("Fitting a palette needs scikit-learn: pip install 'keras_igpt[palette]'") from error
     k_means = KMeans(num_colors, n_init=1, max_iter=max_iterations, random_state=seed)
     # One thread: several would add up the centres in whatever order they finish, and the seed would not decide.
     with threadpool_limits(limits=1):

@@ -7,7 +7,7 @@ from conftest import make_backbone, make_causal_lm, make_masked_lm, random_token
 
 import keras_igpt as igpt
 from keras_igpt.data import DataSplits, LabeledImages, LabeledTokens, low_data_subset, resize_images, split_off
-from keras_igpt.linear_probe import fit_logistic_regression
+from keras_igpt.logistic_regression import fit_logistic_regression
 from keras_igpt.palette import ColorPalette
 from keras_igpt.presets import get_preset
 

@@ -48,7 +48,19 @@ ALLOWED = {
     },
     "image_classifier": {"backbone", "data.repeatable", "inference", "mask_vote", "palette", "pixel_models"},
     "mask_vote": {"data.repeatable"},
-    "linear_probe": {"inference", "pixel_models"},
+    "lbfgs": set(),
+    "logistic_regression": {"lbfgs", "row_reductions"},
+    "features": {"atomic_file", "data.batches", "data.examples", "distribution", "pixel_models"},
+    "linear_probe": {"atomic_file", "data.batches", "features", "logistic_regression", "pixel_models", "plotting"},
+    "low_data": {
+        "atomic_file",
+        "data.batches",
+        "data.examples",
+        "features",
+        "logistic_regression",
+        "palette",
+        "pixel_models",
+    },
     "atomic_file": set(),
     "learning_rate_oracle": set(),
     "tuning": {"atomic_file", "data", "exact_resume", "learning_rate_oracle", "pixel_models"},
@@ -136,7 +148,7 @@ def test_the_package_imports_where_the_extras_are_absent(backend):
 
 
 USES = {
-    "probe": (
+    "palette": (
         {"sklearn"},
         "igpt.ColorPalette.fit(numpy.random.randint(0, 256, (1, 9, 9, 3)).astype('uint8'), 2)",
     ),
@@ -145,6 +157,7 @@ USES = {
         {"PIL"},
         "igpt.load_arrays(*[(numpy.zeros((9, 4, 4, 3), 'uint8'), numpy.zeros(9, 'int32'))] * 2, image_size=2)",
     ),
+    "tune": ({"keras_tuner"}, "igpt.DescendingLearningRateOracle('val_loss')"),
 }
 
 

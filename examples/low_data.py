@@ -1,0 +1,70 @@
+"""Few labels: logistic regression on frozen features from 4, 25 and 400 labels a class, five random subsets each.
+
+Command:
+    python examples/low_data.py --model igpt.keras --dataset cifar10 --data-dir FOLDER   # FOLDER as prepared by TFDS
+    python examples/low_data.py --model igpt.keras --images FOLDER                       # FOLDER/<class>/<picture>
+
+Needs: pip install "keras_igpt[jax,data]", and a model's file, such as examples/pretrain.py writes.
+Depth and C are chosen on the validation split, whose labels are not among the few; the paper does not say how.
+Time: the forward pass of all pictures once; --layers spares the regressions at the other depths.
+Writes table.json to low_data_output/ (--output).
+
+EXPECTED: …
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+
+import keras_igpt as igpt
+from keras_igpt.low_data import LowDataTable, low_data_table
+
+
+def main(arguments: list[str] | None = None) -> LowDataTable:
+    """Prints the table and returns it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", choices=("cifar10", "cifar100", "stl10"))
+    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
+    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser.add_argument("--labels", type=int, nargs="+", default=[4, 25, 400], help="labels a class")
+    parser.add_argument("--subsets", type=int, default=5, help="random subsets, of seeds 0, 1, …")
+    parser.add_argument("--layers", type=int, nargs="+", help="depths to choose from; all of them by default")
+    parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--output", default="low_data_output", help="folder for the table")
+    parser.add_argument("--seed", type=int, default=0, help="which pictures are held out for validation")
+    options = parser.parse_args(arguments)
+
+    language_model = keras.saving.load_model(options.model)
+    size = language_model.backbone.image_size
+    if options.images:
+        data = igpt.load_image_folder(options.images, size, seed=options.seed)
+    else:
+        data = igpt.load_dataset(options.dataset, options.data_dir, size, seed=options.seed)
+    table = low_data_table(
+        language_model,
+        data,
+        labels_per_class=options.labels,
+        seeds=range(options.subsets),
+        layers=options.layers,
+        which=options.which,
+        batch_size=options.batch_size,
+    )
+    print(table)
+    output = Path(options.output)
+    table.save(output / "table.json")
+    print(f"Table: {output}/table.json")
+    return table
+
+
+if __name__ == "__main__":
+    main()
