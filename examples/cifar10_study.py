@@ -33,7 +33,7 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.atomic_file import write_json
+from keras_igpt.atomic_file import whole_file, write_json
 from keras_igpt.data import DataSplits, LabeledTokens, low_data_subset
 from keras_igpt.logistic_regression import fit_logistic_regression
 from keras_igpt.low_data import low_data_table
@@ -118,11 +118,10 @@ def probes(options: argparse.Namespace) -> None:
 
     On the way there is no test: depth curves there are of the validation set.
     """
-    data = load_splits(options)
-    some = data.train.take(np.arange(min(options.probe_examples, len(data.train))))
     for run in options.models:
+        data = load_splits(options, "ar" if run == "random" else run)
 
-        def at_the_end(run: str = run) -> Any:
+        def at_the_end(run: str = run, data: Splits = data) -> Any:
             probe = igpt.LinearProbe(load(options, run), batch_size=500).fit(data.train, data.validation)
             probe.score(data.test)
             return json.loads(json.dumps(asdict(probe.report)))
@@ -131,14 +130,16 @@ def probes(options: argparse.Namespace) -> None:
     for run in options.models:
         if run == "random":
             continue
+        data = load_splits(options, run)
         with open(options.runs / run / "log.csv", newline="") as file:
             losses = {int(line["epoch"]) + 1: float(line["val_loss"]) for line in csv.DictReader(file)}
         # Each twice as long as the one before, as the paper's.
         for epoch in sorted({max(losses) // 2**power for power in range(4)} - {0}):
 
-            def on_the_way(run: str = run, epoch: int = epoch, loss: float = losses[epoch]) -> Any:
+            def on_the_way(run: str = run, epoch: int = epoch, loss: float = losses[epoch], data: Splits = data) -> Any:
                 path = options.runs / run / "epochs" / f"epoch-{epoch:02d}.keras"
                 language_model = keras.saving.load_model(path, compile=False)
+                some = data.train.take(np.arange(min(options.probe_examples, len(data.train))))
                 probe = igpt.LinearProbe(language_model, batch_size=500).fit(some, data.validation)
                 lines = probe.report.chosen_on_validation.layers
                 curve = {line.layers[0]: line.validation_accuracy for line in lines}
@@ -147,7 +148,8 @@ def probes(options: argparse.Namespace) -> None:
             once(options.study / f"probe_{run}_epoch_{epoch:02d}.json", on_the_way)
 
     def raw_pixels() -> Any:
-        pictures = igpt.load_dataset("cifar10", options.data_dir, data.train.image_size)
+        size = load(options, "ar").backbone.image_size
+        pictures = igpt.load_dataset("cifar10", options.data_dir, size)
         train, validation, test = (
             (part.images.reshape(len(part), -1) / 255, part.labels)
             for part in (pictures.train, pictures.validation, pictures.test)
@@ -245,12 +247,13 @@ def low_data(options: argparse.Namespace) -> None:
     """Frozen features and few labels, beside raw pixels."""
     language_model = load(options, "ar")
     data = igpt.load_dataset("cifar10", options.data_dir, language_model.backbone.image_size)
-    path = options.study / "low_data.json"
+    path = options.study / "low_data.md"
     if not path.is_file():
         table = low_data_table(language_model, data, options.labels, batch_size=500)
-        table.save(path)
-        (options.study / "low_data.md").write_text(f"{table}\n")
-    print((options.study / "low_data.md").read_text())
+        table.save(options.study / "low_data.json")
+        with whole_file(path) as partial:
+            partial.write_text(f"{table}\n")
+    print(path.read_text())
 
 
 def pictures(options: argparse.Namespace) -> None:
@@ -268,7 +271,7 @@ def pictures(options: argparse.Namespace) -> None:
     references = {"raw pixels": raw}
     for start in options.starts:
         report = json.loads((folder_of(options, start) / "report.json").read_text())
-        print(start, report["values"], report["updates"], report["final_on_test"])
+        print(start, report["values"], report["steps"], report["final_on_test"])
     plotting.plot_depth_curves(curves, references, chosen).savefig(study / "depth_curves.png")
     for name, run in runs.items():
         along = [json.loads(path.read_text()) for path in sorted(study.glob(f"probe_{run}_epoch_*.json"))]

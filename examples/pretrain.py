@@ -129,8 +129,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     language_model.save(output / "igpt.keras")
     with open(output / "log.csv", newline="") as file:
-        log = list(csv.DictReader(file))
-    curves = {name: [float(line[column]) for line in log] for name, column in CURVES.items()}
+        # An epoch that a kill made run twice counts once.
+        log = {int(line["epoch"]): line for line in csv.DictReader(file)}
+    curves = {name: [float(line[column]) for line in log.values()] for name, column in CURVES.items()}
     plotting.plot_loss_curves(curves).savefig(output / "loss_curves.png")
     return {**config, **{name: curve[-1] for name, curve in curves.items()}}
 

@@ -104,9 +104,7 @@ def sweep(options: argparse.Namespace) -> Any:
 
     space = keras_tuner.HyperParameters()
     space.Choice("generative_weight", options.weights)
-    return keras_tuner.oracles.RandomSearchOracle(
-        "val_accuracy", max_trials=len(options.weights), hyperparameters=space, seed=options.seed + 1
-    )
+    return keras_tuner.oracles.GridSearchOracle("val_accuracy", hyperparameters=space)
 
 
 def load_data(options: argparse.Namespace, image_size: int) -> DataSplits[Any]:

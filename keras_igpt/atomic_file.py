@@ -28,7 +28,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}-{target.name}")
+    # Always the same: what a kill in mid-write leaves behind is overwritten by the next attempt.
+    partial = target.with_name(f".partial-{target.name}")
     try:
         yield partial
         os.replace(partial, target)

@@ -26,7 +26,8 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
         objective: str or `keras_tuner.Objective`. What is compared, such as `"val_loss"`.
         learning_rates: sequence of float, falling.
         beside: a `keras_tuner.Oracle` with hyperparameters of its own, all declared, such as
-            `keras_tuner.oracles.RandomSearchOracle`; one with a seed, if the search is to be resumed.
+            `keras_tuner.oracles.GridSearchOracle`. One that draws at random needs a seed, if the search is to be
+            resumed: a positive one, for KerasTuner takes 0 for none.
 
     Raises:
         ValueError: if `learning_rates` are none, not positive or do not fall, or `beside` is not an oracle of the same
@@ -66,6 +67,7 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
                     f"Received: {own or 'none'}"
                 )
             hyperparameters.merge(beside.get_space())
+            beside.max_consecutive_failed_trials = -1
         super().__init__(
             objective=objective,
             hyperparameters=hyperparameters,

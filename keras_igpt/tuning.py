@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from keras import ops
 
 from keras_igpt.atomic_file import whole_file, write_json
 from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
+from keras_igpt.distribution import check_one_process
 from keras_igpt.exact_resume import ExactResume
 from keras_igpt.pixel_models import TokenModel
 
@@ -30,13 +33,14 @@ class Trial:
         values: hyperparameters by name.
         objective: float. Its value on validation at `epochs`; None where training diverged.
         epochs: int. Epochs up to that value; 0 where training diverged.
-        history: one value an epoch of each metric, as `fit` returns them; nothing where a loss was no number.
+        history: one value an epoch of each metric, as `fit` returns them, None where it was no number; empty where the
+            training loss was none.
     """
 
     values: dict[str, Any]
     objective: float | None
     epochs: int
-    history: dict[str, list[float]]
+    history: dict[str, list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,9 @@ class Search:
     Attributes:
         objective: str. Name of the metric that decided.
         direction: `"min"` or `"max"`.
-        untrained: float. The objective before any training, or the bound given in its place: trials that did not beat
-            it diverged.
+        to_beat: float. What the objective had to be better than: trials that did not beat it diverged.
         trials: tuple of `Trial`, in their order.
-        steps_per_epoch: int. Updates an epoch.
+        steps_per_epoch: int. Batches an epoch.
         seed: int. Of the weights that are drawn at random.
         backend: str. Keras' backend.
         num_train: int. Pictures trained on.
@@ -58,7 +61,7 @@ class Search:
 
     objective: str
     direction: str
-    untrained: float
+    to_beat: float
     trials: tuple[Trial, ...]
     steps_per_epoch: int
     seed: int
@@ -73,13 +76,13 @@ class Search:
         scored = [(sign * trial.objective, trial) for trial in self.trials if trial.objective is not None]
         if not scored:
             raise ValueError(
-                f"No trial brought {self.objective} to better than {self.untrained:.6g}, which it had to beat. "
+                f"No trial brought {self.objective} to better than {self.to_beat:.6g}, which it had to beat. "
                 f"Received: {[trial.values for trial in self.trials]}"
             )
         return max(scored, key=lambda pair: pair[0])[1]
 
     def __str__(self) -> str:
-        lines = [f"{self.objective} of each trial (to beat: {self.untrained:.4f})"]
+        lines = [f"{self.objective} of each trial (to beat: {self.to_beat:.4f})"]
         for trial in self.trials:
             shown = "diverged" if trial.objective is None else f"{trial.objective:.4f} after {trial.epochs} epoch(s)"
             lines.append(f"  {_name(trial.values)}: {shown}")
@@ -93,7 +96,7 @@ class TunedResult:
     Attributes:
         chosen_on_validation: the `Search`.
         values: hyperparameters of the refit.
-        updates: int. Optimizer updates of the refit, as many as the best trial's.
+        steps: int. Batches of the refit, as many as the best trial's.
         num_refit: int. Pictures of train and validation together, which the refit saw.
         num_test: int. Pictures tested on.
         final_on_test: metric by name, of the refitted model.
@@ -101,7 +104,7 @@ class TunedResult:
 
     chosen_on_validation: Search
     values: dict[str, Any]
-    updates: int
+    steps: int
     num_refit: int
     num_test: int
     final_on_test: dict[str, float]
@@ -110,7 +113,7 @@ class TunedResult:
         final = ", ".join(f"{name} {value:.4f}" for name, value in self.final_on_test.items())
         return (
             f"Chosen on validation ({self.chosen_on_validation.num_validation:,} pictures): {_name(self.values)}, "
-            f"{self.updates:,} updates\n{self.chosen_on_validation}\n"
+            f"{self.steps:,} steps\n{self.chosen_on_validation}\n"
             f"Final on test ({self.num_test:,} pictures), refitted on train and validation: {final}"
         )
 
@@ -138,12 +141,12 @@ def tune(
 
     Each trial begins with the same weights: the seed is set before `make_model`, which has to make the model and load
     what it starts from anew, and the weights are compared. A trial whose loss is no number, or whose model is not
-    better than before training, has diverged: it has no score, and a descent of rates passes it over. Any other error
+    better than `to_beat`, has diverged: it has no score, and a descent of rates passes it over. Any other error
     is raised.
 
     Each finished trial is written to `trials.json`. Run the same search again after it was killed: finished trials are
-    taken from there and only the one that was interrupted is trained again. On the disk is one file of weights, those
-    of the best trial (`best.weights.h5`), and a second one while that is replaced.
+    taken from there, and the one that was interrupted is trained again from its beginning. Trials leave no weights on
+    the disk.
 
     Args:
         make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled
@@ -155,11 +158,12 @@ def tune(
             `"val_accuracy"`; of a metric that KerasTuner does not know it needs the direction.
         folder: where the search keeps its state. Of one search.
         epochs: int. Epochs of each trial, at most.
-        oracle: a `keras_tuner.Oracle` of the same objective. One that draws at random must have a seed.
+        oracle: a `keras_tuner.Oracle` of the same objective. One that draws at random needs a seed, a positive one.
         patience: int. Epochs without a better objective after which a trial ends; its value is then the best epoch's.
             If None, all epochs are run and the last one counts, which is right with a schedule that ends there.
-        steps_per_epoch: int. Updates an epoch; by default one pass through the training set.
-        to_beat: float. What the objective must be better than; by default its value before training.
+        steps_per_epoch: int. Batches an epoch; by default one pass through the training set.
+        to_beat: float. What the objective must be better than; by default its value before training, and for an
+            accuracy also that of always saying the most frequent class, as a spoilt model does.
         seed: int. Of the weights that are drawn at random.
         verbose: as in `fit`.
 
@@ -202,33 +206,44 @@ def tune(
         oracle = DescendingLearningRateOracle(objective)
     elif oracle.objective != DescendingLearningRateOracle(objective).objective:
         raise ValueError(f"`oracle` must have the objective {objective}. Received: {oracle.objective}")
+    check_one_process("tune")
     folder = Path(folder)
     batches, held_out = training_batches(data.train), evaluation_batches(data.validation)
     steps = steps_per_epoch or batches.steps_per_epoch
     space = oracle.get_space()
-    untrained, start = _untrained(make_model, space, held_out, oracle.objective.name, seed)
+    untrained, start, settings = _untrained(make_model, space, held_out, oracle.objective.name, seed)
     # What `make_model` asked for beyond what was declared.
     oracle.update_space(space)
+    # However many settings fail, the next one may do; KerasTuner's own oracles give up after three.
+    oracle.max_consecutive_failed_trials = -1
+    ledger = _Ledger(
+        folder / "trials.json",
+        {
+            "objective": oracle.objective.name,
+            "epochs": epochs,
+            "patience": patience,
+            "steps_per_epoch": steps,
+            "to_beat": to_beat,
+            "seed": seed,
+            "backend": keras.backend.backend(),
+            "batches": batches.description,
+            "train": _fingerprint(data.train),
+            "validation": _fingerprint(data.validation),
+            "model": settings,
+            "start": start,
+        },
+        _bound(untrained, oracle.objective.name, data.validation) if to_beat is None else float(to_beat),
+    )
     search = Search(
         objective=oracle.objective.name,
         direction=oracle.objective.direction,
-        untrained=untrained if to_beat is None else float(to_beat),
+        to_beat=ledger.bound,
         trials=(),
         steps_per_epoch=steps,
         seed=seed,
         backend=keras.backend.backend(),
         num_train=len(data.train),
         num_validation=len(data.validation),
-    )
-    ledger = _Ledger(
-        folder / "trials.json",
-        {
-            **{name: value for name, value in asdict(search).items() if name != "trials"},
-            "epochs": epochs,
-            "patience": patience,
-            "batches": batches.description,
-            "start": start,
-        },
     )
     # KerasTuner's own files cannot be read back after a kill in mid-write: they begin anew, and finished trials are
     # played back to the oracle from the ledger. Its own tuner sets the folder by this private method too.
@@ -241,15 +256,10 @@ def tune(
             print(f"Trial {len(search.trials)}: {_name(values)}", flush=True)
             model = _make(make_model, proposed.hyperparameters, seed, start)
             trial = _train(model, batches, held_out, search, values, epochs, patience, verbose)
-            search = replace(search, trials=(*search.trials, trial))
-            if trial.objective is not None and search.best is trial:
-                with whole_file(folder / "best.weights.h5") as partial:
-                    model.save_weights(partial)
             ledger.record(trial)
             shown = "diverged" if trial.objective is None else f"{search.objective} {trial.objective:.6g}"
-            print(f"Trial {len(search.trials) - 1}: {_name(values)}: {shown}", flush=True)
-        else:
-            search = replace(search, trials=(*search.trials, trial))
+            print(f"Trial {len(search.trials)}: {_name(values)}: {shown}", flush=True)
+        search = replace(search, trials=(*search.trials, trial))
         if trial.objective is not None:
             oracle.update_trial(proposed.trial_id, {search.objective: trial.objective}, step=trial.epochs - 1)
         proposed.status = "FAILED" if trial.objective is None else "COMPLETED"
@@ -281,8 +291,8 @@ def tune_and_refit(
 ) -> TunedResult:
     """Searches on validation, folds validation back in, refits with what was chosen, and tests once.
 
-    The refit begins with the weights that each trial began with, and takes as many updates as the best trial did until
-    its value. The set being larger, these are a little less than as many epochs; a schedule counted in updates stays
+    The refit begins with the weights that each trial began with, and takes as many steps as the best trial did until
+    its value. The set being larger, these are a little less than as many epochs; a schedule counted in steps stays
     right. The refit's model is in `model.keras`, the report in `report.json`; with a report in `folder` nothing is
     trained again, nor tested.
 
@@ -301,7 +311,7 @@ def tune_and_refit(
         steps_per_epoch: as in `tune`.
         to_beat: as in `tune`.
         seed: as in `tune`.
-        checkpoint_every: int. Updates between checkpoints of the refit; by default an epoch's.
+        checkpoint_every: int. Steps between checkpoints of the refit; by default an epoch's.
         evaluate: takes the refitted model and the test examples, returns metrics by name; by default `model.evaluate`
             on their evaluation batches.
         verbose: as in `fit`.
@@ -348,11 +358,14 @@ def tune_and_refit(
     together = data["train+validation"]
     print(f"Refit on train and validation: {_name(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
     model = _make(make_model, _hyperparameters(chosen.values), seed, _Ledger.start_in(folder / "trials.json"))
+    # Of this choice alone: a search that is taken further may choose another.
+    choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
+    checkpoints = folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
     model.fit(
         training_batches(together),
         epochs=chosen.epochs,
         steps_per_epoch=search.steps_per_epoch,
-        callbacks=[ExactResume(folder / "refit", every=checkpoint_every or search.steps_per_epoch, keep=1)],
+        callbacks=[ExactResume(checkpoints, every=checkpoint_every or search.steps_per_epoch, keep=1)],
         verbose=verbose,
     )
     with whole_file(folder / "model.keras") as partial:
@@ -364,21 +377,25 @@ def tune_and_refit(
     result = TunedResult(
         chosen_on_validation=search,
         values=chosen.values,
-        updates=chosen.epochs * search.steps_per_epoch,
+        steps=chosen.epochs * search.steps_per_epoch,
         num_refit=len(together),
         num_test=len(data.test),
         final_on_test={name: float(value) for name, value in final.items()},
     )
     write_json(report, asdict(result))
+    for finished in folder.glob("refit-*"):
+        shutil.rmtree(finished)
     return result
 
 
 class _Ledger:
     """The finished trials of a search, in a file that is whole at any time."""
 
-    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+    def __init__(self, path: Path, description: dict[str, Any], bound: float) -> None:
         self._path, self._description = path, json.loads(json.dumps(description))
         self._trials: list[dict[str, Any]] = []
+        # The one that the first trials were compared with: on a GPU it may be another the next time, by a last bit.
+        self.bound = bound
         if path.is_file():
             content = self._read(path)
             for name, value in self._description.items():
@@ -387,7 +404,7 @@ class _Ledger:
                         f"`folder` must hold this search: {name} is {value!r} here. "
                         f"Received: {name}={content['search'].get(name)!r} in {path}"
                     )
-            self._trials = content["trials"]
+            self._trials, self.bound = content["trials"], content["bound"]
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
@@ -418,13 +435,16 @@ class _Ledger:
     def record(self, trial: Trial) -> None:
         """Adds a trial that has finished."""
         self._trials.append(asdict(trial))
-        write_json(self._path, {"search": self._description, "trials": self._trials})
+        write_json(self._path, {"search": self._description, "bound": self.bound, "trials": self._trials})
 
 
 def _untrained(
     make_model: MakeModel, space: Any, held_out: EvaluationBatches, objective: str, seed: int
-) -> tuple[float, dict[str, str]]:
-    """The objective before training, and digests of the weights; finds a wrong objective before work is lost."""
+) -> tuple[float, dict[str, str], str]:
+    """The objective before training, digests of the weights and of all settings of the model.
+
+    Finds a wrong objective before work is lost.
+    """
     keras.utils.set_random_seed(seed)
     model = make_model(space)
     if not isinstance(model, TokenModel) or not model.compiled:
@@ -435,7 +455,27 @@ def _untrained(
     metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
     if objective not in metrics:
         raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
-    return metrics[objective], _digest(model)
+    settings = json.dumps([model.get_config(), model.get_compile_config()], sort_keys=True, default=str)
+    # Keras numbers the names of what a process makes.
+    settings = re.sub(r'_\d+(?=")', "", settings)
+    return metrics[objective], _digest(model), hashlib.sha256(settings.encode()).hexdigest()
+
+
+def _bound(untrained: float, objective: str, validation: Any) -> float:
+    if not objective.endswith("accuracy"):
+        return untrained
+    return max(untrained, float(np.bincount(validation.labels).max() / len(validation)))
+
+
+def _fingerprint(examples: Any) -> str:
+    """How many examples there are and, where they are in memory, a hash of them."""
+    arrays = [getattr(examples, name) for name in ("images", "token_ids") if hasattr(examples, name)]
+    if not arrays:
+        return f"{len(examples)}"
+    digest = hashlib.sha256(examples.labels.tobytes())
+    for array in arrays:
+        digest.update(array.tobytes())
+    return f"{len(examples)} {digest.hexdigest()}"
 
 
 def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float]:
@@ -459,11 +499,13 @@ def _make(make_model: MakeModel, hyperparameters: Any, seed: int, start: dict[st
 
 
 def _digest(model: keras.Model) -> dict[str, str]:
-    """A hash of each weight's values by its path and shape."""
-    return {
-        f"{index} {tuple(weight.shape)}": hashlib.sha256(np.asarray(ops.convert_to_numpy(weight)).tobytes()).hexdigest()
-        for index, weight in enumerate(model.weights)
-    }
+    """A hash of each weight's values by its path, its shape and how many there were of that path before."""
+    digest: dict[str, str] = {}
+    for weight in model.weights:
+        path = f"{re.sub(r'_[0-9]+', '', weight.path)} {tuple(weight.shape)}"
+        count = sum(key.startswith(f"{path} ") for key in digest)
+        digest[f"{path} {count}"] = hashlib.sha256(np.asarray(ops.convert_to_numpy(weight)).tobytes()).hexdigest()
+    return digest
 
 
 def _train(
@@ -478,10 +520,9 @@ def _train(
 ) -> Trial:
     callbacks = []
     if patience is not None:
-        stopping = keras.callbacks.EarlyStopping(
-            monitor=search.objective, mode=search.direction, patience=patience, restore_best_weights=True
+        callbacks.append(
+            keras.callbacks.EarlyStopping(monitor=search.objective, mode=search.direction, patience=patience)
         )
-        callbacks.append(stopping)
     try:
         history = model.fit(
             batches,
@@ -494,16 +535,17 @@ def _train(
     except FloatingPointError as error:
         print(f"  {error}", flush=True)
         return Trial(values, None, 0, {})
-    history = {name: [float(value) for value in column] for name, column in history.items()}
-    column = history[search.objective]
-    best = np.argmax if search.direction == "max" else np.argmin
-    epoch = int(best(column)) if patience is not None else len(column) - 1
-    value = column[epoch]
-    # Written so that not-a-number is not better than anything.
-    better = value > search.untrained if search.direction == "max" else value < search.untrained
-    if better:
-        return Trial(values, value, epoch + 1, history)
-    return Trial(values, None, 0, history if all(np.isfinite(column).all() for column in history.values()) else {})
+    column = np.array(history[search.objective], np.float64)
+    worst = -np.inf if search.direction == "max" else np.inf
+    finite = np.where(np.isfinite(column), column, worst)
+    best = finite.argmax() if search.direction == "max" else finite.argmin()
+    epoch = int(best) if patience is not None else len(column) - 1
+    value = float(finite[epoch])
+    better = value > search.to_beat if search.direction == "max" else value < search.to_beat
+    written = {
+        name: [float(entry) if np.isfinite(entry) else None for entry in entries] for name, entries in history.items()
+    }
+    return Trial(values, value, epoch + 1, written) if better else Trial(values, None, 0, written)
 
 
 def _hyperparameters(values: dict[str, Any]) -> Any:
