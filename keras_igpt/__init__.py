@@ -6,6 +6,7 @@ Reference:
 
 from typing import Any
 
+from keras_igpt.attention_maps import attention_maps
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.compilation_cache import enable_compilation_cache
 from keras_igpt.data import (
@@ -18,8 +19,10 @@ from keras_igpt.data import (
     load_dataset,
     load_image_folder,
 )
+from keras_igpt.describe import describe
 from keras_igpt.estimate import estimate
 from keras_igpt.exact_resume import ExactResume
+from keras_igpt.export import ServingModel
 from keras_igpt.huggingface_checkpoint import load_huggingface_checkpoint, save_huggingface_checkpoint
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.linear_probe import LinearProbe
@@ -52,9 +55,12 @@ __all__ = [
     "LinearProbe",
     "PaddedCrop",
     "RandomResizedCrop",
+    "ServingModel",
     "TrainingBatches",
     "apply_leftover_gradients",
+    "attention_maps",
     "cache_tokens",
+    "describe",
     "enable_compilation_cache",
     "estimate",
     "finetuning_recipe",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,41 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.given_pictures import pictures_of_size
 from keras_igpt.inference import predict_whole_batches
-from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_images, check_token_ids
-
-# Below it, dividing float32 logits overflows.
-_LOWEST_TEMPERATURE = 1e-4
-
-
-def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
-    """Draws one token a row by inverting the cumulative distribution, most probable token first.
-
-    Args:
-        logits: float32 tensor `(B, V)`.
-        uniforms: float32 tensor `(B,)` in [0, 1), one number a draw; equal numbers give equal tokens on every backend.
-        temperature: float32 tensor `(B,)`, positive; logits are divided by it.
-        top_k: int32 tensor `(B,)`, 1…V. Only the k most probable tokens can be drawn; of equal ones the lower ids.
-        top_p: float32 tensor `(B,)` in (0, 1]. Only the most probable tokens whose predecessors sum to less than p can
-            be drawn.
-
-    Returns:
-        int32 tensor `(B,)`.
-    """
-    logits = logits / ops.expand_dims(temperature, -1)
-    order = ops.argsort(-logits, axis=-1)  # stable: of equal logits the lower id comes first
-    probabilities = ops.softmax(ops.take_along_axis(logits, order, axis=-1), axis=-1)
-    before = ops.cumsum(probabilities, axis=-1) - probabilities
-    ranks = ops.expand_dims(ops.arange(logits.shape[-1], dtype="int32"), 0)
-    kept = ops.logical_and(ranks < ops.expand_dims(top_k, -1), before < ops.expand_dims(top_p, -1))
-    # Rank 0 is always kept, also where p is so small that rounding says otherwise.
-    kept = ops.logical_or(kept, ops.equal(ranks, 0))
-    cumulative = ops.cumsum(ops.where(kept, probabilities, 0.0), axis=-1)
-    target = ops.expand_dims(uniforms, -1) * cumulative[:, -1:]
-    rank = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)
-    last = ops.sum(ops.cast(kept, "int32"), axis=-1) - 1
-    rank = ops.expand_dims(ops.minimum(ops.cast(rank, "int32"), ops.cast(last, "int32")), -1)
-    return ops.cast(ops.take_along_axis(order, rank, axis=-1)[:, 0], "int32")
+from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
+from keras_igpt.sampling import sample_tokens, sampling_inputs
+from keras_igpt.untracked import Untracked
 
 
 class _Decoder(keras.Model):
@@ -84,7 +53,9 @@ class _Decoder(keras.Model):
         drawn_by_any = ops.any(ops.logical_not(known), axis=0)
         start = ops.where(ops.any(drawn_by_any), ops.argmax(ops.cast(drawn_by_any, "int32")), backbone.num_tokens)
         start = ops.cast(start, "int32")
-        cache = backbone.fill_cache(prompt)
+        cache = ops.cond(
+            start > 0, lambda: backbone.fill_cache(prompt), lambda: backbone.empty_cache(ops.shape(prompt)[0])
+        )
         _, token_ids, finite, _ = ops.while_loop(
             lambda index, token_ids, finite, cache: index < backbone.num_tokens,
             step,
@@ -92,13 +63,6 @@ class _Decoder(keras.Model):
         )
         # Rows that met NaN or infinity are marked with an impossible token.
         return ops.where(ops.expand_dims(finite, -1), token_ids, -1)
-
-
-@dataclass(frozen=True)
-class _Decoding:
-    """Keeps Keras from taking the decoder for a part of the model that owns it, and saving it."""
-
-    decoder: _Decoder
 
 
 class PixelGeneration:
@@ -109,7 +73,7 @@ class PixelGeneration:
 
     backbone: Any
     palette: ColorPalette | None
-    _decoding: _Decoding | None = None
+    _decoder: Untracked[_Decoder] | None = None
 
     def generate(
         self,
@@ -119,6 +83,7 @@ class PixelGeneration:
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 64,
+        verbose: int = 0,
     ) -> UInt8Images:
         """Draws pictures from nothing, the first pixel included.
 
@@ -128,7 +93,8 @@ class PixelGeneration:
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. Picture i's draws depend on `(seed, i)` alone.
-            batch_size: int. Pictures drawn together.
+            batch_size: int. Pictures drawn together; the key-value cache of so many must fit into memory.
+            verbose: int. 1 shows how many pictures are done.
 
         Returns:
             uint8 array `(num_images, H, W, C)`.
@@ -146,34 +112,45 @@ class PixelGeneration:
         palette = self._palette()
         prompt = np.zeros((num_images, self.backbone.num_tokens), np.int32)
         return palette.decode(
-            self.continue_tokens(prompt, np.zeros(prompt.shape, bool), temperature, top_k, top_p, seed, batch_size)
+            self.continue_tokens(
+                prompt, np.zeros(prompt.shape, bool), temperature, top_k, top_p, seed, batch_size, verbose=verbose
+            )
         )
 
     def complete(
         self,
-        images: npt.ArrayLike,
-        keep_rows: int,
+        images: Any,
+        keep_rows: int | None = None,
         num_samples: int = 1,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 64,
+        keep_pixels: int | None = None,
+        quantize: bool = False,
+        verbose: int = 0,
     ) -> UInt8Images:
-        """Keeps the upper rows of pictures and draws the rest, several times each.
+        """Keeps the beginning of pictures and draws the rest, several times each.
+
+        Pictures of another size are cropped to their centre squares and resized to the model's, with a warning.
 
         Args:
-            images: uint8 array `(B, H, W, C)` of the model's size.
-            keep_rows: int in 0…H. Rows kept.
+            images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures.
+            keep_rows: int in 0…H. Rows kept, from the top.
             num_samples: int. Completions of each picture.
             temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-            seed: int. Row i's draws depend on `(seed, i)` alone.
-            batch_size: int. Completions drawn together.
+            seed: int. The draws of sample j of picture i depend on `(seed, i * num_samples + j)` alone.
+            batch_size: int. Completions drawn together; the key-value cache of so many must fit into memory.
+            keep_pixels: int in 0…T, in place of `keep_rows`. Pixels kept, in raster order.
+            quantize: bool. Whether the pixels kept are shown as the model saw them, in palette colours, and not as
+                they were given.
+            verbose: int. 1 shows how many completions are done.
 
         Returns:
-            uint8 array `(B, num_samples, H, W, C)`. The rows kept are those given; the others have palette colours.
+            uint8 array `(B, num_samples, H, W, C)` of the model's size. What is drawn has palette colours.
 
         Raises:
             ValueError: if an argument is out of its range or the model has no palette.
@@ -185,21 +162,25 @@ class PixelGeneration:
         """
         palette = self._palette()
         side = self.backbone.image_size
-        array = check_images(images)
-        if array.shape[1:] != (side, side, palette.num_channels):
+        array = pictures_of_size(images, side, palette.num_channels)
+        if (keep_rows is None) == (keep_pixels is None):
             raise ValueError(
-                f"`images` must have shape (B, {side}, {side}, {palette.num_channels}). Received: shape {array.shape}"
+                "`keep_rows` or `keep_pixels` must be given, and not both. "
+                f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
             )
-        if not 0 <= keep_rows <= side:
+        if keep_rows is not None and not 0 <= keep_rows <= side:
             raise ValueError(f"`keep_rows` must lie in 0…{side}. Received: keep_rows={keep_rows}")
+        if keep_pixels is not None and not 0 <= keep_pixels <= side**2:
+            raise ValueError(f"`keep_pixels` must lie in 0…{side**2}. Received: keep_pixels={keep_pixels}")
         if num_samples < 1:
             raise ValueError(f"`num_samples` must be at least 1. Received: num_samples={num_samples}")
+        kept = np.arange(side**2) < (keep_pixels if keep_rows is None else keep_rows * side)
         prompt = np.repeat(palette.encode(array), num_samples, axis=0)
-        known = np.arange(side**2) < keep_rows * side
-        token_ids = self.continue_tokens(prompt, known, temperature, top_k, top_p, seed, batch_size)
+        token_ids = self.continue_tokens(prompt, kept, temperature, top_k, top_p, seed, batch_size, verbose=verbose)
         completed = palette.decode(token_ids).reshape(len(array), num_samples, *array.shape[1:])
-        completed[:, :, :keep_rows] = array[:, None, :keep_rows]
-        return completed
+        if quantize:
+            return completed
+        return np.where(kept.reshape(side, side, 1), array[:, None], completed)
 
     def continue_tokens(
         self,
@@ -211,6 +192,7 @@ class PixelGeneration:
         seed: int = 0,
         batch_size: int = 64,
         uniforms: npt.ArrayLike | None = None,
+        verbose: int = 0,
     ) -> TokenIds:
         """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
 
@@ -224,8 +206,9 @@ class PixelGeneration:
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. Row i's draws depend on `(seed, i)` alone.
-            batch_size: int. Sequences decoded together.
+            batch_size: int. Sequences decoded together; the key-value cache of so many must fit into memory.
             uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
+            verbose: int. 1 shows how many sequences are done.
 
         Returns:
             int32 array `(B, T)`.
@@ -252,40 +235,21 @@ class PixelGeneration:
                 f"`known` must be bool of shape {prompt.shape} or {prompt.shape[1:]}. "
                 f"Received: {given.dtype} of shape {given.shape}"
             )
-        if temperature != 0 and not _LOWEST_TEMPERATURE <= temperature < float("inf"):
-            raise ValueError(
-                f"`temperature` must be 0 (greedy) or a number of at least {_LOWEST_TEMPERATURE}. "
-                f"Received: temperature={temperature}"
-            )
-        if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k <= vocabulary_size):
-            raise ValueError(f"`top_k` must be an integer in 1…{vocabulary_size}. Received: top_k={top_k}")
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` must be an integer of at least 0. Received: seed={seed!r}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
-        if temperature == 0:
-            temperature, top_k = 1.0, 1
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+        draws = sampling_inputs(prompt.shape, vocabulary_size, temperature, top_k, top_p, seed, uniforms)
+        inputs = {"prompt": prompt, "known": np.broadcast_to(given, prompt.shape), **draws}
+        if self._decoder is None:
+            self._decoder = Untracked(_Decoder(self))
         rows = len(prompt)
-        if uniforms is None:
-            uniforms = np.stack([np.random.default_rng([seed, row]).random(tokens, np.float32) for row in range(rows)])
-        draws = np.asarray(uniforms, np.float32)
-        if draws.shape != prompt.shape or draws.min() < 0 or draws.max() >= 1:
-            raise ValueError(
-                f"`uniforms` must have shape {prompt.shape} and lie in [0, 1). "
-                f"Received: shape {draws.shape}, values from {draws.min()} to {draws.max()}"
-            )
-
-        inputs = {
-            "prompt": prompt,
-            "known": np.broadcast_to(given, prompt.shape),
-            "uniforms": draws,
-            "temperature": np.full(rows, temperature, np.float32),
-            "top_k": np.full(rows, vocabulary_size if top_k is None else top_k, np.int32),
-            "top_p": np.full(rows, 1.0 if top_p is None else top_p, np.float32),
-        }
-        if self._decoding is None:
-            self._decoding = _Decoding(_Decoder(self))
-        token_ids = predict_whole_batches(self._decoding.decoder, inputs, batch_size).astype(np.int32)
+        token_ids = np.empty(prompt.shape, np.int32)
+        progress = keras.utils.Progbar(rows, verbose=verbose, unit_name="picture")
+        for start in range(0, rows, batch_size):
+            # The last rows share a batch with some before them, which come out the same again: one compiled size.
+            first = max(0, min(start, rows - batch_size))
+            part = {name: array[first : first + batch_size] for name, array in inputs.items()}
+            token_ids[first : first + batch_size] = predict_whole_batches(self._decoder.value, part, batch_size)
+            progress.update(min(start + batch_size, rows))
         if token_ids.min() < 0:
             raise ValueError(
                 "The model must give finite logits to draw from; its weights have diverged. "

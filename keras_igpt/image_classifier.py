@@ -15,7 +15,15 @@ from keras_igpt.data.repeatable import check_seed
 from keras_igpt.inference import predict_whole_batches
 from keras_igpt.mask_vote import majority, vote_mask
 from keras_igpt.palette import ColorPalette
-from keras_igpt.pixel_models import ImageGPTMaskedLM, PixelModel, TokenModel, token_ids_of, weighted_mean
+from keras_igpt.pixel_models import (
+    ImageGPTCausalLM,
+    ImageGPTMaskedLM,
+    PixelModel,
+    TokenModel,
+    token_ids_of,
+    weighted_mean,
+)
+from keras_igpt.presets import get_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -111,6 +119,45 @@ class ImageGPTImageClassifier(TokenModel):
         self.frozen = frozen
 
         self.build()
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str,
+        num_classes: int,
+        load_weights: bool = True,
+        generative_weight: float = 1.0,
+        layer: int | None = None,
+        frozen: bool = False,
+        **overrides: Any,
+    ) -> ImageGPTImageClassifier:
+        """Makes a classifier of a preset's language model; its class head is zero.
+
+        Args:
+            name: str. A key of `keras_igpt.presets.PRESETS`. The language model is the one of the objective that the
+                preset was trained under; autoregressive for an architecture alone.
+            num_classes: as in the constructor.
+            load_weights: bool. Whether the language model is the preset's trained one, with its palette; False is for
+                an architecture alone.
+            generative_weight: as in the constructor.
+            layer: as in the constructor.
+            frozen: as in the constructor.
+            **overrides: of the language model's `from_preset`.
+
+        Returns:
+            An `ImageGPTImageClassifier`, not compiled.
+
+        Raises:
+            ValueError: if there is no such preset, or it has no weights, or an argument does not fit them.
+
+        Example:
+        ```python
+        from_scratch = ImageGPTImageClassifier.from_preset("igpt_tiny", num_classes=10, load_weights=False)
+        ```
+        """
+        masked = get_preset(name).objective == "bert"
+        language_model = (ImageGPTMaskedLM if masked else ImageGPTCausalLM).from_preset(name, load_weights, **overrides)
+        return cls(language_model, num_classes, generative_weight, layer, frozen)
 
     @property
     def backbone(self) -> ImageGPTBackbone:  # type: ignore[override]
@@ -287,7 +334,7 @@ class ImageGPTImageClassifier(TokenModel):
         config["language_model"] = keras.saving.deserialize_keras_object(
             config["language_model"], custom_objects=custom_objects
         )
-        return cls(**config)
+        return super().from_config(config, custom_objects=custom_objects)
 
 
 def _without(variables: list[Any], others: list[Any]) -> list[Any]:

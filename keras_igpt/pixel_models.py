@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import keras
@@ -18,10 +18,14 @@ from keras_igpt.exact_resume import ExactResume
 from keras_igpt.finite_loss import StopAtNonFiniteLoss
 from keras_igpt.generation import PixelGeneration
 from keras_igpt.layers import RandomPositionMask
+from keras_igpt.masked_generation import MaskedGeneration
 from keras_igpt.palette import ColorPalette, check_token_ids
+from keras_igpt.preset_weights import open_preset
+from keras_igpt.quantization import QuantizableModel
+from keras_igpt.scoring import CausalScoring, MaskedScoring
 
 
-class TokenModel(keras.Model):
+class TokenModel(QuantizableModel):
     """A Keras model fed with token ids, which are checked before any work is done.
 
     `fit`, `evaluate` and `predict` look at arrays of token ids on the host: an id out of range would be NaN on JAX and
@@ -30,6 +34,11 @@ class TokenModel(keras.Model):
     """
 
     backbone: ImageGPTBackbone
+    palette: ColorPalette | None
+
+    @property
+    def _default_save_signature(self) -> None:
+        """No signature of its own inside a SavedModel: Keras on TensorFlow would trace one with float tokens."""
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; `keras.Model.fit`, with `x` checked first.
@@ -141,6 +150,30 @@ class TokenModel(keras.Model):
                 f"Received: {mask.dtype} of shape {mask.shape}"
             )
 
+    def token_array(self, inputs: npt.ArrayLike, name: str = "inputs") -> npt.NDArray[np.integer[Any]]:
+        """Makes token ids of what is in memory, and checks them.
+
+        Args:
+            inputs: uint8 images `(B, H, W, C)`, which the palette encodes, or token ids `(B, T)`.
+            name: str. What the caller calls them.
+
+        Returns:
+            Integer array `(B, T)`.
+
+        Raises:
+            ValueError: if they do not fit the model, or are images and it has no palette.
+        """
+        array = np.asarray(inputs)
+        if array.ndim == 4:
+            if self.palette is None:
+                raise ValueError(
+                    f"`{name}` must be token ids, since the model has no palette to encode images with. "
+                    f"Received: shape {array.shape}"
+                )
+            array = self.palette.encode(array)
+        self.check_token_arrays(array, name, padded=True)
+        return array
+
 
 def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
     """Refuses an endless data set where Keras would go on for ever."""
@@ -179,6 +212,8 @@ class PixelModel(TokenModel):
     """
 
     _attention: str
+    # Arguments beside the backbone's that a preset's file keeps.
+    _own_options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -216,6 +251,44 @@ class PixelModel(TokenModel):
         # === Config ===
         self.palette = palette
 
+    @classmethod
+    def from_preset(
+        cls, name: str, load_weights: bool = True, palette: ColorPalette | None = None, **overrides: Any
+    ) -> Self:
+        """Makes a trained model with its palette or, if asked to, one of a preset's architecture with random weights.
+
+        Args:
+            name: str. A key of `keras_igpt.presets.PRESETS`, trained under this model's objective.
+            load_weights: bool. Whether weights and palette are the preset's; False is for an architecture alone.
+            palette: as in the constructor, where there are no weights.
+            **overrides: constructor arguments of this model or of `ImageGPTBackbone` that differ from the preset's;
+                with its weights none that change their shapes or meaning.
+
+        Returns:
+            A model, not compiled.
+
+        Raises:
+            ValueError: if there is no such preset; it has no weights, or those of another objective; or an argument
+                does not fit them.
+
+        Example:
+        ```python
+        untrained = ImageGPTCausalLM.from_preset("igpt_small", load_weights=False, palette=palette)
+        ```
+        """
+        own = {option: overrides.pop(option) for option in cls._own_options if option in overrides}
+        overrides = {"attention": cls._attention, **overrides}
+        if not load_weights:
+            backbone = ImageGPTBackbone.from_preset(name, load_weights=False, **overrides)
+            return cls(backbone, palette=palette, **own)
+        stored = open_preset(name, overrides)
+        if palette is not None:
+            raise ValueError(f"`palette` must be None with weights, for theirs comes with them. Received: {palette}")
+        backbone = ImageGPTBackbone.from_preset(name, load_weights=False, **overrides)
+        model = cls(backbone, palette=ColorPalette(stored.centroids), **{**stored.options, **own})
+        stored.restore(model)
+        return model
+
     def build(self, input_shape: Any = None) -> None:
         self.pixel_head.build((None, None, self.backbone.hidden_dim))
 
@@ -245,19 +318,44 @@ class PixelModel(TokenModel):
         hidden = self.backbone(token_ids_of(inputs), position_mask=self.hidden_positions(inputs, training))
         return self.pixel_head(hidden)
 
-    def pooled_features(self, inputs: Any, which: Literal["normed", "residual"] = "normed") -> Any:
+    def pooled_features(
+        self,
+        inputs: Any,
+        which: Literal["normed", "residual"] = "normed",
+        layers: Sequence[int] | None = None,
+    ) -> Any:
         """Computes f^0 … f^L as the linear probe sees them; BERT models see masked inputs (section 3.2).
 
         Args:
             inputs: what `call` takes.
             which: `"normed"` or `"residual"`, as in `ImageGPTBackbone.pooled_features`.
+            layers: sequence of int in 0…L, as in `ImageGPTBackbone.pooled_features`.
 
         Returns:
-            float32 tensor `(B, L + 1, D)`.
+            float32 tensor `(B, len(layers), D)`.
         """
         return self.backbone.pooled_features(
-            token_ids_of(inputs), position_mask=self.hidden_positions(inputs), which=which
+            token_ids_of(inputs), position_mask=self.hidden_positions(inputs), which=which, layers=layers
         )
+
+    def token_losses(self, token_ids: Any, logits: Any) -> Any:
+        """Computes the loss of each token in nats.
+
+        Args:
+            token_ids: int tensor `(B, T)`, the targets.
+            logits: float32 tensor `(B, T, V)`.
+
+        Returns:
+            float32 tensor `(B, T)`.
+        """
+        # Small unsigned types cannot hold the palette's size, and comparing with it would wrap.
+        token_ids = ops.cast(token_ids, "int32")
+        in_range = ops.logical_and(token_ids >= 0, token_ids < self.backbone.vocabulary_size)
+        losses = ops.sparse_categorical_crossentropy(
+            ops.where(in_range, token_ids, ops.zeros_like(token_ids)), logits, from_logits=True
+        )
+        # No backend may pass an impossible token off as some other one.
+        return ops.where(in_range, losses, ops.full_like(losses, math.nan))
 
     def image_losses(self, token_ids: Any, logits: Any, position_mask: Any | None) -> Any:
         """Computes each image's loss: the mean over its predicted tokens, in nats per token.
@@ -274,14 +372,7 @@ class PixelModel(TokenModel):
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.2;
             the mean over masked tokens, where the formula has a sum, is the released code's.
         """
-        # Small unsigned types cannot hold the palette's size, and comparing with it would wrap.
-        token_ids = ops.cast(token_ids, "int32")
-        in_range = ops.logical_and(token_ids >= 0, token_ids < self.backbone.vocabulary_size)
-        losses = ops.sparse_categorical_crossentropy(
-            ops.where(in_range, token_ids, ops.zeros_like(token_ids)), logits, from_logits=True
-        )
-        # No backend may pass an impossible token off as some other one.
-        losses = ops.where(in_range, losses, ops.full_like(losses, math.nan))
+        losses = self.token_losses(token_ids, logits)
         if position_mask is None:
             return ops.mean(losses, axis=-1)
         counted = ops.cast(position_mask, losses.dtype)
@@ -334,11 +425,11 @@ class PixelModel(TokenModel):
         config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
         if config["palette"] is not None:
             config["palette"] = ColorPalette.from_config(config["palette"])
-        return cls(**config)
+        return super().from_config(config, custom_objects=custom_objects)
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
-class ImageGPTCausalLM(PixelGeneration, PixelModel):
+class ImageGPTCausalLM(PixelGeneration, CausalScoring, PixelModel):
     """Image GPT under the autoregressive objective: each pixel from those before it in raster order.
 
     All `T` pixels are predicted, the first one from the start vector.
@@ -385,7 +476,7 @@ class ImageGPTCausalLM(PixelGeneration, PixelModel):
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
-class ImageGPTMaskedLM(PixelModel):
+class ImageGPTMaskedLM(MaskedGeneration, MaskedScoring, PixelModel):
     """Image GPT under the BERT objective: hidden pixels from all the others.
 
     The masks of training are drawn anew each step from `(mask_seed, step, picture)`; in evaluation, prediction and
@@ -424,6 +515,7 @@ class ImageGPTMaskedLM(PixelModel):
     """
 
     _attention = "bidirectional"
+    _own_options = ("mask_rate", "mask_seed")
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""Pictures of what a model does; each function returns a Matplotlib figure to show or save."""
+"""Pictures of what a model does: Matplotlib figures to show or save, and one animation."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,16 +140,25 @@ def plot_depth_curves(
     return figure
 
 
-def plot_completions(originals: npt.ArrayLike, completions: npt.ArrayLike, keep_rows: int) -> Figure:
+def plot_completions(
+    originals: npt.ArrayLike,
+    completions: npt.ArrayLike,
+    keep_rows: int | None = None,
+    keep_pixels: int | None = None,
+) -> Figure:
     """Draws, a row a picture: what the model saw, its completions, the original.
 
     Args:
         originals: uint8 array `(B, H, W, C)`.
         completions: uint8 array `(B, num_samples, H, W, C)`, of `ImageGPTCausalLM.complete`.
         keep_rows: int. Rows the model saw.
+        keep_pixels: int, in place of `keep_rows`. Pixels the model saw, in raster order.
 
     Returns:
         A figure.
+
+    Raises:
+        ValueError: if it is not said what the model saw.
 
     Example:
     ```python
@@ -158,17 +168,159 @@ def plot_completions(originals: npt.ArrayLike, completions: npt.ArrayLike, keep_
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), figure 1
     """
+    if (keep_rows is None) == (keep_pixels is None):
+        raise ValueError(
+            "`keep_rows` or `keep_pixels` must be given, and not both. "
+            f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
+        )
     pictures, samples = check_images(originals), check_images(completions, "completions")
+    kept = keep_pixels if keep_rows is None else keep_rows * pictures.shape[2]
+    assert kept is not None
     columns = samples.shape[1] + 2
     figure = _figure(1.0 * columns, 1.0 * len(pictures) + 0.4)
     grid = figure.subplots(len(pictures), columns, squeeze=False)
     for row, (picture, drawn) in enumerate(zip(pictures, samples, strict=True)):
-        for axes, image in zip(grid[row], (hide_rows(picture, keep_rows), *drawn, picture), strict=True):
+        for axes, image in zip(grid[row], (hide_pixels(picture, kept), *drawn, picture), strict=True):
             _show(axes, image)
     grid[0, 0].set_title("seen", fontsize=9)
     grid[0, columns // 2].set_title("completions", fontsize=9)
     grid[0, -1].set_title("original", fontsize=9)
     return figure
+
+
+def plot_surprise(images: npt.ArrayLike, surprise: npt.ArrayLike) -> Figure:
+    """Draws pictures above how surprising each of their pixels is, all on one scale.
+
+    Args:
+        images: uint8 array `(B, H, W, C)`.
+        surprise: float array `(B, H, W)`, nats of each pixel: `lm.score(images, per_pixel=True).surprise`. NaN, where
+            no mask of a BERT model hid a pixel, is left white.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Example:
+    ```python
+    plot_surprise(images, lm.score(images, per_pixel=True).surprise)
+    ```
+    """
+    pictures, maps = check_images(images), np.asarray(surprise)
+    if maps.shape != pictures.shape[:-1]:
+        raise ValueError(f"`surprise` must have shape {pictures.shape[:-1]}. Received: shape {maps.shape}")
+    figure = _figure(1.1 * len(pictures) + 1.8, 2.6)
+    grid = figure.subplots(2, len(pictures), squeeze=False)
+    for column, (picture, nats) in enumerate(zip(pictures, maps, strict=True)):
+        _show(grid[0, column], picture)
+        shown = _show_map(grid[1, column], nats, 0.0, float(np.nanmax(maps)))
+    figure.colorbar(shown, ax=grid[1].tolist(), label="nats")
+    _name_rows(grid, ("picture", "surprise"))
+    return figure
+
+
+def plot_attention(image: npt.ArrayLike, maps: npt.ArrayLike, pixel: tuple[int, int], shifted: bool = True) -> Figure:
+    """Draws a picture with one pixel marked, and how much each head attends to the others for it.
+
+    Args:
+        image: uint8 array `(H, W, C)`.
+        maps: float array `(N, T, T)` of the picture, or `(T, T)` of one head, from `attention_maps`.
+        pixel: `(row, column)` of the pixel that is predicted.
+        shifted: bool. Whether the model is autoregressive: position j then holds pixel j - 1, and the share of the
+            start vector, which is no pixel, is told in the title.
+
+    Returns:
+        A figure. Each head has a scale of its own.
+
+    Raises:
+        ValueError: if the maps do not fit the picture or it has no such pixel.
+
+    Example:
+    ```python
+    plot_attention(images[0], attention_maps(lm, images[:1], layer=6)[0], pixel=(20, 12))
+    ```
+    """
+    picture, heads = check_images(image), np.asarray(maps)
+    heads = heads[None] if heads.ndim == 2 else heads
+    height, width = picture.shape[:2]
+    if picture.ndim != 3 or heads.ndim != 3 or heads.shape[1:] != (height * width, height * width):
+        raise ValueError(
+            f"`maps` must have shape (N, T, T) for a picture of T pixels. "
+            f"Received: shape {heads.shape} for a picture of shape {picture.shape}"
+        )
+    row, column = pixel
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError(f"`pixel` must lie in a picture of {height}x{width}. Received: pixel={pixel}")
+    figure = _figure(1.4 * (len(heads) + 1), 1.7)
+    axes = figure.subplots(1, len(heads) + 1, squeeze=False)[0]
+    _show(axes[0], picture)
+    axes[0].set_title(f"row {row}, column {column}", fontsize=8)
+    for number, (place, head) in enumerate(zip(axes[1:], heads, strict=True)):
+        weights, title = head[row * width + column], f"head {number}"
+        if shifted:
+            title += f", start {weights[0]:.0%}"
+            weights = np.append(weights[1:], 0.0)
+        _show_map(place, weights.reshape(height, width), 0.0, None)
+        place.set_title(title, fontsize=8)
+    for place in axes:
+        place.plot([column], [row], "s", color=_COLORS[1], markersize=4, fillstyle="none")
+    return figure
+
+
+def save_animation(
+    images: npt.ArrayLike,
+    path: str | os.PathLike[str],
+    keep_pixels: int = 0,
+    frames: int = 64,
+    seconds: float = 5.0,
+    scale: int = 8,
+) -> None:
+    """Writes a GIF of pictures being written side by side, pixel by pixel in raster order.
+
+    GIF has 256 colours a frame; finer palettes are reduced to them.
+
+    Args:
+        images: uint8 array `(B, H, W, C)` or `(H, W, C)`, finished.
+        path: file to write.
+        keep_pixels: int. Pixels that are there in the first frame.
+        frames: int. Steps of about equally many pixels in which the others come.
+        seconds: float. How long that takes; the last frame then stays for one second more.
+        scale: int. Side of a pixel in the file.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        ImportError: if Pillow is absent.
+
+    Example:
+    ```python
+    save_animation(lm.generate(num_images=8), "drawing.gif")
+    ```
+    """
+    pictures = check_images(images)
+    pictures = pictures[None] if pictures.ndim == 3 else pictures
+    height, width, channels = pictures.shape[1:]
+    if not 0 <= keep_pixels < height * width:
+        raise ValueError(f"`keep_pixels` must lie in 0…{height * width - 1}. Received: keep_pixels={keep_pixels}")
+    for name, value in (("frames", frames), ("scale", scale), ("seconds", seconds)):
+        if not value > 0:
+            raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("Animations need Pillow: pip install 'keras_igpt[data]'") from error
+    shown = []
+    # Never twice the same frame: Pillow would merge them.
+    for there in np.unique(np.linspace(keep_pixels, height * width, frames + 1).astype(int)):
+        # A grey column between pictures.
+        gap = [(0, 0), (0, 0), (0, 1), (0, 0)]
+        row = np.pad(hide_pixels(pictures, int(there)), gap, constant_values=_HIDDEN)
+        strip = row.transpose(1, 0, 2, 3).reshape(height, -1, channels)[:, :-1]
+        large = strip.repeat(scale, axis=0).repeat(scale, axis=1)
+        shown.append(Image.fromarray(np.repeat(large, 3 // channels, axis=-1)))
+    each = max(20, round(1000 * seconds / len(shown)))
+    durations = [each] * (len(shown) - 1) + [1000]
+    shown[0].save(path, format="GIF", save_all=True, append_images=shown[1:], duration=durations, loop=0)
 
 
 def plot_rows(rows: Mapping[str, UInt8Images], width: float = 8.0) -> Figure:
@@ -221,9 +373,21 @@ def hide_rows(image: UInt8Images, keep_rows: int) -> UInt8Images:
     Returns:
         uint8 array of the same shape.
     """
-    hidden = image.copy()
-    hidden[..., keep_rows:, :, :] = _HIDDEN
-    return hidden
+    return hide_pixels(image, keep_rows * image.shape[-2])
+
+
+def hide_pixels(image: UInt8Images, keep_pixels: int) -> UInt8Images:
+    """Returns a picture whose pixels from `keep_pixels` on, in raster order, are grey.
+
+    Args:
+        image: uint8 array `(..., H, W, C)`.
+        keep_pixels: int. Pixels left as they are.
+
+    Returns:
+        uint8 array of the same shape.
+    """
+    kept = np.arange(image.shape[-3] * image.shape[-2]) < keep_pixels
+    return np.where(kept.reshape(*image.shape[-3:-1], 1), image, np.uint8(_HIDDEN))
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -244,6 +408,13 @@ def _show(axes: Any, image: UInt8Images) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _show_map(axes: Any, values: npt.NDArray[Any], lowest: float, highest: float | None) -> Any:
+    shown = axes.imshow(values, cmap="magma", vmin=lowest, vmax=highest, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return shown
 
 
 def _name_rows(grid: Any, names: Sequence[str]) -> None:

@@ -3,15 +3,12 @@ import numpy as np
 import pytest
 from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize, to_numpy
 from keras import ops
+from reference import forward, read_weights, softmax
 
-from keras_igpt.generation import sample_tokens
+from keras_igpt.data import resize_images
+from keras_igpt.sampling import sample_tokens
 
 NOTHING_KNOWN = np.zeros(16, bool)
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def draw(logits, uniforms, temperature=1.0, top_k=None, top_p=1.0):
@@ -65,12 +62,12 @@ def test_the_largest_uniform_number_draws_a_kept_token():
 
 
 def naive_continuation(model, prompt, known, uniforms):
-    """Full recompute for every token, and a sum over sorted probabilities in float64."""
-    token_ids = np.where(known, prompt, 0).astype("int32")
+    """The whole sequence anew for every token, in NumPy and float64."""
+    weights, token_ids = read_weights(model), np.where(known, prompt, 0)
     for index in range(16):
         if known[index]:
             continue
-        probabilities = softmax(to_numpy(model(token_ids))[:, index].astype("float64"))
+        probabilities = softmax(forward(weights, token_ids, True, "layer_norm")[2][:, index])
         order = np.argsort(-probabilities, axis=-1, kind="stable")
         cumulative = np.cumsum(np.take_along_axis(probabilities, order, -1), axis=-1)
         rank = (cumulative <= uniforms[:, index, None]).sum(-1).clip(max=15)
@@ -78,17 +75,52 @@ def naive_continuation(model, prompt, known, uniforms):
     return token_ids
 
 
+@pytest.fixture(scope="module")
+def model():
+    return randomize(make_causal_lm())
+
+
+def test_cached_logits_equal_the_full_pass_at_every_position(model):
+    token_ids = ops.convert_to_tensor(random_tokens(3, seed=7))
+    expected = to_numpy(model(token_ids))
+    cache = model.backbone.empty_cache(3)
+    for index in range(16):
+        hidden, cache = model.backbone.decode_step(token_ids, ops.convert_to_tensor(index, "int32"), cache)
+        np.testing.assert_allclose(to_numpy(model.pixel_head(hidden))[:, 0], expected[:, index], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("known", [NOTHING_KNOWN, np.arange(16) < 6, np.arange(16) % 3 == 0, ~NOTHING_KNOWN])
-def test_the_compiled_loop_equals_a_naive_one(known):
-    model = randomize(make_causal_lm())
+def test_the_compiled_loop_equals_a_naive_one(model, known):
     prompt, uniforms = random_tokens(5, seed=1), np.random.default_rng(2).random((5, 16)).astype("float32")
     drawn = model.continue_tokens(prompt, known, uniforms=uniforms, batch_size=2)
     np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, known, uniforms))
     np.testing.assert_array_equal(drawn[:, known], prompt[:, known])
 
 
-def test_rows_may_know_different_positions():
-    model = randomize(make_causal_lm())
+def test_equal_numbers_draw_equal_tokens_on_every_backend(model):
+    """What the NumPy reference drew once."""
+    uniforms = ((np.arange(32) * 37 + 11) % 64 / 64).reshape(2, 16)
+    drawn = model.continue_tokens(random_tokens(2), NOTHING_KNOWN, uniforms=uniforms)
+    assert drawn.tolist() == EXPECTED
+
+
+EXPECTED = [
+    [15, 11, 11, 0, 15, 15, 11, 11, 7, 15, 1, 11, 15, 13, 15, 13],
+    [15, 15, 0, 8, 11, 15, 5, 15, 15, 0, 8, 13, 15, 1, 15, 15],
+]
+
+
+def test_an_overfitted_model_completes_its_pictures_exactly():
+    keras.utils.set_random_seed(0)
+    model, token_ids = make_causal_lm(), random_tokens(4, seed=3)
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    model.fit(np.tile(token_ids, (150, 1)), batch_size=4, shuffle=False, verbose=0)
+    assert len({tuple(row[:2]) for row in token_ids.tolist()}) == 4
+    completed = model.continue_tokens(token_ids, np.arange(16) < 2, temperature=0)
+    np.testing.assert_array_equal(completed, token_ids)
+
+
+def test_rows_may_know_different_positions(model):
     prompt, uniforms = random_tokens(2, seed=1), np.random.default_rng(2).random((2, 16)).astype("float32")
     known = np.stack([np.arange(16) < 9, np.arange(16) < 3])
     drawn = model.continue_tokens(prompt, known, uniforms=uniforms)
@@ -98,8 +130,7 @@ def test_rows_may_know_different_positions():
         np.testing.assert_array_equal(drawn[rows], expected)
 
 
-def test_seeds_decide_and_batches_do_not():
-    model = randomize(make_causal_lm())
+def test_seeds_decide_and_batches_do_not(model):
     prompt = random_tokens(5)
     first = model.continue_tokens(prompt, NOTHING_KNOWN, seed=1)
     np.testing.assert_array_equal(model.continue_tokens(prompt, NOTHING_KNOWN, seed=1, batch_size=2), first)
@@ -116,21 +147,24 @@ def test_the_first_pixel_is_drawn_from_its_distribution():
     assert chi_square < 37.7  # the 0.999 quantile at 15 degrees of freedom
 
 
-def test_new_settings_do_not_trace_the_model_again(monkeypatch):
-    model = randomize(make_causal_lm())
+def test_new_settings_do_not_trace_the_model_again(model, monkeypatch):
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch runs eagerly: nothing is traced")
     prompt = random_tokens(4)
-    model.continue_tokens(prompt, NOTHING_KNOWN)
     traces = []
-    original = type(model.backbone).fill_cache
-    monkeypatch.setattr(type(model.backbone), "fill_cache", lambda self, ids: traces.append(0) or original(self, ids))
+    step = type(model.backbone).decode_step
+    monkeypatch.setattr(type(model.backbone), "decode_step", lambda *inputs: traces.append(0) or step(*inputs))
+    fresh = randomize(make_causal_lm())
+    fresh.continue_tokens(prompt, NOTHING_KNOWN)
+    assert traces, "what is counted is not what runs"
+    traces.clear()
     for known, options in (
         (np.arange(16) < 5, {"temperature": 0.5}),
         (NOTHING_KNOWN, {"top_k": 3, "top_p": 0.5, "seed": 7}),
         (NOTHING_KNOWN, {"temperature": 0}),
     ):
-        model.continue_tokens(prompt, known, **options)
-    # PyTorch runs eagerly: each call passes through Python.
-    assert len(traces) == (3 if keras.backend.backend() == "torch" else 0)
+        fresh.continue_tokens(prompt, known, **options)
+    assert not traces
 
 
 def test_generate_and_complete_make_pictures(palette):
@@ -152,6 +186,46 @@ def palette_rows(palette, images, start):
     quantized = palette.decode(palette.encode(images)).copy()
     quantized[..., :start, :, :] = images[..., :start, :, :]
     return quantized
+
+
+def test_any_raster_prefix_is_kept_as_given_or_in_palette_colors(palette):
+    model = randomize(make_causal_lm(palette))
+    originals = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype("uint8")
+    completed = model.complete(originals, keep_pixels=6, num_samples=2)
+    quantized = model.complete(originals, keep_pixels=6, num_samples=2, quantize=True)
+    flat = originals.reshape(2, 1, 16, 3)[:, :, :6]
+    np.testing.assert_array_equal(completed.reshape(2, 2, 16, 3)[:, :, :6], np.repeat(flat, 2, 1))
+    seen = palette.decode(palette.encode(originals)).reshape(2, 1, 16, 3)[:, :, :6]
+    np.testing.assert_array_equal(quantized.reshape(2, 2, 16, 3)[:, :, :6], np.repeat(seen, 2, 1))
+    np.testing.assert_array_equal(completed.reshape(2, 2, 16, 3)[:, :, 6:], quantized.reshape(2, 2, 16, 3)[:, :, 6:])
+    assert (completed != quantized).any()
+    for arguments in ({}, {"keep_rows": 1, "keep_pixels": 4}, {"keep_pixels": 17}):
+        with pytest.raises(ValueError, match="`keep_pixels`"):
+            model.complete(originals, **arguments)
+
+
+def test_pictures_of_other_sizes_and_kinds_are_resized_with_a_word(palette):
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype("uint8")
+    model = make_causal_lm(palette)
+    expected = resize_images(pixels[None], 4)
+    for given in (pixels, pixels[None], image.fromarray(pixels), [image.fromarray(pixels), expected[0]]):
+        with pytest.warns(UserWarning, match=r"9x12.* resized to the model's 4x4"):
+            completed = model.complete(given, keep_rows=4)
+        np.testing.assert_array_equal(completed[0, 0], expected[0])
+    rotated = image.fromarray(pixels[:4, :4].transpose(1, 0, 2)[::-1])
+    rotated.getexif()[0x0112] = 6
+    np.testing.assert_array_equal(model.complete(rotated, keep_rows=4)[0, 0], pixels[:4, :4])
+    for given in ([], pixels[..., :1], image.new("I", (4, 4)), "picture.png", [pixels[None]]):
+        with pytest.raises(ValueError, match="`images`"):
+            model.complete(given, keep_rows=4)
+
+
+def test_long_runs_say_how_far_they_are(model, capsys):
+    model.continue_tokens(random_tokens(5), ~NOTHING_KNOWN, batch_size=2, verbose=1)
+    assert "5/5" in capsys.readouterr().out
+    model.continue_tokens(random_tokens(5), ~NOTHING_KNOWN, batch_size=2)
+    assert not capsys.readouterr().out
 
 
 def test_bfloat16_models_draw_with_float32_numbers():

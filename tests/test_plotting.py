@@ -62,3 +62,56 @@ def test_rows_and_grid():
     wide = {"a strip": np.zeros((4, 40, 3), "uint8"), "another": np.ones((4, 40, 3), "uint8")}
     assert [axes.get_title(loc="left") for axes in plotting.plot_rows(wide).axes] == list(wide)
     assert len(pictures_in(plotting.plot_grid(images(5), columns=3))) == 5
+
+
+def test_completions_of_a_raster_prefix_show_its_pixels():
+    originals = images(1)
+    shown = pictures_in(plotting.plot_completions(originals, originals[:, None], keep_pixels=6))[0].reshape(16, 3)
+    np.testing.assert_array_equal(shown[:6], originals.reshape(16, 3)[:6])
+    assert (shown[6:] == 128).all()
+    for arguments in ({}, {"keep_rows": 1, "keep_pixels": 4}):
+        with pytest.raises(ValueError, match="`keep_rows` or `keep_pixels`"):
+            plotting.plot_completions(originals, originals[:, None], **arguments)
+
+
+def test_surprise_is_on_one_scale():
+    nats = np.random.default_rng(0).random((3, 4, 4))
+    nats[0, 0, 0], nats[1, 2, 3] = np.nan, 7.0
+    figure = plotting.plot_surprise(images(), nats)
+    maps = [axes.images[0] for axes in figure.axes if axes.images][3:6]
+    np.testing.assert_array_equal(np.stack([np.ma.filled(shown.get_array(), np.nan) for shown in maps]), nats)
+    assert {shown.get_clim() for shown in maps} == {(0.0, 7.0)}
+    with pytest.raises(ValueError, match="`surprise`"):
+        plotting.plot_surprise(images(), nats[:2])
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_attention_is_where_the_pixels_are(shifted):
+    maps = np.random.default_rng(0).random((2, 16, 16))
+    figure = plotting.plot_attention(images(1)[0], maps, pixel=(2, 1), shifted=shifted)
+    shown = [axes.images[0].get_array() for axes in figure.axes][1:]
+    for head in range(2):
+        # Pixel p is what position p + 1 holds.
+        expected = [*maps[head, 9, 1:], 0] if shifted else maps[head, 9]
+        np.testing.assert_array_equal(np.ravel(shown[head]), expected)
+    for arguments, name in (((images(1)[0], maps[:, :4], (0, 0)), "maps"), ((images(1)[0], maps, (4, 0)), "pixel")):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            plotting.plot_attention(*arguments)
+
+
+def test_an_animation_writes_pictures_pixel_by_pixel(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pictures = np.array([0, 255], "uint8")[np.random.default_rng(0).integers(0, 2, (2, 4, 4, 1))]
+    plotting.save_animation(pictures, tmp_path / "a.gif", keep_pixels=4, frames=4, scale=2)
+    with image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 5
+        for frame, there in enumerate((4, 7, 10, 13, 16)):
+            gif.seek(frame)
+            strip = np.asarray(gif.convert("L"))[::2, ::2]
+            assert strip.shape == (4, 9)
+            for picture, left in zip(pictures, (0, 5), strict=True):
+                written = np.where(np.arange(16) < there, picture.ravel(), 128).reshape(4, 4)
+                np.testing.assert_allclose(strip[:, left : left + 4], written, atol=1)
+    for arguments in ({"keep_pixels": 16}, {"frames": 0}, {"scale": 0}, {"seconds": 0}):
+        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
+            plotting.save_animation(pictures, tmp_path / "b.gif", **arguments)

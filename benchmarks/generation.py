@@ -1,0 +1,200 @@
+"""How fast are pictures drawn on a CPU, pixel by pixel?
+
+Command: make benchmark   (or python benchmarks/generation.py)
+
+Whole pictures in float32: keras_igpt on each backend, and Hugging Face's ImageGPT with `generate(use_cache=True)`, all
+from the same weights. Each contestant lives in a process of its own, and they draw a batch of pictures in turn.
+
+The floor is what has to be read for each token, all weights and the keys and values that are there, at the rate at
+which a copy of a large array reads and writes together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import keras_igpt as igpt
+
+OURS = {f"keras_igpt, {backend}": backend for backend in ("jax", "tensorflow", "torch")}
+PEERS = {"transformers ImageGPT, generate(use_cache=True)": "torch"}
+
+Draw = Callable[[], np.ndarray]
+
+
+def make_keras_draw(folder: str, batch_size: int, greedy: bool) -> Draw:
+    """Draws pictures with our model."""
+    language_model = igpt.load_huggingface_checkpoint(folder)
+    tokens = language_model.backbone.num_tokens
+    nothing, known = np.zeros((batch_size, tokens), np.int32), np.zeros(tokens, bool)
+    temperature = 0.0 if greedy else 1.0
+    return lambda: language_model.continue_tokens(nothing, known, temperature, batch_size=batch_size)
+
+
+def make_transformers_draw(folder: str, batch_size: int, greedy: bool) -> Draw:
+    """Draws pictures with transformers, from the start vector on."""
+    import torch
+    import transformers
+
+    model = transformers.ImageGPTForCausalImageModeling.from_pretrained(folder).eval()
+    start, tokens = model.config.vocab_size - 1, model.config.n_positions
+    inputs = torch.full((batch_size, 1), start)
+
+    def draw() -> np.ndarray:
+        with torch.inference_mode():
+            drawn = model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=not greedy,
+                top_k=None if greedy else 0,
+                use_cache=True,
+                pad_token_id=start,
+            )
+        return drawn[:, 1:].numpy()
+
+    return draw
+
+
+def serve(name: str, folder: str, batch_size: int, greedy: bool) -> None:
+    """Draws a batch for each line of the standard input, and answers in lines of JSON."""
+    draw = (make_keras_draw if name in OURS else make_transformers_draw)(folder, batch_size, greedy)
+    started = time.perf_counter()
+    draw()
+    print(json.dumps({"first": time.perf_counter() - started}), flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        drawn = draw()
+        seconds = time.perf_counter() - started
+        print(json.dumps({"seconds": seconds, "tokens": drawn[0, :16].tolist()}), flush=True)
+
+
+class Contestant:
+    """A process that waits for its turn."""
+
+    def __init__(self, name: str, folder: str, batch_size: int, greedy: bool) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--folder", folder, "--batch-size", str(batch_size)]
+        self._process = subprocess.Popen(
+            [*command, *(["--greedy"] if greedy else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "KERAS_BACKEND": {**OURS, **PEERS}[name], "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        self.first = self._answer()["first"]
+
+    def draw(self) -> dict:
+        assert self._process.stdin is not None
+        self._process.stdin.write("draw\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> dict:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+
+
+def copy_rate(megabytes: int = 256) -> float:
+    """Bytes a second that are read, and as many written, when a large array is copied; the median of some."""
+    source = np.ones(megabytes << 18, np.float32)
+    target = np.empty_like(source)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        target[:] = source
+        seconds.append(time.perf_counter() - started)
+    return source.nbytes / float(np.median(seconds))
+
+
+def bytes_of_a_step(shape: dict[str, int], batch_size: int) -> float:
+    """Weights and, in the mean over positions, keys and values of all layers, in float32."""
+    width, layers, length = shape["hidden_dim"], shape["num_layers"], shape["image_size"] ** 2
+    weights = 12 * layers * width**2 + shape["vocabulary_size"] * width
+    cache = 2 * layers * batch_size * width * (length + 1) / 2
+    return 4.0 * (weights + cache)
+
+
+def save_random_model(shape: dict[str, int], folder: Path) -> None:
+    """Writes a model whose predictions are neither flat nor certain."""
+    keras.utils.set_random_seed(0)
+    language_model = igpt.ImageGPTCausalLM(igpt.ImageGPTBackbone(**shape, normalization="rms_norm"))
+    # Position embeddings large enough for one to draw another colour than the next.
+    positions = language_model.backbone.pixel_embedding.position_embedding
+    for weight, scale in ((language_model.pixel_head.kernel, shape["hidden_dim"] ** -0.5), (positions, 0.1)):
+        weight.assign(np.random.default_rng(0).normal(size=weight.shape, scale=scale))
+    igpt.save_huggingface_checkpoint(language_model, folder)
+
+
+def measure(names: list[str], shape: dict[str, int], batch_size: int, rounds: int, greedy: bool) -> dict[str, dict]:
+    """Runs the contestants in turn and prints the table; figures by contestant."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save_random_model(shape, folder)
+        contestants = {name: Contestant(name, str(folder), batch_size, greedy) for name in names}
+        drawn: dict[str, list[dict]] = {name: [] for name in names}
+        rates = []
+        for _ in range(rounds):
+            # The array takes turns too; it would not fit into the caches either.
+            rates.append(copy_rate())
+            for name, contestant in contestants.items():
+                drawn[name].append(contestant.draw())
+        for contestant in contestants.values():
+            contestant.close()
+    steps = shape["image_size"] ** 2
+    rate = 2 * float(np.median(rates))
+    floor = bytes_of_a_step(shape, batch_size) / rate
+    print(
+        f"{rate / 1e9:.1f} GB/s read or written in a copy; floor {1000 * floor:.2f} ms a step of {batch_size} tokens\n"
+    )
+    print("| contestant | tokens/s, median | quartiles | ms a step | of the floor's rate | first call (s) |")
+    print("|---|---|---|---|---|---|")
+    figures = {}
+    for name, taken in drawn.items():
+        lower, median, upper = np.percentile([answer["seconds"] for answer in taken], [25, 50, 75])
+        tokens = batch_size * steps
+        print(
+            f"| {name} | {tokens / median:,.0f} | {tokens / upper:,.0f} to {tokens / lower:,.0f} "
+            f"| {1000 * median / steps:.2f} | {floor * steps / median:.0%} | {contestants[name].first:.1f} |"
+        )
+        figures[name] = {"seconds": median, "first": contestants[name].first, "tokens": taken[-1]["tokens"]}
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict]:
+    """Prints the table; returns the contestants' figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--only", nargs="*", help="contestants whose names contain one of these")
+    parser.add_argument("--greedy", action="store_true", help="the most probable token, to compare what is drawn")
+    parser.add_argument("--shape", type=json.loads, default={}, help="JSON: sizes in place of the default ones")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.serve:
+        serve(options.serve, options.folder, options.batch_size, options.greedy)
+        return {}
+    sizes = {"vocabulary_size": 512, "image_size": 32, "num_layers": 8, "num_heads": 8, "hidden_dim": 256}
+    names = [name for name in {**OURS, **PEERS} if not options.only or any(part in name for part in options.only)]
+    return measure(names, {**sizes, **options.shape}, options.batch_size, options.rounds, options.greedy)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Pictures drawn by a pre-trained model, from nothing or from the beginning of one's own pictures.
+
+Command:
+    python examples/sample.py --model igpt.keras                                            # 16 pictures from nothing
+    python examples/sample.py --model igpt.keras --complete cat.jpg dog.png --keep-rows 16  # completions of pictures
+
+Needs: pip install "keras_igpt[jax,data,plot]" and a file of an autoregressive model with its palette, such as
+examples/pretrain.py writes; --huggingface takes a folder, or with --download a repository, in its place.
+Pictures of any size and kind are cropped to their centre squares and resized to the model's. Prints how surprising each
+picture is to the model, in nats per token. Writes to sample_output/ (--output): samples.png and samples.gif, the
+pictures and how they were written; with --complete instead completions.png, what was seen, the completions and the
+original, and completions.gif; surprise.png, where the pictures are surprising; and results.json.
+
+EXPECTED: one line a picture, lower for pictures like those the model was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+
+import keras_igpt as igpt
+from keras_igpt import plotting
+from keras_igpt.data.image_files import import_pillow
+from keras_igpt.given_pictures import pictures_of_size
+
+# Pictures of which the animation and the surprise map show something.
+SHOWN = 8
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Draws pictures; returns their scores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help=".keras file of an autoregressive model with its palette")
+    source.add_argument("--huggingface", help="folder or repository of an ImageGPT checkpoint of transformers")
+    parser.add_argument("--download", action="store_true", help="whether the repository may be fetched")
+    parser.add_argument("--num-images", type=int, default=16, help="pictures, or completions of each picture")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable colour")
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--complete", nargs="+", metavar="PICTURE", help="files to complete")
+    parser.add_argument("--keep-rows", type=int, help="rows of them that are kept; half by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
+    parser.add_argument("--output", default="sample_output")
+    options = parser.parse_args(arguments)
+
+    if options.model:
+        language_model = keras.saving.load_model(options.model)
+    else:
+        language_model = igpt.load_huggingface_checkpoint(options.huggingface, download=options.download)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    drawing = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "batch_size")}
+    size = language_model.backbone.image_size
+
+    if options.complete:
+        pillow = import_pillow()
+        channels = language_model.palette.num_channels
+        originals = pictures_of_size([pillow.open(path) for path in options.complete], size, channels)
+        keep = size // 2 if options.keep_rows is None else options.keep_rows
+        completions = language_model.complete(
+            originals, keep_rows=keep, num_samples=options.num_images, verbose=1, **drawing
+        )
+        plotting.plot_completions(originals, completions, keep_rows=keep).savefig(output / "completions.png")
+        plotting.save_animation(completions[0, :SHOWN], output / "completions.gif", keep_pixels=keep * size)
+        scored, names = originals, [Path(path).name for path in options.complete]
+    else:
+        scored = language_model.generate(options.num_images, verbose=1, **drawing)
+        plotting.plot_grid(scored).savefig(output / "samples.png")
+        plotting.save_animation(scored[:SHOWN], output / "samples.gif")
+        names = [f"sample {index}" for index in range(len(scored))]
+
+    scores = language_model.score(scored, per_pixel=True, batch_size=options.batch_size)
+    plotting.plot_surprise(scored[:SHOWN], scores.surprise[:SHOWN]).savefig(output / "surprise.png")
+    for name, nats in zip(names, scores.nats_per_token, strict=True):
+        print(f"{name}: {nats:.3f} nats per token")
+    print(scores)
+    results = {"nats per token": scores.nats_per_token.tolist(), "names": names}
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What a preset or a model is: architecture, size, arithmetic, memory, and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_igpt.backbone import ImageGPTBackbone
+from keras_igpt.estimate import Estimate, estimate
+from keras_igpt.image_classifier import ImageGPTImageClassifier
+from keras_igpt.pixel_models import PixelModel, TokenModel
+from keras_igpt.presets import PRESETS, Preset, get_preset
+from keras_igpt.quantization import int8_layers
+from keras_igpt.training import pretraining_recipe
+
+_SIZES = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` found. Printed, it is a table in parts.
+
+    Attributes:
+        title: str. The preset's name or the model's class.
+        architecture: dict. What there is, by name.
+        estimate: `Estimate` of arithmetic and memory for the batch asked for.
+        training: dict of dicts. For each recipe, by its title, its settings; empty where none is known.
+    """
+
+    title: str
+    architecture: dict[str, Any]
+    estimate: Estimate
+    training: dict[str, dict[str, Any]]
+
+    def __str__(self) -> str:
+        lines = [self.title, *_rows(self.architecture), str(self.estimate)]
+        for title, settings in self.training.items():
+            lines += [title, *_rows(settings)]
+        return "\n".join(lines)
+
+
+def describe(preset_or_model: str | keras.Model, batch_size: int | None = None) -> Description:
+    """Describes a preset, before anything is allocated, or a model that there is.
+
+    Of a preset the training is `pretraining_recipe`'s, read from the very optimizer that it makes. Of a model it is
+    what the model was compiled with, and the recipe of the preset that has its sizes, where one does.
+
+    Args:
+        preset_or_model: name of a preset; or an `ImageGPTBackbone`, `ImageGPTCausalLM`, `ImageGPTMaskedLM` or
+            `ImageGPTImageClassifier`.
+        batch_size: int. Sequences that memory and arithmetic are for; by default the preset's own, or 1 for a model.
+
+    Returns:
+        A `Description`.
+
+    Raises:
+        ValueError: if there is no such preset, or it is no model of these.
+
+    Example:
+    ```python
+    print(describe("igpt_small"))
+    print(describe(lm, batch_size=16))
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.3 and
+        table 5, for its own presets; `source` says where others' figures come from
+    """
+    if isinstance(preset_or_model, str):
+        name = preset_or_model
+        preset = get_preset(name)
+        rows = {"what": preset.description, **preset.architecture, "weights": preset.weights or "none: random"}
+        size = preset.batch_size if batch_size is None else batch_size
+        return Description(name, rows, estimate(name, size), _recipes(name, preset))
+    model = preset_or_model
+    if not isinstance(model, (ImageGPTBackbone, TokenModel)):
+        raise ValueError(
+            "`preset_or_model` must be the name of a preset, or an ImageGPTBackbone, ImageGPTCausalLM, "
+            f"ImageGPTMaskedLM or ImageGPTImageClassifier. Received: {type(model).__name__}"
+        )
+    return _describe_model(model, 1 if batch_size is None else batch_size)
+
+
+def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> Description:
+    backbone = model if isinstance(model, ImageGPTBackbone) else model.backbone
+    sizes = {name: getattr(backbone, name) for name in _SIZES}
+    rows = {
+        **sizes,
+        "attention": backbone.attention,
+        "attention kernel": backbone.attention_kernel,
+        "normalization": backbone.normalization,
+        "dtype policy": backbone.dtype_policy.name,
+        "parameters, all told": f"{model.count_params():,}",
+    }
+    if isinstance(model, TokenModel):
+        rows["palette"] = "none" if model.palette is None else repr(model.palette)
+    if isinstance(model, ImageGPTImageClassifier):
+        rows |= {name: getattr(model, name) for name in ("num_classes", "layer", "generative_weight", "frozen")}
+    if isinstance(model, PixelModel):
+        rows |= {name: getattr(model, name) for name in model._own_options}
+    quantized = int8_layers(model)
+    if quantized:
+        rows["layers in int8"] = f"{len(quantized)}, counted below as they were before"
+    optimizer = model.optimizer if model.compiled else None
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    needs = estimate(
+        {**sizes, "attention": backbone.attention, "normalization": backbone.normalization},
+        batch_size,
+        dtype=backbone.dtype_policy.name,
+        remat=backbone.remat,
+        gradient_accumulation=bool(getattr(inner, "gradient_accumulation_steps", None)),
+        ema=bool(getattr(inner, "use_ema", False)),
+    )
+    training = {} if inner is None else {"compiled with": _settings(inner)}
+    for name, preset in PRESETS.items():
+        if {size: preset.architecture[size] for size in _SIZES} == sizes:
+            training |= _recipes(name, preset)
+    return Description(type(model).__name__, rows, needs, training)
+
+
+def _recipes(name: str, preset: Preset) -> dict[str, dict[str, Any]]:
+    """The pre-training of a preset under each objective that has a rate."""
+    recipes = {}
+    for objective, rate in preset.learning_rates.items():
+        # A schedule has a length; where the preset says none, any will do, for its shape is shown and not its steps.
+        optimizer = pretraining_recipe(name, objective, preset.steps or 1_000)["optimizer"]  # type: ignore[arg-type]
+        settings = {"peak rate": rate, **_settings(optimizer)}
+        settings["schedule"] = "linear warm-up over one epoch, then cosine to zero"
+        settings |= {"batch size": preset.batch_size, "updates": preset.steps or "not fixed"}
+        settings |= {"dropout": "none", "source": preset.source}
+        recipes[f"{name}, pre-training, {objective}"] = settings
+    return recipes
+
+
+def _settings(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """What an optimizer was made with, as far as it says."""
+    config = keras.optimizers.serialize(optimizer)["config"]
+    rate = config["learning_rate"]
+    settings: dict[str, Any] = {"optimizer": type(optimizer).__name__}
+    if isinstance(rate, dict):
+        settings["schedule"] = f"{rate['class_name']}({_listed(rate['config'])})"
+    else:
+        settings["rate"] = f"{float(rate):g}"
+    named = {"beta_1": "Adam's beta_1", "beta_2": "Adam's beta_2", "epsilon": "Adam's epsilon", "momentum": "momentum"}
+    settings |= {title: config[key] for key, title in named.items() if key in config}
+    settings["weight decay"] = config.get("weight_decay") or "none"
+    settings["clipped to global norm"] = config.get("global_clipnorm") or "not"
+    settings["batches an update"] = config.get("gradient_accumulation_steps") or 1
+    settings["moving average"] = config["ema_momentum"] if config.get("use_ema") else "none"
+    return settings
+
+
+def _listed(config: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in config.items() if key != "name" and value is not None)
+
+
+def _rows(values: dict[str, Any]) -> list[str]:
+    return [f"  {name:<24}{value}" for name, value in values.items()]

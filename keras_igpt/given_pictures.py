@@ -1,0 +1,75 @@
+"""Pictures as people have them, made fit for a model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from keras_igpt.data.image_files import resize_images
+from keras_igpt.palette import UInt8Images, check_images
+
+# Pillow's modes of 16 and 32 bits a sample, whose range is not known.
+_DEEP_MODES = ("I", "F")
+
+
+def pictures_of_size(images: Any, image_size: int, num_channels: int) -> UInt8Images:
+    """Makes one batch of a model's size of whatever pictures are given; says so where it has to resize.
+
+    Args:
+        images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of these single pictures of any
+            sizes. Other sizes are cropped to their centre squares and resized, as `resize_images` does.
+        image_size: int. Side wanted.
+        num_channels: int. 3 for colour, or 1 for grey. Pillow images are converted, arrays must have them.
+
+    Returns:
+        uint8 array `(B, image_size, image_size, num_channels)`.
+
+    Raises:
+        ValueError: if there is no picture, or one is of another kind.
+        ImportError: if something has to be resized and Pillow is absent.
+
+    Warns:
+        UserWarning: if pictures are resized.
+    """
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        batches = [check_images(images)]
+    else:
+        several = list(images) if isinstance(images, (list, tuple)) else [images]
+        batches = [_one_picture(picture, num_channels)[None] for picture in several]
+    sizes = sorted({batch.shape[1:3] for batch in batches})
+    channels = {batch.shape[-1] for batch in batches}
+    if not batches or channels != {num_channels} or any(batch.ndim != 4 for batch in batches):
+        raise ValueError(
+            f"`images` must be pictures of {num_channels} channel(s): a uint8 array (B, H, W, {num_channels}), or a "
+            f"list of arrays or Pillow images. Received: shapes {sorted({batch.shape for batch in batches})}"
+        )
+    resized = np.concatenate([resize_images(batch, image_size) for batch in batches])
+    if sizes != [(image_size, image_size)]:
+        found = ", ".join(f"{height}x{width}" for height, width in sizes[:3])
+        warnings.warn(
+            f"Pictures of {found}{' and others' if len(sizes) > 3 else ''} pixels were cropped to their centre squares "
+            f"and resized to the model's {image_size}x{image_size}.",
+            stacklevel=3,
+        )
+    return resized
+
+
+def _one_picture(picture: Any, num_channels: int) -> UInt8Images:
+    """A picture as an array `(H, W, C)`."""
+    mode = getattr(picture, "mode", None)
+    if isinstance(mode, str):
+        if mode.startswith(_DEEP_MODES):
+            raise ValueError(
+                f"`images` must have 8 bits a sample; convert them first. Received: a Pillow image of mode {mode!r}"
+            )
+        from PIL import ImageOps
+
+        upright = ImageOps.exif_transpose(picture)
+        pixels = np.asarray(upright.convert("L" if num_channels == 1 else "RGB"))
+        return check_images(pixels.reshape(*pixels.shape[:2], num_channels))
+    array = check_images(picture)
+    if array.ndim != 3:
+        raise ValueError(f"`images` must hold pictures (H, W, C). Received: one of shape {array.shape}")
+    return array
