@@ -178,13 +178,46 @@ def _attention_scores(query: Any, key: Any, visible: Any | None) -> Any:
     return scores if visible is None else ops.where(visible, scores, ops.cast(_MINUS_INFINITY, "float32"))
 
 
-def _attend_one_step(query: Any, keys: Any, values: Any, index: Any) -> Any:
-    """Attention of the single query `(B, 1, N, H)` at `index` over a cache `(B, S, N, H)` filled up to there."""
+def attend_one_step(query: Any, key: Any, value: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
+    """Attends from one new position over a cache, which gets its key and value.
+
+    Heads come before time in the cache, so that a head's keys lie together: products of transposed caches would copy
+    them for every token.
+
+    Args:
+        query: tensor `(B, 1, N, H)`; so are key and value.
+        key: of the new position.
+        value: of the new position.
+        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before `index`. PyTorch changes them.
+        index: int, or int tensor. The new position.
+
+    Returns:
+        Tensor `(B, 1, N, H)`, and the cache with this position in it.
+    """
+    query, key, value = (_swap_time_and_heads(tensor) for tensor in (query, key, value))
+    if keras.backend.backend() == "torch":
+        attended, cache = _attend_in_place(query, key, value, cache, int(index))
+        return _swap_time_and_heads(attended), cache
+    keys = ops.slice_update(cache[0], (0, 0, index, 0), key)
+    values = ops.slice_update(cache[1], (0, 0, index, 0), value)
+    scores = ops.cast(ops.einsum("bnth,bnsh->bnts", query * _scale_of(query), keys), "float32")
     # `is_causal` would align the single query with the first key, so the visible length is given as a mask.
-    visible = ops.arange(keys.shape[1]) <= index
-    query, keys, values = (_swap_time_and_heads(tensor) for tensor in (query, keys, values))
-    weights = ops.softmax(_attention_scores(query, keys, visible), axis=-1)
-    return _swap_time_and_heads(ops.matmul(ops.cast(weights, values.dtype), values))
+    scores = ops.where(ops.arange(keys.shape[2]) <= index, scores, ops.cast(_MINUS_INFINITY, "float32"))
+    weights = ops.cast(ops.softmax(scores, axis=-1), values.dtype)
+    return _swap_time_and_heads(ops.matmul(weights, values)), (keys, values)
+
+
+def _attend_in_place(query: Any, key: Any, value: Any, cache: KeyValue, index: int) -> tuple[Any, KeyValue]:
+    """The step on PyTorch, where nothing is compiled.
+
+    Keras' update would copy the whole cache for every token; and a slice of the positions that are there needs no mask.
+    """
+    import torch
+
+    for whole, new in zip(cache, (key, value), strict=True):
+        whole[:, :, index] = new[:, :, 0]
+    keys, values = (whole[:, :, : index + 1] for whole in cache)
+    return torch.nn.functional.scaled_dot_product_attention(query, keys, values), cache
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -203,7 +236,7 @@ class SelfAttention(keras.layers.Layer):
 
     Call arguments:
         inputs: tensor `(B, T, D)`; `T` is 1 with a cache.
-        cache: optional pair of tensors `(B, S, N, H)`: keys and values of earlier positions.
+        cache: optional pair of tensors `(B, N, S, H)`: keys and values of earlier positions.
         index: optional int tensor, the position of the single input, with `cache` only.
 
     Returns:
@@ -254,11 +287,9 @@ class SelfAttention(keras.layers.Layer):
         query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
         if cache is None:
             attended = dot_product_attention(projected, causal=self.mode == "causal", kernel=self.kernel)
-            return self.output_projection(attended), (key, value)
-        keys = ops.slice_update(cache[0], (0, index, 0, 0), key)
-        values = ops.slice_update(cache[1], (0, index, 0, 0), value)
-        attended = _attend_one_step(query, keys, values, index)
-        return self.output_projection(attended), (keys, values)
+            return self.output_projection(attended), (_swap_time_and_heads(key), _swap_time_and_heads(value))
+        attended, cache = attend_one_step(query, key, value, cache, index)
+        return self.output_projection(attended), cache
 
     def get_config(self) -> dict[str, Any]:
         return {

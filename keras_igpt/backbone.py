@@ -31,8 +31,8 @@ class TransformerBlock(keras.layers.Layer):
 
     Call arguments:
         hidden: tensor `(B, T, D)`, the residual stream.
-        cache: optional pair of tensors `(B, S, N, H)`, keys and values of earlier positions; `T` is 1 then.
-        index: optional int tensor, the position of the single input, with `cache` only.
+        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions; `T` is 1 then.
+        index: optional int or int tensor, the position of the single input, with `cache` only.
 
     Returns:
         Tensor `(B, T, D)` and the pair of keys and values.
@@ -362,13 +362,14 @@ class ImageGPTBackbone(QuantizableModel):
                 written anew before a later step sees it.
 
         Returns:
-            A pair of tensors `(B, T, N, H)` for each block.
+            A pair of tensors `(B, N, T, H)` for each block.
         """
         hidden = self.pixel_embedding(token_ids)
         cache = []
         for block in self.blocks:
             hidden, key_value = block(hidden)
-            cache.append(key_value)
+            # Views would keep the queries in memory too, and lie apart.
+            cache.append((ops.copy(key_value[0]), ops.copy(key_value[1])))
         return cache
 
     def empty_cache(self, batch_size: Any) -> list[KeyValue]:
@@ -378,9 +379,9 @@ class ImageGPTBackbone(QuantizableModel):
             batch_size: int or int tensor `B`.
 
         Returns:
-            A pair of zero tensors `(B, T, N, H)` for each block.
+            A pair of zero tensors `(B, N, T, H)` for each block.
         """
-        shape = (batch_size, self.num_tokens, self.num_heads, self.head_dim)
+        shape = (batch_size, self.num_heads, self.num_tokens, self.head_dim)
         return [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
 
     def decode_step(self, token_ids: Any, index: Any, cache: Sequence[KeyValue]) -> tuple[Any, list[KeyValue]]:
@@ -388,8 +389,9 @@ class ImageGPTBackbone(QuantizableModel):
 
         Args:
             token_ids: int tensor `(B, T)`, known before `index`.
-            index: int tensor, the position.
-            cache: a pair of tensors `(B, T, N, H)` for each block, filled before `index`.
+            index: int or int tensor, the position.
+            cache: a pair of tensors `(B, N, S, H)` for each block, filled before `index`, S being more than that and at
+                most T. PyTorch writes the position into these tensors.
 
         Returns:
             Tensor `(B, 1, D)`, what `call` gives at `index`, and the cache with this position in it.

@@ -15,6 +15,37 @@ from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_token_
 from keras_igpt.sampling import sample_tokens, sampling_inputs
 from keras_igpt.untracked import Untracked
 
+# A step's attention reads all keys that there is room for. The room grows this many times, or less where that would be
+# in parts of less than so many positions: each is another loop to compile.
+_MOST_STAGES = 4
+_SHORTEST_STAGE = 256
+
+
+def _cache_lengths(num_tokens: int) -> tuple[int, ...]:
+    """Lengths of the key-value cache, one after the other; the last is all there is."""
+    # PyTorch compiles nothing and attends to as many positions as there are.
+    eager = keras.backend.backend() == "torch"
+    stages = 1 if eager else max(1, min(_MOST_STAGES, num_tokens // _SHORTEST_STAGE))
+    return tuple(-(-num_tokens * (stage + 1) // stages) for stage in range(stages))
+
+
+def _grown_cache(cache: list[Any], filled: list[Any], length: int) -> list[Any]:
+    """The cache with room for `length` positions, those that are new as they were filled."""
+    if not cache:
+        return [(keys[:, :, :length], values[:, :, :length]) for keys, values in filled]
+    grown = []
+    for parts, wholes in zip(cache, filled, strict=True):
+        pair = zip(parts, wholes, strict=True)
+        grown.append(
+            tuple(ops.concatenate([part, whole[:, :, part.shape[2] : length]], axis=2) for part, whole in pair)
+        )
+    return grown
+
+
+def _as_number_where_eager(index: Any) -> Any:
+    """The index as PyTorch's slices take it, fetched from the device once a step and not by every layer."""
+    return int(index) if keras.backend.backend() == "torch" else index
+
 
 class _Decoder(keras.Model):
     """The decoding loop as a model, so that `predict` compiles it on each backend.
@@ -33,6 +64,7 @@ class _Decoder(keras.Model):
         prompt, known, uniforms = inputs["prompt"], inputs["known"], inputs["uniforms"]
 
         def step(index: Any, token_ids: Any, finite: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
+            index = _as_number_where_eager(index)
             position = ops.reshape(index, (1,))
             hidden, cache = backbone.decode_step(token_ids, index, cache)
             logits = self.language_model.pixel_head(hidden)[:, 0]
@@ -52,15 +84,19 @@ class _Decoder(keras.Model):
         # Everything before the first position that any row has to draw comes from one pass over the prompt.
         drawn_by_any = ops.any(ops.logical_not(known), axis=0)
         start = ops.where(ops.any(drawn_by_any), ops.argmax(ops.cast(drawn_by_any, "int32")), backbone.num_tokens)
-        start = ops.cast(start, "int32")
-        cache = ops.cond(
-            start > 0, lambda: backbone.fill_cache(prompt), lambda: backbone.empty_cache(ops.shape(prompt)[0])
+        index = ops.cast(start, "int32")
+        filled = ops.cond(
+            index > 0, lambda: backbone.fill_cache(prompt), lambda: backbone.empty_cache(ops.shape(prompt)[0])
         )
-        _, token_ids, finite, _ = ops.while_loop(
-            lambda index, token_ids, finite, cache: index < backbone.num_tokens,
-            step,
-            (start, prompt, ops.ones_like(known[:, 0]), cache),
-        )
+        token_ids, finite = prompt, ops.ones_like(known[:, 0])
+        cache: list[Any] = []
+        for length in _cache_lengths(backbone.num_tokens):
+            cache = _grown_cache(cache, filled, length)
+            index, token_ids, finite, cache = ops.while_loop(
+                lambda index, token_ids, finite, cache, end=length: index < end,
+                step,
+                (index, token_ids, finite, cache),
+            )
         # Rows that met NaN or infinity are marked with an impossible token.
         return ops.where(ops.expand_dims(finite, -1), token_ids, -1)
 

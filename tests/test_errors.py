@@ -127,11 +127,6 @@ CASES = {
     # Generation
     "generating without a palette": ("palette", lambda: make_causal_lm().generate(1)),
     "generating nothing": ("num_images", lambda: make_causal_lm(COLORS).generate(0)),
-    "completing another size": (
-        "images",
-        lambda: make_causal_lm(COLORS).complete(np.zeros((1, 5, 5, 3), "uint8"), keep_rows=2),
-    ),
-    "completing one picture without a batch": ("images", lambda: make_causal_lm(COLORS).complete(IMAGES[0], 2)),
     "keeping too many rows": ("keep_rows", lambda: make_causal_lm(COLORS).complete(IMAGES, keep_rows=5)),
     "no samples": ("num_samples", lambda: make_causal_lm(COLORS).complete(IMAGES, 2, num_samples=0)),
     "a negative temperature": ("temperature", lambda: make_causal_lm(COLORS).generate(1, temperature=-1)),

@@ -169,11 +169,47 @@ def test_tune(pretrained, tmp_path):
     assert len({trial.values["generative_weight"] for trial in swept.chosen_on_validation.trials}) == 2
 
 
+def test_sample(pretrained, tmp_path):
+    from PIL import Image
+
+    root = pretrained[0]
+    example = load(ROOT / "examples" / "sample.py")
+    model = ["--model", str(root / "runs" / "ar" / "igpt.keras")]
+    example.main([*model, "--num-images", "3", "--output", str(tmp_path / "drawn")])
+    assert list((tmp_path / "drawn").glob("*.png"))
+    Image.fromarray(np.full((9, 7, 3), 90, "uint8")).save(tmp_path / "picture.png")
+    options = ["--complete", str(tmp_path / "picture.png"), "--keep-rows", "2", "--num-images", "2"]
+    example.main([*model, *options, "--output", str(tmp_path / "completed")])
+    assert list((tmp_path / "completed").glob("*.png"))
+
+
 @pytest.fixture
 def benchmarks(monkeypatch):
     """Benchmarks import what they share from their own folder."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return ROOT / "benchmarks"
+
+
+def test_logistic_regression(benchmarks, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    prepare(tmp_path, "cifar10", {"train": 60, "test": 12}, size=8, noise=True)
+    benchmark = load(benchmarks / "logistic_regression.py")
+    # Without processes of their own.
+    in_turn = lambda name, strength, path: (benchmark.fit_depth if isinstance(strength, list) else benchmark.fit)(  # noqa: E731
+        name, strength, path
+    )
+    monkeypatch.setattr(benchmark, "run", in_turn)
+    options = ["--data-dir", str(tmp_path), "--width", "8", "--strengths", "0.1", "--rounds", "1"]
+    assert len(benchmark.main(options)) == 4
+
+
+def test_generation_benchmark(benchmarks):
+    for package in ("transformers", "torch", "safetensors"):
+        pytest.importorskip(package)
+    sizes = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+    contestants = ["--only", f"keras_igpt, {keras.backend.backend()}", "use_cache", "--shape", json.dumps(sizes)]
+    results = load(benchmarks / "generation.py").main(["--rounds", "1", "--batch-size", "2", "--greedy", *contestants])
+    assert len(results) == 2
 
 
 def test_contact_sheet(tmp_path):
@@ -314,6 +350,9 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     sizes = {
         "keep_rows=16": "keep_rows=2",
         "epochs, epoch_steps = 20": "epochs, epoch_steps = 2",
+        "epochs=20,": "epochs=1,",
+        # Few random pictures teach no class.
+        'objective="val_accuracy"': 'objective="val_loss"',
         "image_size=32": "image_size=4",
         "PaddedCrop()": "PaddedCrop(padding=1)",
         "batch_size=128": "batch_size=8",

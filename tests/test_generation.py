@@ -5,6 +5,7 @@ from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize, t
 from keras import ops
 from reference import forward, read_weights, softmax
 
+from keras_igpt import generation
 from keras_igpt.data import resize_images
 from keras_igpt.sampling import sample_tokens
 
@@ -95,6 +96,19 @@ def test_the_compiled_loop_equals_a_naive_one(model, known):
     drawn = model.continue_tokens(prompt, known, uniforms=uniforms, batch_size=2)
     np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, known, uniforms))
     np.testing.assert_array_equal(drawn[:, known], prompt[:, known])
+
+
+def test_a_cache_that_grows_in_stages_draws_the_same(model, monkeypatch):
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch attends to as many positions as there are")
+    prompt, uniforms = random_tokens(3, seed=1), np.random.default_rng(2).random((3, 16)).astype("float32")
+    known = np.arange(16) < 6
+    assert generation._cache_lengths(16) == (16,)
+    monkeypatch.setattr(generation, "_SHORTEST_STAGE", 5)
+    assert generation._cache_lengths(16) == (6, 11, 16)
+    for kept in (NOTHING_KNOWN, known):
+        drawn = randomize(make_causal_lm()).continue_tokens(prompt, kept, uniforms=uniforms)
+        np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, kept, uniforms))
 
 
 def test_equal_numbers_draw_equal_tokens_on_every_backend(model):
