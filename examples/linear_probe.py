@@ -8,7 +8,7 @@ Needs: pip install "keras_igpt[jax,data,plot]", and a model's file, such as exam
 Time: the forward pass of all pictures, then some thirty products with the features for each depth and C.
 Writes report.json and depth_curve.png to linear_probe_output/ (--output).
 
-EXPECTED: …
+Expected, for igpt_cifar10_8x8 on CIFAR-10: 45.1% on test at depth 7 of 8, five minutes on one busy core (RESULTS.md).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Depth and C are chosen on the validation split, whose labels are not among the f
 Time: the forward pass of all pictures once; --layers spares the regressions at the other depths.
 Writes table.json to low_data_output/ (--output).
 
-EXPECTED: …
+Expected, for igpt_cifar10_8x8 on CIFAR-10: 19.5 ± 1.1%, 28.7 ± 1.4% and 41.9 ± 0.5% (RESULTS.md).
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ def _swap_time_and_heads(tensor: Any) -> Any:
 
 def _causal_mask(start: int, queries: int, keys: int) -> Any:
     """Query start + t sees key s iff s <= start + t; bool `(queries, keys)`."""
-    return ops.arange(keys) <= ops.expand_dims(ops.arange(start, start + queries), -1)
+    # With its start, for the ONNX converter for JAX knows `arange` in no other form.
+    return ops.arange(0, keys) <= ops.expand_dims(ops.arange(start, start + queries), -1)
 
 
 def _scale_of(query: Any) -> Any:

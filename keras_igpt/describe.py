@@ -115,7 +115,9 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
     )
     training = {} if inner is None else {"compiled with": _settings(inner)}
     for name, preset in PRESETS.items():
-        if {size: preset.architecture[size] for size in _SIZES} == sizes:
+        same_sizes = {size: preset.architecture[size] for size in _SIZES} == sizes
+        # A trained preset has one objective; an architecture alone serves both.
+        if same_sizes and (preset.weights is None or preset.attention == backbone.attention):
             training |= _recipes(name, preset)
     return Description(type(model).__name__, rows, needs, training)
 

@@ -27,6 +27,7 @@ from keras_igpt.huggingface_files import (
 )
 from keras_igpt.palette import ColorPalette
 from keras_igpt.pixel_models import ImageGPTCausalLM
+from keras_igpt.quantization import check_not_quantized
 
 _MODEL_TYPE = "imagegpt"
 _SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
@@ -151,6 +152,7 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
     """
     target = Path(folder).absolute()
     _check_exportable(lm, target)
+    check_not_quantized(lm, "lm")
     check_one_process("save_huggingface_checkpoint")
     try:
         from safetensors.numpy import save_file

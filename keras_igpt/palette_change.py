@@ -9,6 +9,7 @@ import numpy as np
 from keras_igpt.distribution import check_one_process, host_array
 from keras_igpt.palette import ColorPalette
 from keras_igpt.pixel_models import PixelModel
+from keras_igpt.quantization import check_not_quantized
 
 Model = TypeVar("Model", bound=PixelModel)
 
@@ -45,6 +46,7 @@ def refit_palette(lm: Model, palette: ColorPalette) -> Model:
         raise ValueError(
             f"`palette` must have {lm.palette.num_channels} channel(s) as the model's has. Received: {palette!r}"
         )
+    check_not_quantized(lm, "lm")
     check_one_process("refit_palette")
     differences = palette.centroids[:, None].astype(np.float64) - lm.palette.centroids  # (V new, V old, C)
     nearest = np.square(differences).sum(axis=-1).argmin(axis=-1)

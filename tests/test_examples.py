@@ -169,6 +169,18 @@ def test_tune(pretrained, tmp_path):
     assert len({trial.values["generative_weight"] for trial in swept.chosen_on_validation.trials}) == 2
 
 
+def test_quantize_and_export(pretrained, tmp_path):
+    root = pretrained[0]
+    model = ["--model", str(root / "runs" / "ar" / "igpt.keras")]
+    options = ["--dataset", "cifar10", "--data-dir", str(root), "--pictures", "4", "--batch-size", "4"]
+    results = load(ROOT / "examples" / "quantize.py").main([*model, *options, "--output", str(tmp_path / "int8")])
+    assert set(results) == {"float", "int8"}
+    if keras.backend.backend() == "torch":
+        pytest.skip("a SavedModel of PyTorch's needs torch_xla")
+    export = load(ROOT / "examples" / "export.py")
+    assert export.main([*model, "--layers", "1", "--output", str(tmp_path / "saved")]) < 1e-5
+
+
 def test_sample(pretrained, tmp_path):
     from PIL import Image
 

@@ -89,8 +89,15 @@ ALLOWED = {
     "checkpoint_tensors": {"backbone", "palette", "pixel_models"},
     "openai_checkpoint": {"checkpoint_tensors", "palette", "pixel_models"},
     "huggingface_files": {"checkpoint_tensors"},
-    "huggingface_checkpoint": {"checkpoint_tensors", "distribution", "huggingface_files", "palette", "pixel_models"},
-    "palette_change": {"distribution", "palette", "pixel_models"},
+    "huggingface_checkpoint": {
+        "checkpoint_tensors",
+        "distribution",
+        "huggingface_files",
+        "palette",
+        "pixel_models",
+        "quantization",
+    },
+    "palette_change": {"distribution", "palette", "pixel_models", "quantization"},
 }
 
 # Imported where they are used, and nowhere at the top.

@@ -134,8 +134,9 @@ def test_the_best_rate_is_chosen_on_validation(finished):
     assert [trial.values["learning_rate"] for trial in search.trials] == list(RATES[:5])
     objectives = [trial.objective for trial in search.trials]
     assert objectives[:2] == [None, None]
-    assert objectives[3] == min(objectives[2:]) < search.to_beat
-    assert objectives[4] > objectives[3]
+    # Whether the third ends fair or diverges depends on the weights drawn, which are others on each backend.
+    assert objectives[2] is None or objectives[2] > objectives[3]
+    assert objectives[3] < objectives[4] < search.to_beat
     # With the zero head all 16 colours are equally likely.
     assert search.to_beat == pytest.approx(np.log(16), rel=1e-5)
     assert result.values == {"learning_rate": 0.03}
@@ -152,8 +153,9 @@ def test_the_refit_sees_train_and_validation_and_the_test_set_is_read_once(finis
     assert len(trained[1]) == result.num_refit == 64
     assert len(evaluations) == 1
     assert evaluations[0] is data.test
-    # Each batch once; the first one also by the check of what comes in.
-    assert asked["test batches"] == [0, 0, 1, 2, 3]
+    # To the end once; the first ones also by the check of what comes in and by TensorFlow, which looks at their shapes.
+    assert set(asked["test batches"]) == {0, 1, 2, 3}
+    assert asked["test batches"].count(3) == 1
     assert result.num_test == 16
 
 
@@ -219,16 +221,14 @@ def test_killed_in_trials_and_resumed_it_reports_the_same(finished, tmp_path):
 
 
 def test_a_kill_in_the_refit_is_resumed(finished, tmp_path):
-    class StopError(Exception):
-        pass
-
     class Stopping(igpt.TrainingBatches):
         def __getitem__(self, index):
             if len(self._source) == 64 and index == 6:
-                raise StopError
+                raise RuntimeError("stopped here")
             return super().__getitem__(index)
 
-    with pytest.raises(StopError):
+    # TensorFlow wraps what its input raises.
+    with pytest.raises(Exception, match="stopped here"):
         run(tmp_path, training_batches=lambda examples: Stopping(examples, None, 12), checkpoint_every=2)
     assert len(list(tmp_path.glob("refit-*"))) == 1
     assert not (tmp_path / "report.json").exists()
@@ -298,7 +298,7 @@ def test_errors_of_a_trial_are_raised(tmp_path):
                 raise RuntimeError("the disk is on fire")
             return super().__getitem__(index)
 
-    with pytest.raises(RuntimeError, match="the disk is on fire"):
+    with pytest.raises(Exception, match="the disk is on fire"):
         run(tmp_path, training_batches=lambda examples: Failing(examples, None, 12))
     assert not (tmp_path / "trials.json").exists()
 

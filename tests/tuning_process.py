@@ -18,7 +18,7 @@ import numpy as np
 import keras_igpt as igpt
 from keras_igpt.data import DataSplits, LabeledTokens
 
-# Not a number, worse than untrained, fair, best, worse again; the last one is not reached.
+# Not a number, worse than untrained, fair or diverged, best, worse again; the last one is not reached.
 RATES = (100.0, 30.0, 0.3, 0.03, 0.003, 0.0003)
 BATCH = 12
 
