@@ -180,7 +180,8 @@ def test_flops_a_token_are_six_a_weight_and_attention(preset):
     found = estimate(preset, 2)
     sizes = PRESETS[preset]
     embeddings = sizes.hidden_dim * (sizes.vocabulary_size + sizes.image_size**2)
-    attention = 6 * sizes.num_layers * sizes.hidden_dim * (sizes.image_size**2 + 1)
+    seen = sizes.image_size**2 * (2 if sizes.attention == "bidirectional" else 1) + (sizes.attention == "causal")
+    attention = 6 * sizes.num_layers * sizes.hidden_dim * seen
     assert found.training_flops_per_token == pytest.approx(6 * (found.parameters - embeddings) + attention, rel=0.02)
     assert found.training_flops == 3 * found.forward_flops
     assert found.forward_flops_per_token * found.tokens == pytest.approx(found.forward_flops)

@@ -91,12 +91,12 @@ def test_all_that_is_wrong_with_the_tensors_is_named_at_once(tmp_path):
     variables = random_variables()
     del variables["model/h1/mlp/c_fc/w"], variables["model/wtet"]
     variables["model/h0/ln_1/g"] = np.ones(31, "float32")
-    variables["model/clf/wclf"] = np.ones((10, 32), "float32")
+    variables["model/head/w"] = np.ones((10, 32), "float32")
     with pytest.raises(ValueError, match="must hold the weights of one Image GPT") as caught:
         load_openai_checkpoint(checkpoint(tmp_path, variables))
     message = str(caught.value)
     assert "missing: model/wtet, model/h1/mlp/c_fc/w" in message
-    assert "unknown: model/clf/wclf" in message
+    assert "unknown: model/head/w" in message
     assert "of another shape: model/h0/ln_1/g (31,) instead of (32,)" in message
 
 
