@@ -7,6 +7,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from keras_igpt.direct_call import call_directly
 from keras_igpt.recomputation import compute_after, differentiate_by_hand
 from keras_igpt.row_reductions import row_max, row_sum
 
@@ -179,6 +180,16 @@ def _attention_scores(query: Any, key: Any, visible: Any | None) -> Any:
     return scores if visible is None else ops.where(visible, scores, ops.cast(_MINUS_INFINITY, "float32"))
 
 
+def copy_closely(tensor: Any) -> Any:
+    """Copies a tensor so that its last axes lie together in memory, and that nothing it is a view of stays in use."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        # Keras' copy keeps the order in memory of what was transposed.
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return ops.copy(tensor)
+
+
 def attend_one_step(query: Any, key: Any, value: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
     """Attends from one new position over a cache, which gets its key and value.
 
@@ -236,12 +247,10 @@ class SelfAttention(keras.layers.Layer):
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: tensor `(B, T, D)`; `T` is 1 with a cache.
-        cache: optional pair of tensors `(B, N, S, H)`: keys and values of earlier positions.
-        index: optional int tensor, the position of the single input, with `cache` only.
+        inputs: tensor `(B, T, D)`.
 
     Returns:
-        Tensor `(B, T, D)`, and the pair of keys and values: of `inputs`, or the cache with this step in it.
+        Tensor `(B, T, D)`, and the pair of keys and values, `(B, N, T, H)` each.
 
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.3
@@ -283,14 +292,27 @@ class SelfAttention(keras.layers.Layer):
         )
         self.output_projection.build((*input_shape[:-1], *heads))
 
-    def call(self, inputs: Any, cache: KeyValue | None = None, index: Any | None = None) -> tuple[Any, KeyValue]:
+    def call(self, inputs: Any) -> tuple[Any, KeyValue]:
         projected = self.query_key_value(inputs)  # (B, T, 3, N, H)
+        attended = dot_product_attention(projected, causal=self.mode == "causal", kernel=self.kernel)
+        key_value = (_swap_time_and_heads(projected[:, :, 1]), _swap_time_and_heads(projected[:, :, 2]))
+        return self.output_projection(attended), key_value
+
+    def decode_step(self, inputs: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
+        """Attends from one position over those before it.
+
+        Args:
+            inputs: tensor `(B, 1, D)`.
+            cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before `index`.
+            index: int or int tensor, the position.
+
+        Returns:
+            Tensor `(B, 1, D)`, what `call` gives at `index`, and the cache with this position in it.
+        """
+        projected = call_directly(self.query_key_value, inputs)
         query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
-        if cache is None:
-            attended = dot_product_attention(projected, causal=self.mode == "causal", kernel=self.kernel)
-            return self.output_projection(attended), (_swap_time_and_heads(key), _swap_time_and_heads(value))
         attended, cache = attend_one_step(query, key, value, cache, index)
-        return self.output_projection(attended), cache
+        return call_directly(self.output_projection, attended), cache
 
     def get_config(self) -> dict[str, Any]:
         return {

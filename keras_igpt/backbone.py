@@ -9,7 +9,8 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_igpt.attention import Kernel, KeyValue, SelfAttention, attention_kernel
+from keras_igpt.attention import Kernel, KeyValue, SelfAttention, attention_kernel, copy_closely
+from keras_igpt.direct_call import call_directly
 from keras_igpt.distribution import infers_shapes_of_replicas
 from keras_igpt.layers import FeedForward, Normalization, PixelEmbedding
 from keras_igpt.preset_weights import open_preset
@@ -75,9 +76,19 @@ class TransformerBlock(keras.layers.Layer):
             layer.build(input_shape)
 
     def call(self, hidden: Any, cache: KeyValue | None = None, index: Any | None = None) -> tuple[Any, KeyValue]:
-        attended, key_value = self.attention(self.attention_norm(hidden), cache=cache, index=index)
+        if cache is not None:
+            return self._decode_step(hidden, cache, index)
+        attended, key_value = self.attention(self.attention_norm(hidden))
         hidden = hidden + attended
         return hidden + self.feed_forward(self.feed_forward_norm(hidden)), key_value
+
+    def _decode_step(self, hidden: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
+        normed = call_directly(self.attention_norm, hidden)
+        attended, key_value = self.attention.decode_step(normed, cache, index)
+        hidden = hidden + attended
+        normed = call_directly(self.feed_forward_norm, hidden)
+        expanded = call_directly(self.feed_forward.expansion, normed)
+        return hidden + call_directly(self.feed_forward.contraction, expanded), key_value
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._options}
@@ -368,8 +379,7 @@ class ImageGPTBackbone(QuantizableModel):
         cache = []
         for block in self.blocks:
             hidden, key_value = block(hidden)
-            # Views would keep the queries in memory too, and lie apart.
-            cache.append((ops.copy(key_value[0]), ops.copy(key_value[1])))
+            cache.append((copy_closely(key_value[0]), copy_closely(key_value[1])))
         return cache
 
     def empty_cache(self, batch_size: Any) -> list[KeyValue]:
@@ -399,9 +409,9 @@ class ImageGPTBackbone(QuantizableModel):
         hidden = self.pixel_embedding.embed_step(token_ids, index)
         updated = []
         for block, key_value in zip(self.blocks, cache, strict=True):
-            hidden, key_value = block(hidden, cache=key_value, index=index)
+            hidden, key_value = call_directly(block, hidden, cache=key_value, index=index)
             updated.append(key_value)
-        return self.final_norm(hidden), updated
+        return call_directly(self.final_norm, hidden), updated
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -11,8 +11,8 @@ from keras import ops
 
 from keras_igpt.given_pictures import pictures_of_size
 from keras_igpt.inference import predict_whole_batches
-from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
-from keras_igpt.sampling import sample_tokens, sampling_inputs
+from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images
+from keras_igpt.sampling import NOT_DRAWN, check_all_drawn, check_prompt, sample_tokens, sampling_inputs
 from keras_igpt.untracked import Untracked
 
 # A step's attention reads all keys that there is room for. The room grows this many times, or less where that would be
@@ -58,6 +58,9 @@ class _Decoder(keras.Model):
         super().__init__(dtype="float32", name="decoder")
         self.language_model = language_model
         self.built = True
+        if keras.backend.backend() == "tensorflow":
+            # Keras leaves XLA out where there is only a CPU, and TensorFlow's own loop copies the cache for each token.
+            self.jit_compile = True
 
     def call(self, inputs: dict[str, Any]) -> Any:
         backbone = self.language_model.backbone
@@ -97,8 +100,7 @@ class _Decoder(keras.Model):
                 step,
                 (index, token_ids, finite, cache),
             )
-        # Rows that met NaN or infinity are marked with an impossible token.
-        return ops.where(ops.expand_dims(finite, -1), token_ids, -1)
+        return ops.where(ops.expand_dims(finite, -1), token_ids, NOT_DRAWN)
 
 
 class PixelGeneration:
@@ -258,23 +260,11 @@ class PixelGeneration:
         continued = lm.continue_tokens(token_ids, known, temperature=0)
         ```
         """
-        backbone = self.backbone
-        tokens, vocabulary_size = backbone.num_tokens, backbone.vocabulary_size
-        prompt = check_token_ids(prompt, vocabulary_size, "prompt").astype(np.int32)
-        if prompt.ndim != 2 or prompt.shape[1] != tokens or len(prompt) < 1:
-            raise ValueError(
-                f"`prompt` must have shape (B, {tokens}) with B at least 1. Received: shape {prompt.shape}"
-            )
-        given = np.asarray(known)
-        if given.dtype != bool or given.shape not in (prompt.shape, prompt.shape[1:]):
-            raise ValueError(
-                f"`known` must be bool of shape {prompt.shape} or {prompt.shape[1:]}. "
-                f"Received: {given.dtype} of shape {given.shape}"
-            )
+        prompt, known = check_prompt(self.backbone, {"prompt": prompt}, {"known": known})
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
-        draws = sampling_inputs(prompt.shape, vocabulary_size, temperature, top_k, top_p, seed, uniforms)
-        inputs = {"prompt": prompt, "known": np.broadcast_to(given, prompt.shape), **draws}
+        draws = sampling_inputs(prompt.shape, self.backbone.vocabulary_size, temperature, top_k, top_p, seed, uniforms)
+        inputs = {"prompt": prompt, "known": known, **draws}
         if self._decoder is None:
             self._decoder = Untracked(_Decoder(self))
         rows = len(prompt)
@@ -286,12 +276,7 @@ class PixelGeneration:
             part = {name: array[first : first + batch_size] for name, array in inputs.items()}
             token_ids[first : first + batch_size] = predict_whole_batches(self._decoder.value, part, batch_size)
             progress.update(min(start + batch_size, rows))
-        if token_ids.min() < 0:
-            raise ValueError(
-                "The model must give finite logits to draw from; its weights have diverged. "
-                f"Received: NaN or infinity in {int((token_ids[:, 0] < 0).sum())} of {rows} sequences"
-            )
-        return token_ids
+        return check_all_drawn(token_ids)
 
     def _palette(self) -> ColorPalette:
         if self.palette is None:

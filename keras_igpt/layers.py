@@ -7,6 +7,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from keras_igpt.direct_call import call_directly
 from keras_igpt.recomputation import compute_after, differentiate_by_hand
 from keras_igpt.row_reductions import reduces_rows_slowly, row_sum
 
@@ -189,7 +190,7 @@ class PixelEmbedding(keras.layers.Layer):
             Tensor `(B, 1, D)`.
         """
         before = ops.maximum(index - 1, 0)
-        content = self.token_embedding(ops.take(token_ids, ops.reshape(before, (1,)), axis=1))
+        content = call_directly(self.token_embedding, ops.take(token_ids, ops.reshape(before, (1,)), axis=1))
         start = ops.broadcast_to(ops.cast(self.start_vector, content.dtype), ops.shape(content))
         content = ops.where(ops.equal(index, 0), start, content)
         position = ops.take(self.position_embedding, ops.reshape(index, (1,)), axis=0)  # (1, D)

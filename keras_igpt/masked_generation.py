@@ -12,8 +12,8 @@ from keras import ops
 from keras_igpt.data.repeatable import random_bits
 from keras_igpt.given_pictures import pictures_of_size
 from keras_igpt.inference import predict_whole_batches
-from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
-from keras_igpt.sampling import sample_tokens, sampling_inputs
+from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images
+from keras_igpt.sampling import NOT_DRAWN, check_all_drawn, check_prompt, sample_tokens, sampling_inputs
 from keras_igpt.untracked import Untracked
 
 
@@ -49,8 +49,7 @@ class _Filler(keras.Model):
             fill,
             (ops.ones((), "int32"), prompt, ops.ones_like(prompt[:, 0], dtype="bool")),
         )
-        # Rows that met NaN or infinity are marked with an impossible token.
-        return ops.where(ops.expand_dims(finite, -1), token_ids, -1)
+        return ops.where(ops.expand_dims(finite, -1), token_ids, NOT_DRAWN)
 
 
 class MaskedGeneration:
@@ -169,32 +168,15 @@ class MaskedGeneration:
         filled = lm.fill_tokens(token_ids, position_mask, num_rounds=64)
         ```
         """
-        tokens, vocabulary_size = self.backbone.num_tokens, self.backbone.vocabulary_size
-        prompt = check_token_ids(token_ids, vocabulary_size).astype(np.int32)
-        if prompt.ndim != 2 or prompt.shape[1] != tokens or len(prompt) < 1:
-            raise ValueError(
-                f"`token_ids` must have shape (B, {tokens}) with B at least 1. Received: shape {prompt.shape}"
-            )
-        mask = np.asarray(position_mask)
-        if mask.dtype != bool or mask.shape not in (prompt.shape, prompt.shape[1:]):
-            raise ValueError(
-                f"`position_mask` must be bool of shape {prompt.shape} or {prompt.shape[1:]}, True where a token is "
-                f"drawn anew. Received: {mask.dtype} of shape {mask.shape}"
-            )
+        prompt, mask = check_prompt(self.backbone, {"token_ids": token_ids}, {"position_mask": position_mask})
         if not isinstance(num_rounds, int) or num_rounds < 1:
             raise ValueError(f"`num_rounds` must be a positive integer. Received: num_rounds={num_rounds!r}")
-        draws = sampling_inputs(prompt.shape, vocabulary_size, temperature, top_k, top_p, seed, uniforms)
-        rounds = filling_rounds(np.broadcast_to(mask, prompt.shape), num_rounds, seed)
+        draws = sampling_inputs(prompt.shape, self.backbone.vocabulary_size, temperature, top_k, top_p, seed, uniforms)
+        rounds = filling_rounds(mask, num_rounds, seed)
         if self._filler is None:
             self._filler = Untracked(_Filler(self))
         inputs = {"prompt": prompt, "rounds": rounds, **draws}
-        filled = predict_whole_batches(self._filler.value, inputs, batch_size).astype(np.int32)
-        if filled.min() < 0:
-            raise ValueError(
-                "The model must give finite logits to draw from; its weights have diverged. "
-                f"Received: NaN or infinity in {int((filled[:, 0] < 0).sum())} of {len(filled)} sequences"
-            )
-        return filled
+        return check_all_drawn(predict_whole_batches(self._filler.value, inputs, batch_size).astype(np.int32))
 
 
 def filling_rounds(position_mask: npt.NDArray[np.bool_], num_rounds: int, seed: int) -> npt.NDArray[np.int32]:

@@ -9,13 +9,17 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.data.repeatable import check_seed, random_bits
+from keras_igpt.palette import TokenIds, check_token_ids
+
+# In place of the tokens of a sequence that met NaN or infinity.
+NOT_DRAWN = -1
 
 # Below it, dividing float32 logits overflows.
 _LOWEST_TEMPERATURE = 1e-4
 
 
 def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
-    """Draws one token a row by inverting the cumulative distribution, most probable token first.
+    """Draws one token a row by inverting the cumulative distribution over token ids.
 
     Args:
         logits: float32 tensor `(B, V)`.
@@ -29,19 +33,89 @@ def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_
         int32 tensor `(B,)`.
     """
     logits = logits / ops.expand_dims(temperature, -1)
-    order = ops.argsort(-logits, axis=-1)  # stable: of equal logits the lower id comes first
-    probabilities = ops.softmax(ops.take_along_axis(logits, order, axis=-1), axis=-1)
-    before = ops.cumsum(probabilities, axis=-1) - probabilities
-    ranks = ops.expand_dims(ops.arange(logits.shape[-1], dtype="int32"), 0)
-    kept = ops.logical_and(ranks < ops.expand_dims(top_k, -1), before < ops.expand_dims(top_p, -1))
-    # Rank 0 is always kept, also where p is so small that rounding says otherwise.
-    kept = ops.logical_or(kept, ops.equal(ranks, 0))
-    cumulative = ops.cumsum(ops.where(kept, probabilities, 0.0), axis=-1)
+    probabilities = ops.softmax(logits, axis=-1)
+    vocabulary_size = logits.shape[-1]
+    restricted = ops.logical_or(ops.any(top_k < vocabulary_size), ops.any(top_p < 1.0))
+    # Sorting takes XLA on CPU as long as the network's products: it is left out where nothing is.
+    weights = ops.cond(
+        restricted,
+        lambda: ops.where(_kept(logits, top_k, top_p), probabilities, 0.0),
+        lambda: probabilities,
+    )
+    cumulative = ops.cumsum(weights, axis=-1)
     target = ops.expand_dims(uniforms, -1) * cumulative[:, -1:]
-    rank = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)
-    last = ops.sum(ops.cast(kept, "int32"), axis=-1) - 1
-    rank = ops.expand_dims(ops.minimum(ops.cast(rank, "int32"), ops.cast(last, "int32")), -1)
-    return ops.cast(ops.take_along_axis(order, rank, axis=-1)[:, 0], "int32")
+    # Sums are rounded in another order on each backend, and need not stay equal where a weight is zero.
+    ids, possible = ops.arange(0, vocabulary_size, dtype="int32"), weights > 0
+    first = ops.min(ops.where(ops.logical_and(possible, cumulative > target), ids, vocabulary_size), axis=-1)
+    last = ops.max(ops.where(possible, ids, 0), axis=-1)
+    return ops.minimum(first, last)
+
+
+def _kept(logits: Any, top_k: Any, top_p: Any) -> Any:
+    """Which tokens `(B, V)` top-k and top-p leave: as many of the most probable ones as both allow; one at least."""
+    descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
+    probabilities = ops.softmax(descending, axis=-1)
+    before = ops.cumsum(probabilities, axis=-1) - probabilities
+    allowed = ops.sum(ops.cast(before < ops.expand_dims(top_p, -1), "int32"), axis=-1)
+    count = ops.expand_dims(ops.maximum(ops.minimum(ops.cast(allowed, "int32"), top_k), 1), -1)
+    least = ops.take_along_axis(descending, count - 1, axis=-1)
+    more, equal = logits > least, ops.equal(logits, least)
+    # Of equal ones, the lower ids fill the places that are left.
+    places = count - ops.cast(ops.sum(ops.cast(more, "int32"), axis=-1, keepdims=True), "int32")
+    rank = ops.cast(ops.cumsum(ops.cast(equal, "int32"), axis=-1), "int32")
+    return ops.logical_or(more, ops.logical_and(equal, rank <= places))
+
+
+def check_prompt(
+    backbone: Any, token_ids: dict[str, npt.ArrayLike], mask: dict[str, npt.ArrayLike]
+) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
+    """Checks the tokens that are given and which of them are meant.
+
+    Args:
+        backbone: the model's `ImageGPTBackbone`.
+        token_ids: int array `(B, T)` by the name of the caller's argument.
+        mask: bool array `(B, T)` or `(T,)` by the name of the caller's argument.
+
+    Returns:
+        int32 array and bool array, `(B, T)` each.
+
+    Raises:
+        ValueError: if one is of another shape or kind.
+    """
+    ((name, given),) = token_ids.items()
+    prompt = check_token_ids(given, backbone.vocabulary_size, name).astype(np.int32)
+    tokens = backbone.num_tokens
+    if prompt.ndim != 2 or prompt.shape[1] != tokens or len(prompt) < 1:
+        raise ValueError(f"`{name}` must have shape (B, {tokens}) with B at least 1. Received: shape {prompt.shape}")
+    ((name, given),) = mask.items()
+    chosen = np.asarray(given)
+    if chosen.dtype != bool or chosen.shape not in (prompt.shape, prompt.shape[1:]):
+        raise ValueError(
+            f"`{name}` must be bool of shape {prompt.shape} or {prompt.shape[1:]}. "
+            f"Received: {chosen.dtype} of shape {chosen.shape}"
+        )
+    return prompt, np.broadcast_to(chosen, prompt.shape)
+
+
+def check_all_drawn(token_ids: TokenIds) -> TokenIds:
+    """Refuses tokens of which some are `NOT_DRAWN`.
+
+    Args:
+        token_ids: int array `(B, T)`.
+
+    Returns:
+        The same array.
+
+    Raises:
+        ValueError: if the logits of a sequence were not finite.
+    """
+    failed = int((token_ids < 0).any(axis=-1).sum())
+    if failed:
+        raise ValueError(
+            "The model must give finite logits to draw from; its weights have diverged. "
+            f"Received: NaN or infinity in {failed} of {len(token_ids)} sequences"
+        )
+    return token_ids
 
 
 def sampling_inputs(

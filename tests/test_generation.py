@@ -47,6 +47,15 @@ def test_top_k_draws_no_other_token(top_k, kept):
     np.testing.assert_allclose(np.bincount(drawn, minlength=6)[kept] / 20000, expected, atol=2e-4)
 
 
+def test_of_equal_tokens_top_k_keeps_the_lower_ids_and_top_p_restricts_beside_it():
+    logits = np.tile([1.0, 2.0, 2.0, 2.0, 0.0, 2.0], (20000, 1))
+    for top_k, kept in ((1, [1]), (3, [1, 2, 3]), (5, [0, 1, 2, 3, 5])):
+        assert sorted(set(draw(logits, UNIFORMS, top_k=top_k).tolist())) == kept
+    # Four equal ones hold more than 0.2 each: with two of them half is not reached, with three it is.
+    for top_k, top_p, kept in ((6, 0.5, [1, 2, 3]), (2, 0.5, [1, 2]), (6, 0.2, [1])):
+        assert sorted(set(draw(logits, UNIFORMS, top_k=top_k, top_p=top_p).tolist())) == kept
+
+
 @pytest.mark.parametrize(("top_p", "kept"), [(1e-9, [1]), (0.5, [1]), (0.6, [1, 3]), (0.8, [0, 1, 3])])
 def test_top_p_draws_no_other_token(top_p, kept):
     drawn = draw(np.tile(LOGITS, (20000, 1)), UNIFORMS, top_p=top_p)
@@ -69,10 +78,8 @@ def naive_continuation(model, prompt, known, uniforms):
         if known[index]:
             continue
         probabilities = softmax(forward(weights, token_ids, True, "layer_norm")[2][:, index])
-        order = np.argsort(-probabilities, axis=-1, kind="stable")
-        cumulative = np.cumsum(np.take_along_axis(probabilities, order, -1), axis=-1)
-        rank = (cumulative <= uniforms[:, index, None]).sum(-1).clip(max=15)
-        token_ids[:, index] = np.take_along_axis(order, rank[:, None], -1)[:, 0]
+        cumulative = np.cumsum(probabilities, axis=-1)
+        token_ids[:, index] = (cumulative <= uniforms[:, index, None]).sum(-1).clip(max=15)
     return token_ids
 
 
@@ -119,8 +126,8 @@ def test_equal_numbers_draw_equal_tokens_on_every_backend(model):
 
 
 EXPECTED = [
-    [15, 11, 11, 0, 15, 15, 11, 11, 7, 15, 1, 11, 15, 13, 15, 13],
-    [15, 15, 0, 8, 11, 15, 5, 15, 15, 0, 8, 13, 15, 1, 15, 15],
+    [7, 11, 1, 15, 11, 0, 15, 7, 15, 5, 15, 15, 5, 15, 10, 15],
+    [15, 0, 11, 3, 15, 11, 13, 15, 0, 8, 0, 11, 7, 15, 11, 5],
 ]
 
 

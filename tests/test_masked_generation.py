@@ -42,10 +42,7 @@ def naive_filling(model, hidden, rounds, uniforms):
     for number in range(1, rounds.max() + 1):
         _, _, logits = forward(weights, token_ids, False, "layer_norm", rounds >= number)
         probabilities = softmax(logits)
-        order = np.argsort(-probabilities, axis=-1, kind="stable")
-        cumulative = np.cumsum(np.take_along_axis(probabilities, order, -1), axis=-1)
-        rank = (cumulative <= uniforms[..., None]).sum(-1).clip(max=15)
-        drawn = np.take_along_axis(order, rank[..., None], -1)[..., 0]
+        drawn = (np.cumsum(probabilities, axis=-1) <= uniforms[..., None]).sum(-1).clip(max=15)
         token_ids = np.where(rounds == number, drawn, token_ids)
     return token_ids
 
