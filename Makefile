@@ -19,12 +19,14 @@ lint: .venv/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=… adds the data pipeline
+benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=… adds the data pipeline and the probes
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/normalization.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/train_step.py --scaling
+	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/palette_encoding.py
 	$(if $(DATA_DIR),$(BIN)/python benchmarks/data_pipeline.py --data-dir $(DATA_DIR))
+	$(if $(DATA_DIR),$(BIN)/python benchmarks/logistic_regression.py --data-dir $(DATA_DIR))
 
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -6,7 +6,8 @@ Command:
     python examples/export.py --model igpt.keras --layers 4 6                           # features of a language model
 
 Needs: pip install "keras_igpt[jax,tensorflow]" and a model's file, such as examples/finetune.py and
-examples/pretrain.py write. ONNX needs jax2onnx on JAX, tf2onnx on TensorFlow, onnx and onnxscript on PyTorch.
+examples/pretrain.py write. ONNX needs the extra `onnx`: jax2onnx on JAX, tf2onnx on
+TensorFlow, onnx and onnxscript on PyTorch.
 The palette is part of what is exported: it takes uint8 pictures of the model's size. Sampling is not exportable.
 Opens what it wrote with TensorFlow or, where it is installed, ONNX Runtime, and prints the largest difference from the
 model's own outputs for random pictures: a rounding error, 1e-6 or so. Writes exported/, or exported.onnx (--output).

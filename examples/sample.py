@@ -1,15 +1,17 @@
 """Pictures drawn by a pre-trained model, from nothing or from the beginning of one's own pictures.
 
 Command:
-    python examples/sample.py --model igpt.keras                                            # 16 pictures from nothing
+    python examples/sample.py                                                               # 16 pictures from nothing
     python examples/sample.py --model igpt.keras --complete cat.jpg dog.png --keep-rows 16  # completions of pictures
 
-Needs: pip install "keras_igpt[jax,data,plot]" and a file of an autoregressive model with its palette, such as
-examples/pretrain.py writes; --huggingface takes a folder, or with --download a repository, in its place.
+Needs: pip install "keras_igpt[jax,data,plot]". The model is the one of 8x8 pixels that comes with the package, or
+--model, a file of an autoregressive model with its palette, such as examples/pretrain.py writes; --huggingface takes a
+folder, or with --download a repository.
 Pictures of any size and kind are cropped to their centre squares and resized to the model's. Prints how surprising each
 picture is to the model, in nats per token. Writes to sample_output/ (--output): samples.png and samples.gif, the
 pictures and how they were written; with --complete instead completions.png, what was seen, the completions and the
-original, and completions.gif; surprise.png, where the pictures are surprising; and results.json.
+original, and completions.gif; surprise.png, where the pictures are surprising; attention.png, where the middle pixel of
+the first one looks; palette.png; and results.json.
 
 EXPECTED: one line a picture, lower for pictures like those the model was trained on.
 """
@@ -39,7 +41,8 @@ SHOWN = 8
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Draws pictures; returns their scores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--preset", default="igpt_cifar10_8x8", help="name of a trained autoregressive preset")
     source.add_argument("--model", help=".keras file of an autoregressive model with its palette")
     source.add_argument("--huggingface", help="folder or repository of an ImageGPT checkpoint of transformers")
     parser.add_argument("--download", action="store_true", help="whether the repository may be fetched")
@@ -56,8 +59,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     if options.model:
         language_model = keras.saving.load_model(options.model)
-    else:
+    elif options.huggingface:
         language_model = igpt.load_huggingface_checkpoint(options.huggingface, download=options.download)
+    else:
+        language_model = igpt.ImageGPTCausalLM.from_preset(options.preset, load_weights=True)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     drawing = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "batch_size")}
@@ -82,6 +87,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     scores = language_model.score(scored, per_pixel=True, batch_size=options.batch_size)
     plotting.plot_surprise(scored[:SHOWN], scores.surprise[:SHOWN]).savefig(output / "surprise.png")
+    maps = igpt.attention_maps(language_model, scored[:1], layer=language_model.backbone.num_layers // 2)
+    plotting.plot_attention(scored[0], maps[0], pixel=(size // 2, size // 2)).savefig(output / "attention.png")
+    plotting.plot_palette(language_model.palette).savefig(output / "palette.png")
     for name, nats in zip(names, scores.nats_per_token, strict=True):
         print(f"{name}: {nats:.3f} nats per token")
     print(scores)
