@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.atomic_file import whole_file
+
 # Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
 _LAYOUTS: dict[str, tuple[str | None, ...]] = {
     # A head's queries, keys, values and attention stay on one device; only the sum over heads crosses devices.
@@ -261,9 +263,8 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
 
 def _save_whole(model: keras.Model, path: Path) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    model.save(partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        model.save(partial)
 
 
 def _save_from_first_process(model: keras.Model, path: Path) -> None:

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.atomic_file import whole_file
 from keras_igpt.distribution import host_array, process_count, process_index
 
 _VERSION = 1
@@ -194,11 +195,8 @@ class ExactResume(keras.callbacks.Callback):
         self._pending = self._writer.submit(self._write, step, header, arrays)
 
     def _write(self, step: int, header: dict[str, Any], arrays: list[npt.NDArray[Any]]) -> OSError | None:
-        path = self._folder / f"step-{step:08d}.npz"
-        partial = path.with_name(f".partial-{path.name}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with whole_file(self._folder / f"step-{step:08d}.npz") as partial, partial.open("wb") as file:
                 text = np.frombuffer(json.dumps(header).encode(), np.uint8)
                 # NumPy's format does not know bfloat16, whose bits are stored as they are.
                 stored = [array.view(np.uint16) if array.dtype.kind == "V" else array for array in arrays]
@@ -206,13 +204,9 @@ class ExactResume(keras.callbacks.Callback):
                 np.savez(file, header=text, **named)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
             for old in sorted(self._folder.glob(_PATTERN))[: -self._keep]:
                 old.unlink()
         except OSError as error:
-            # To make room: the next one may fit.
-            if os.access(self._folder, os.W_OK):
-                partial.unlink(missing_ok=True)
             return error
         return None
 

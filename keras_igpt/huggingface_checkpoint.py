@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.atomic_file import write_json
 from keras_igpt.checkpoint_tensors import CheckpointTensors, Shape, Sizes, build_model, weight_variables
 from keras_igpt.distribution import check_one_process, host_array
 from keras_igpt.huggingface_files import (
@@ -168,9 +168,9 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
     try:
         # Older versions of transformers refuse a file that does not say that its tensors are laid out as PyTorch's.
         save_file(_tensors_of(lm, sizes), partial / WEIGHTS, metadata={"format": "pt"})
-        _write_json(partial / CONFIG, _config_of(sizes))
+        write_json(partial / CONFIG, _config_of(sizes))
         if lm.palette is not None:
-            _write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, backbone.image_size))
+            write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, backbone.image_size))
         if target.exists():
             target.rmdir()
         partial.rename(target)
@@ -312,7 +312,3 @@ def _preprocessor_of(palette: ColorPalette, image_size: int) -> dict[str, Any]:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.atomic_file import whole_file
 from keras_igpt.color_table import build_color_table, nearest_colors, pack_colors, unpack_colors
 
 UInt8Images = npt.NDArray[np.uint8]
@@ -233,10 +234,8 @@ class ColorPalette:
         palette.save("palette.npy")
         ```
         """
-        temporary = f"{os.fspath(path)}.partial"
-        with open(temporary, "wb") as file:
+        with whole_file(path) as partial, partial.open("wb") as file:
             np.save(file, self._centroids, allow_pickle=False)
-        os.replace(temporary, path)
 
     @property
     def num_colors(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_igpt.atomic_file import write_json
 from keras_igpt.data.examples import LabeledImages, LabeledTokens
 from keras_igpt.data.image_files import ImageFiles
 from keras_igpt.palette import ColorPalette
@@ -146,10 +147,10 @@ def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: 
         labels[start : rows.stop] = chunk.labels
         tokens.flush()
         labels.flush()
-        _write_json(progress, {"made_of": key, "done": rows.stop})
+        write_json(progress, {"made_of": key, "done": rows.stop})
         bar.update(rows.stop)
     checksums = {name: _checksum(partial / name) for name in layout}
-    _write_json(partial / "manifest.json", {"made_of": key, "checksums": checksums})
+    write_json(partial / "manifest.json", {"made_of": key, "checksums": checksums})
     # Wherever this is cut off, either a whole cache lies under the name or the finished work is found again.
     old = _beside(target, "replaced")
     shutil.rmtree(old, ignore_errors=True)
@@ -172,15 +173,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _checksum(path: Path) -> int:
