@@ -313,7 +313,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, palette, monkeypatch):
     def full(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr("keras_igpt.huggingface_checkpoint._write_json", full)
+    monkeypatch.setattr("keras_igpt.huggingface_checkpoint.write_json", full)
     with pytest.raises(OSError, match="no space left"):
         save_huggingface_checkpoint(make_causal_lm(palette, normalization="rms_norm"), tmp_path / "folder")
     assert not os.listdir(tmp_path)
