@@ -110,9 +110,12 @@ class TokenModel(QuantizableModel):
         """Returns what `compile` was given, in a form that any backend reads.
 
         Keras 3.15 writes optimizers made on PyTorch under a private PyTorch module, which the other backends would then
-        load and fail with in the first step.
+        load and fail with in the first step. It also writes whether it compiles on this backend as if it had been told
+        to: PyTorch would then compile with Inductor, for minutes, what was made on JAX.
         """
         config: dict[str, Any] = _with_public_optimizers(super().get_compile_config())
+        if config and config["jit_compile"] == keras.Sequential(name="default").jit_compile:
+            config["jit_compile"] = "auto"
         return config
 
     def check_token_arrays(self, x: Any, name: str = "x", padded: bool = False) -> None:

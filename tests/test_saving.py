@@ -96,3 +96,15 @@ def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_backend(kind, back
     assert result["losses"][0] == pytest.approx(here[0], rel=1e-5)
     # One update apart: Adam turns rounding of its smallest gradients into steps of full size.
     assert result["losses"][1] == pytest.approx(here[1], rel=2e-3)
+
+
+@pytest.mark.parametrize("chosen", ["auto", True, False])
+def test_where_a_file_opens_decides_whether_it_is_compiled(chosen, tmp_path):
+    model = make_causal_lm()
+    model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=8), jit_compile=chosen)
+    model.optimizer.build(model.trainable_variables)
+    by_default = make_causal_lm().jit_compile
+    expected = "auto" if chosen in ("auto", by_default) else chosen
+    assert model.get_compile_config()["jit_compile"] == expected
+    model.save(tmp_path / "model.keras")
+    assert keras.saving.load_model(tmp_path / "model.keras").jit_compile == model.jit_compile
