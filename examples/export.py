@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> float | None:
     model = keras.saving.load_model(options.model)
     if not isinstance(model, igpt.ImageGPTImageClassifier):
         model = FeatureExtractor(model, options.layers or "all")
+    elif options.layers:
+        parser.error("--layers is for language models: a classifier has its own")
     serving = ServingModel(model)
     output = Path(options.output or ("exported.onnx" if onnx else "exported"))
     serving.export(output, format=options.format, batch_size=options.batch_size)

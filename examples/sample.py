@@ -63,10 +63,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         language_model = igpt.load_huggingface_checkpoint(options.huggingface, download=options.download)
     else:
         language_model = igpt.ImageGPTCausalLM.from_preset(options.preset, load_weights=True)
+    if not isinstance(language_model, igpt.ImageGPTCausalLM) or language_model.palette is None:
+        parser.error("the model must be an autoregressive one with its palette")
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     drawing = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "batch_size")}
     size = language_model.backbone.image_size
+    if options.keep_rows is not None and not 0 <= options.keep_rows < size:
+        parser.error(f"--keep-rows must leave something to draw: 0…{size - 1}")
 
     if options.complete:
         pillow = import_pillow()

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer
+from keras_igpt.sampling import check_prompt
+
 
 def attention_maps(
     language_model: keras.Model,
@@ -43,13 +46,15 @@ def attention_maps(
     ```
     """
     backbone: Any = language_model.backbone
-    if not isinstance(layer, int) or not 0 <= layer < backbone.num_layers:
-        raise ValueError(f"`layer` must be an integer in 0…{backbone.num_layers - 1}. Received: layer={layer!r}")
-    if head is not None and (not isinstance(head, int) or not 0 <= head < backbone.num_heads):
-        raise ValueError(f"`head` must be an integer in 0…{backbone.num_heads - 1}. Received: head={head!r}")
-    token_ids = ops.convert_to_tensor(language_model.token_array(inputs).astype(np.int32))
-    mask = None if position_mask is None else ops.convert_to_tensor(np.asarray(position_mask, bool))
-    (states,) = backbone.normed_states(token_ids, (layer,), mask)
+    layer = check_integer("layer", layer, 0, backbone.num_layers - 1)
+    if head is not None:
+        head = check_integer("head", head, 0, backbone.num_heads - 1)
+    token_ids = language_model.token_array(inputs).astype(np.int32)
+    mask = None
+    if position_mask is not None:
+        _, hidden = check_prompt(backbone, {"inputs": token_ids}, {"position_mask": position_mask}, drawn=False)
+        mask = ops.convert_to_tensor(hidden)
+    (states,) = backbone.normed_states(ops.convert_to_tensor(token_ids), (layer,), mask)
     projected = ops.cast(backbone.blocks[layer].attention.query_key_value(states), "float32")  # (B, T, 3, N, H)
     query, key = projected[:, :, 0], projected[:, :, 1]
     if head is not None:

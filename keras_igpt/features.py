@@ -15,6 +15,7 @@ from keras_igpt.atomic_file import whole_file
 from keras_igpt.data.batches import EvaluationBatches, Source
 from keras_igpt.data.examples import Examples, LabeledTokens, Labels
 from keras_igpt.distribution import batch_divisor, check_one_process
+from keras_igpt.inference import predict_or_restore
 from keras_igpt.pixel_models import PixelModel
 
 Which = Literal["normed", "residual"]
@@ -226,5 +227,5 @@ class FeatureExtractor(keras.Model):
         for start in range(0, len(source), segment):
             rows = range(start, min(start + segment, len(source)))
             batches = EvaluationBatches(source.take(rows), self.language_model.palette, batch_size)
-            computed = self.predict(batches, verbose=0)[: len(rows)]
+            computed = predict_or_restore(self, batches, verbose=0)[: len(rows)]
             features[:, start : rows.stop] = np.moveaxis(computed, 1, 0)

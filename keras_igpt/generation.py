@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.given_pictures import pictures_of_size
 from keras_igpt.inference import predict_whole_batches
 from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images
@@ -131,7 +132,8 @@ class PixelGeneration:
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. Picture i's draws depend on `(seed, i)` alone.
-            batch_size: int. Pictures drawn together; the key-value cache of so many must fit into memory.
+            batch_size: int. Pictures drawn together; twice the key-value cache of so many must fit into memory, for it
+                grows from time to time.
             verbose: int. 1 shows how many pictures are done.
 
         Returns:
@@ -145,8 +147,7 @@ class PixelGeneration:
         images = lm.generate(num_images=16, temperature=1.0, seed=0)
         ```
         """
-        if num_images < 1:
-            raise ValueError(f"`num_images` must be at least 1. Received: num_images={num_images}")
+        num_images = check_integer("num_images", num_images)
         palette = self._palette()
         prompt = np.zeros((num_images, self.backbone.num_tokens), np.int32)
         return palette.decode(
@@ -181,7 +182,7 @@ class PixelGeneration:
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. The draws of sample j of picture i depend on `(seed, i * num_samples + j)` alone.
-            batch_size: int. Completions drawn together; the key-value cache of so many must fit into memory.
+            batch_size: int. Completions drawn together; twice the key-value cache of so many must fit into memory.
             keep_pixels: int in 0…T, in place of `keep_rows`. Pixels kept, in raster order.
             quantize: bool. Whether the pixels kept are shown as the model saw them, in palette colours, and not as
                 they were given.
@@ -206,13 +207,12 @@ class PixelGeneration:
                 "`keep_rows` or `keep_pixels` must be given, and not both. "
                 f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
             )
-        if keep_rows is not None and not 0 <= keep_rows <= side:
-            raise ValueError(f"`keep_rows` must lie in 0…{side}. Received: keep_rows={keep_rows}")
-        if keep_pixels is not None and not 0 <= keep_pixels <= side**2:
-            raise ValueError(f"`keep_pixels` must lie in 0…{side**2}. Received: keep_pixels={keep_pixels}")
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1. Received: num_samples={num_samples}")
-        kept = np.arange(side**2) < (keep_pixels if keep_rows is None else keep_rows * side)
+        if keep_rows is None:
+            keep_pixels = check_integer("keep_pixels", keep_pixels, 0, side**2)
+        else:
+            keep_pixels = check_integer("keep_rows", keep_rows, 0, side) * side
+        num_samples = check_integer("num_samples", num_samples)
+        kept = np.arange(side**2) < keep_pixels
         prompt = np.repeat(palette.encode(array), num_samples, axis=0)
         token_ids = self.continue_tokens(prompt, kept, temperature, top_k, top_p, seed, batch_size, verbose=verbose)
         completed = palette.decode(token_ids).reshape(len(array), num_samples, *array.shape[1:])
@@ -244,7 +244,7 @@ class PixelGeneration:
             top_k: int. Draw among the k most probable tokens only; all by default.
             top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
             seed: int. Row i's draws depend on `(seed, i)` alone.
-            batch_size: int. Sequences decoded together; the key-value cache of so many must fit into memory.
+            batch_size: int. Sequences decoded together; twice the key-value cache of so many must fit into memory.
             uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
             verbose: int. 1 shows how many sequences are done.
 
@@ -260,9 +260,8 @@ class PixelGeneration:
         continued = lm.continue_tokens(token_ids, known, temperature=0)
         ```
         """
-        prompt, known = check_prompt(self.backbone, {"prompt": prompt}, {"known": known})
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+        prompt, known = check_prompt(self.backbone, {"prompt": prompt}, {"known": known}, drawn=False)
+        batch_size = check_integer("batch_size", batch_size)
         draws = sampling_inputs(prompt.shape, self.backbone.vocabulary_size, temperature, top_k, top_p, seed, uniforms)
         inputs = {"prompt": prompt, "known": known, **draws}
         if self._decoder is None:

@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_igpt.data.image_files import resize_images
+from keras_igpt.data.image_files import import_pillow, resize_images, to_eight_bits
 from keras_igpt.palette import UInt8Images, check_images
-
-# Pillow's modes of 16 and 32 bits a sample, whose range is not known.
-_DEEP_MODES = ("I", "F")
 
 
 def pictures_of_size(images: Any, image_size: int, num_channels: int) -> UInt8Images:
@@ -19,7 +16,8 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int) -> UInt8Im
 
     Args:
         images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of these single pictures of any
-            sizes. Other sizes are cropped to their centre squares and resized, as `resize_images` does.
+            sizes. Other sizes are cropped to their centre squares and resized, as `resize_images` does; transparency
+            is dropped.
         image_size: int. Side wanted.
         num_channels: int. 3 for colour, or 1 for grey. Pillow images are converted, arrays must have them.
 
@@ -60,14 +58,14 @@ def _one_picture(picture: Any, num_channels: int) -> UInt8Images:
     """A picture as an array `(H, W, C)`."""
     mode = getattr(picture, "mode", None)
     if isinstance(mode, str):
-        if mode.startswith(_DEEP_MODES):
-            raise ValueError(
-                f"`images` must have 8 bits a sample; convert them first. Received: a Pillow image of mode {mode!r}"
-            )
+        pillow = import_pillow()
         from PIL import ImageOps
 
-        upright = ImageOps.exif_transpose(picture)
-        pixels = np.asarray(upright.convert("L" if num_channels == 1 else "RGB"))
+        try:
+            # A new picture: that of the caller stays as it is.
+            pixels = np.asarray(to_eight_bits(pillow, ImageOps.exif_transpose(picture), num_channels))
+        except ValueError as error:
+            raise ValueError(f"`images` must be whole numbers. Received: a Pillow image of mode {mode!r}") from error
         return check_images(pixels.reshape(*pixels.shape[:2], num_channels))
     array = check_images(picture)
     if array.ndim != 3:

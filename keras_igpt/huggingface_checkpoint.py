@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +55,6 @@ _TABLE = "wte.weight"
 _HEAD = "lm_head.weight"
 _BODY = "transformer."
 
-# The causal mask, which older versions saved as if it were a weight.
-_OLD_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
-
 
 def load_huggingface_checkpoint(
     folder: str | os.PathLike[str], *, download: bool = False, dtype: Any = None, remat: bool = False
@@ -102,8 +97,6 @@ def load_huggingface_checkpoint(
     palette = _read_palette(path / PREPROCESSOR)
     sizes.check(path / CONFIG, palette)
     tensors = open_tensors(path)
-    weights = {name: shape for name, shape in tensors.shapes.items() if not _OLD_BUFFER.fullmatch(name)}
-    tensors = replace(tensors, shapes=weights)
     body = _BODY if any(name.startswith(_BODY) for name in tensors.shapes) else ""
     expected = _expected_shapes(sizes, body)
     biases = [name for name in expected if name.endswith(".bias")]

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,21 @@ SAFETENSORS_NEEDED = "Hugging Face checkpoints need safetensors: pip install 'ke
 
 _PICKLED_WEIGHTS = "pytorch_model.bin"
 _READABLE_DTYPES = ("F16", "F32", "F64")
+# The causal mask, which older versions saved as if it were a weight.
+_OLD_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+# What PyTorch's reader raises for files that are cut off, changed or not its own.
+_DAMAGED = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 
 def find_folder(folder: str | os.PathLike[str], download: bool) -> Path:
@@ -161,6 +177,8 @@ def _open_safetensors(path: Path) -> CheckpointTensors:
     try:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
+                if _OLD_BUFFER.fullmatch(name):
+                    continue
                 part = file.get_slice(name)
                 shapes[name] = tuple(part.get_shape())
                 if part.get_dtype() not in _READABLE_DTYPES:
@@ -185,14 +203,21 @@ def _open_pickled(path: Path) -> CheckpointTensors:
         import torch
     except ImportError as error:
         raise ImportError(f"{path.name} needs PyTorch: pip install 'keras_igpt[torch]'") from error
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        raise ImportError(
+            f"{path.name} needs PyTorch 2.6 or later, which loads weights without running what else a file may hold: "
+            f"pip install 'keras_igpt[torch]'. Found: {torch.__version__}"
+        )
     try:
         # Weights only: a pickle could run anything. Files of the older kind cannot be mapped into memory.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{path} must be weights that PyTorch saved. Received: a damaged or foreign file ({error})"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError(f"{path} must hold a dictionary of tensors. Received: {type(state).__name__} of other things")
-    shapes: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes: dict[str, Shape] = {
+        name: tuple(tensor.shape) for name, tensor in state.items() if not _OLD_BUFFER.fullmatch(name)
+    }
     return CheckpointTensors(path, shapes, lambda name: state[name].detach().float().numpy())

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.repeatable import random_bits
 from keras_igpt.given_pictures import pictures_of_size
 from keras_igpt.inference import predict_whole_batches
@@ -123,8 +124,7 @@ class MaskedGeneration:
                 f"`hidden` must be bool of shape {(side, side)} or {array.shape[:3]}. "
                 f"Received: {mask.dtype} of shape {mask.shape}"
             )
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1. Received: num_samples={num_samples}")
+        num_samples = check_integer("num_samples", num_samples)
         mask = np.broadcast_to(mask, array.shape[:3])
         prompt = np.repeat(self.palette.encode(array), num_samples, axis=0)
         position_mask = np.repeat(mask.reshape(len(array), -1), num_samples, axis=0)
@@ -168,9 +168,10 @@ class MaskedGeneration:
         filled = lm.fill_tokens(token_ids, position_mask, num_rounds=64)
         ```
         """
-        prompt, mask = check_prompt(self.backbone, {"token_ids": token_ids}, {"position_mask": position_mask})
-        if not isinstance(num_rounds, int) or num_rounds < 1:
-            raise ValueError(f"`num_rounds` must be a positive integer. Received: num_rounds={num_rounds!r}")
+        prompt, mask = check_prompt(
+            self.backbone, {"token_ids": token_ids}, {"position_mask": position_mask}, drawn=True
+        )
+        num_rounds = check_integer("num_rounds", num_rounds)
         draws = sampling_inputs(prompt.shape, self.backbone.vocabulary_size, temperature, top_k, top_p, seed, uniforms)
         rounds = filling_rounds(mask, num_rounds, seed)
         if self._filler is None:

@@ -173,9 +173,23 @@ class TokenModel(QuantizableModel):
                     f"`{name}` must be token ids, since the model has no palette to encode images with. "
                     f"Received: shape {array.shape}"
                 )
+            side, channels = self.backbone.image_size, self.palette.num_channels
+            if array.shape[1:] != (side, side, channels):
+                raise ValueError(
+                    f"`{name}` must be images (B, {side}, {side}, {channels}) or token ids. "
+                    f"Received: shape {array.shape}"
+                )
             array = self.palette.encode(array)
         self.check_token_arrays(array, name, padded=True)
         return array
+
+
+def _check_colors(palette: ColorPalette | None, backbone: ImageGPTBackbone) -> None:
+    if palette is not None and palette.num_colors != backbone.vocabulary_size:
+        raise ValueError(
+            f"`palette` must have the backbone's vocabulary_size={backbone.vocabulary_size} colours. "
+            f"Received: {palette.num_colors} colours"
+        )
 
 
 def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
@@ -232,11 +246,7 @@ class PixelModel(TokenModel):
                 f"`backbone` must have attention={self._attention!r} for {type(self).__name__}. "
                 f"Received: attention={backbone.attention!r}"
             )
-        if palette is not None and palette.num_colors != backbone.vocabulary_size:
-            raise ValueError(
-                f"`palette` must have the backbone's vocabulary_size={backbone.vocabulary_size} colours. "
-                f"Received: {palette.num_colors} colours"
-            )
+        _check_colors(palette, backbone)
         super().__init__(dtype=dtype or backbone.dtype_policy, **kwargs)
 
         # === Layers ===
@@ -253,6 +263,16 @@ class PixelModel(TokenModel):
 
         # === Config ===
         self.palette = palette
+
+    @property
+    def palette(self) -> ColorPalette | None:
+        """The palette whose colours the tokens are; None if it is not known."""
+        return self._known_palette
+
+    @palette.setter
+    def palette(self, palette: ColorPalette | None) -> None:
+        _check_colors(palette, self.backbone)
+        self._known_palette = palette
 
     @classmethod
     def from_preset(

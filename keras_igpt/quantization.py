@@ -31,7 +31,7 @@ class QuantizableModel(keras.Model):
                 all dense layers by default.
 
         Raises:
-            ValueError: if another mode is asked for, or the model is quantised already.
+            ValueError: if another mode is asked for, no layer is meant, or the model is quantised already.
 
         Example:
         ```python
@@ -44,16 +44,21 @@ class QuantizableModel(keras.Model):
         if int8_layers(self):
             raise ValueError(f"`mode` must be given once. Received: {mode!r} for a model quantised already")
         self._to_int8(_is_dense if filters is None else filters, config)
+        if not int8_layers(self):
+            raise ValueError(f"`filters` must match a dense layer. Received: filters={filters!r}")
         if self.compiled:
             # The optimizer keeps moments of kernels that are no more.
             self.compile_from_config(self.get_compile_config())
 
     def _to_int8(self, filters: Filters, config: Any) -> None:
         super().quantize("int8", config=config, filters=filters)
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Untracked):
-                # A helper compiled with the weights as they were is made anew when it is needed.
-                setattr(self, name, None)
+        # What was compiled with the weights as they were, here or in a model inside, is made anew when it is needed.
+        for part in self._flatten_layers():
+            if isinstance(part, QuantizableModel):
+                part.train_function = part.test_function = part.predict_function = None
+                for name, value in list(vars(part).items()):
+                    if isinstance(value, Untracked):
+                        setattr(part, name, None)
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()

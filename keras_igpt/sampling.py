@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.repeatable import check_seed, random_bits
 from keras_igpt.palette import TokenIds, check_token_ids
 
@@ -67,7 +68,7 @@ def _kept(logits: Any, top_k: Any, top_p: Any) -> Any:
 
 
 def check_prompt(
-    backbone: Any, token_ids: dict[str, npt.ArrayLike], mask: dict[str, npt.ArrayLike]
+    backbone: Any, token_ids: dict[str, npt.ArrayLike], mask: dict[str, npt.ArrayLike], drawn: bool
 ) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
     """Checks the tokens that are given and which of them are meant.
 
@@ -75,26 +76,28 @@ def check_prompt(
         backbone: the model's `ImageGPTBackbone`.
         token_ids: int array `(B, T)` by the name of the caller's argument.
         mask: bool array `(B, T)` or `(T,)` by the name of the caller's argument.
+        drawn: bool. Whether tokens are drawn where the mask is True, or where it is False. What is given there may be
+            anything.
 
     Returns:
-        int32 array and bool array, `(B, T)` each.
+        int32 array, zero where tokens are drawn, and bool array, `(B, T)` each.
 
     Raises:
         ValueError: if one is of another shape or kind.
     """
     ((name, given),) = token_ids.items()
-    prompt = check_token_ids(given, backbone.vocabulary_size, name).astype(np.int32)
-    tokens = backbone.num_tokens
+    prompt, tokens = np.asarray(given), backbone.num_tokens
     if prompt.ndim != 2 or prompt.shape[1] != tokens or len(prompt) < 1:
         raise ValueError(f"`{name}` must have shape (B, {tokens}) with B at least 1. Received: shape {prompt.shape}")
-    ((name, given),) = mask.items()
+    ((mask_name, given),) = mask.items()
     chosen = np.asarray(given)
     if chosen.dtype != bool or chosen.shape not in (prompt.shape, prompt.shape[1:]):
         raise ValueError(
-            f"`{name}` must be bool of shape {prompt.shape} or {prompt.shape[1:]}. "
+            f"`{mask_name}` must be bool of shape {prompt.shape} or {prompt.shape[1:]}. "
             f"Received: {chosen.dtype} of shape {chosen.shape}"
         )
-    return prompt, np.broadcast_to(chosen, prompt.shape)
+    kept = np.where(chosen == drawn, prompt.dtype.type(0), prompt)
+    return check_token_ids(kept, backbone.vocabulary_size, name).astype(np.int32), np.broadcast_to(chosen, prompt.shape)
 
 
 def check_all_drawn(token_ids: TokenIds) -> TokenIds:
@@ -145,13 +148,13 @@ def sampling_inputs(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    if temperature != 0 and not _LOWEST_TEMPERATURE <= temperature < float("inf"):
+    if isinstance(temperature, str) or (temperature != 0 and not _LOWEST_TEMPERATURE <= temperature < float("inf")):
         raise ValueError(
             f"`temperature` must be 0 (greedy) or a number of at least {_LOWEST_TEMPERATURE}. "
             f"Received: temperature={temperature}"
         )
-    if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k <= vocabulary_size):
-        raise ValueError(f"`top_k` must be an integer in 1…{vocabulary_size}. Received: top_k={top_k}")
+    if top_k is not None:
+        top_k = check_integer("top_k", top_k, 1, vocabulary_size)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
     check_seed(seed)
@@ -163,7 +166,8 @@ def sampling_inputs(
         # 24 bits: more would round to 1 in float32.
         uniforms = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
     draws = np.asarray(uniforms, np.float32)
-    if draws.shape != shape or draws.min() < 0 or draws.max() >= 1:
+    # Said so that not-a-number fails too.
+    if draws.shape != shape or not (draws.min() >= 0 and draws.max() < 1):
         raise ValueError(
             f"`uniforms` must have shape {shape} and lie in [0, 1). "
             f"Received: shape {draws.shape}, values from {draws.min()} to {draws.max()}"

@@ -10,10 +10,12 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.batches import EvaluationBatches, Source
 from keras_igpt.data.examples import LabeledTokens
 from keras_igpt.data.repeatable import check_seed
 from keras_igpt.distribution import batch_divisor, check_one_process
+from keras_igpt.inference import predict_or_restore
 from keras_igpt.mask_vote import vote_mask
 from keras_igpt.palette import ColorPalette
 from keras_igpt.untracked import Untracked
@@ -47,9 +49,13 @@ class Scores:
         return self.nats_per_token / math.log(2)
 
     def __str__(self) -> str:
+        # A picture of which no mask hid anything has no score.
+        scored = np.isfinite(self.nats_per_token)
+        left_out = len(scored) - int(scored.sum())
         return (
-            f"{len(self.nats_per_token)} pictures: {np.mean(self.nats_per_token):.4f} nats per token, "
-            f"{np.mean(self.bits_per_pixel):.4f} bits per pixel of the palette picture "
+            f"{len(scored)} pictures{f', {left_out} of them without a score' if left_out else ''}: "
+            f"{np.mean(self.nats_per_token[scored]):.4f} nats per token, "
+            f"{np.mean(self.bits_per_pixel[scored]):.4f} bits per pixel of the palette picture "
             "(not comparable with 8-bit RGB bits/dim)"
         )
 
@@ -116,8 +122,7 @@ class _PixelScoring:
         self, inputs: Any, per_pixel: bool, batch_size: int, masks: int = 1, rate: float | None = None, seed: int = 0
     ) -> Scores:
         """The mean over masks of this rate, or of all pixels where there is none."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+        batch_size = check_integer("batch_size", batch_size)
         check_one_process("score")
         examples = self._examples(inputs)
         if self._scorer is None:
@@ -137,7 +142,7 @@ class _PixelScoring:
                 part = slice(start, min(start + segment, rows))
                 batches = EvaluationBatches(examples.take(range(part.start, part.stop)), self.palette, batch_size)
                 hidden = None if mask is None else mask[part]
-                losses = self._scorer.value.predict(_MaskedBatches(batches, hidden), verbose=0)
+                losses = predict_or_restore(self._scorer.value, _MaskedBatches(batches, hidden), verbose=0)
                 losses = np.asarray(losses)[: part.stop - part.start]
                 lost = int((~np.isfinite(losses)).any(axis=-1).sum())
                 if lost:

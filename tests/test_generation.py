@@ -237,7 +237,7 @@ def test_pictures_of_other_sizes_and_kinds_are_resized_with_a_word(palette):
     rotated = image.fromarray(pixels[:4, :4].transpose(1, 0, 2)[::-1])
     rotated.getexif()[0x0112] = 6
     np.testing.assert_array_equal(model.complete(rotated, keep_rows=4)[0, 0], pixels[:4, :4])
-    for given in ([], pixels[..., :1], image.new("I", (4, 4)), "picture.png", [pixels[None]]):
+    for given in ([], pixels[..., :1], image.new("F", (4, 4)), "picture.png", [pixels[None]]):
         with pytest.raises(ValueError, match="`images`"):
             model.complete(given, keep_rows=4)
 
@@ -277,3 +277,52 @@ def test_the_generator_is_not_part_of_the_model(palette):
     model.generate(1)
     assert [weight.path for weight in model.weights] == before
     assert [layer.name for layer in model.layers] == [model.backbone.name, "pixel_head"]
+
+
+def test_what_is_drawn_may_be_anything_before(model):
+    known = np.arange(16) < 6
+    prompt = random_tokens(2)
+    expected = model.continue_tokens(prompt, known)
+    np.testing.assert_array_equal(model.continue_tokens(np.where(known, prompt, -1), known), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("uniforms", {"uniforms": np.full((2, 16), np.nan)}),
+        ("top_k", {"top_k": True}),
+        ("top_k", {"top_k": 17}),
+        ("temperature", {"temperature": "1"}),
+        ("batch_size", {"batch_size": 0.5}),
+    ],
+)
+def test_wrong_numbers_are_named(model, name, options):
+    with pytest.raises(ValueError, match=f"`{name}`.*Received: "):
+        model.continue_tokens(random_tokens(2), NOTHING_KNOWN, **options)
+    model.continue_tokens(random_tokens(2), NOTHING_KNOWN, top_k=np.int64(3), batch_size=np.int64(2))
+
+
+def test_pictures_are_counted_in_whole_numbers(palette):
+    model, originals = make_causal_lm(palette), np.zeros((1, 4, 4, 3), "uint8")
+    for name, options in (("keep_rows", {"keep_rows": 1.5}), ("num_samples", {"keep_rows": 1, "num_samples": 1.5})):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer"):
+            model.complete(originals, **options)
+    with pytest.raises(ValueError, match="`num_images` must be an integer"):
+        model.generate(2.5)
+
+
+def test_a_palette_of_another_size_is_refused_at_once(palette):
+    model = make_causal_lm()
+    with pytest.raises(ValueError, match=r"vocabulary_size=16 colours\. Received: 3 colours"):
+        model.palette = palette.from_colors(np.eye(3, dtype="uint8"))
+    model.palette = palette
+    assert model.palette is palette
+
+
+def test_pictures_of_other_depths_are_those_that_files_give(palette):
+    image = pytest.importorskip("PIL.Image")
+    model, pixels = make_causal_lm(palette), np.random.default_rng(0).integers(0, 256, (4, 4, 4)).astype("uint8")
+    seen = model.complete(image.fromarray(pixels), keep_rows=4)[0, 0]
+    np.testing.assert_array_equal(seen, pixels[..., :3])
+    deep = image.fromarray(pixels[..., 0].astype("uint16") << 8)
+    np.testing.assert_array_equal(model.complete(deep, keep_rows=4)[0, 0], np.repeat(pixels[..., :1], 3, -1))

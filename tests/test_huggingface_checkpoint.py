@@ -107,7 +107,7 @@ def test_transformers_quantises_with_the_palette(tmp_path, palette):
     np.testing.assert_array_equal(processor(list(images))["input_ids"], palette.encode(images))
 
 
-@pytest.mark.parametrize("form", ["pickled", "legacy pickled", "shards", "pickled shards", "half precision"])
+@pytest.mark.parametrize("form", ["pickled", "legacy pickled", "old", "shards", "pickled shards", "half precision"])
 def test_all_forms_of_the_weights_are_read(copied, form):
     model = transformers_model()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -119,6 +119,10 @@ def test_all_forms_of_the_weights_are_read(copied, form):
     if form == "shards":
         model.save_pretrained(copied, max_shard_size="20KB")
         assert len(list(copied.glob("*.safetensors"))) > 2
+    elif form == "old":
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, copied / "model.safetensors")
     elif form == "half precision":
         model.half().save_pretrained(copied)
         tolerance = 1e-3  # of the value, half a unit of ten bits

@@ -91,6 +91,24 @@ def test_helpers_compiled_before_use_the_new_weights():
     assert np.mean(after) == pytest.approx(model.evaluate(TOKENS, verbose=0, return_dict=True)["loss"], rel=1e-5)
 
 
+def test_a_model_inside_forgets_what_it_compiled():
+    inner = randomize(make_causal_lm(num_layers=1), scale=0.1)
+    before = inner.score(TOKENS).nats_per_token, inner.predict(TOKENS, verbose=0)
+    igpt.ImageGPTImageClassifier(inner, num_classes=3).quantize("int8")
+    after = inner.score(TOKENS).nats_per_token
+    assert (after != before[0]).any()
+    logits = inner.predict(TOKENS, verbose=0)
+    assert (logits != before[1]).any()
+    expected = keras.ops.convert_to_numpy(keras.ops.log_softmax(logits))
+    expected = -np.take_along_axis(expected, TOKENS[..., None], -1).mean(axis=(1, 2))
+    np.testing.assert_allclose(after, expected, rtol=1e-5)
+
+
+def test_filters_that_match_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"`filters` must match a dense layer.*Received: filters='no_such_layer'"):
+        make_causal_lm(num_layers=1).quantize("int8", filters="no_such_layer")
+
+
 def test_what_cannot_be_quantized_is_named(quantized):
     with pytest.raises(ValueError, match=r"`mode` must be 'int8'.*Received: mode='int4'"):
         make_causal_lm().quantize("int4")

@@ -282,6 +282,32 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def to_eight_bits(pillow: Any, picture: Any, num_channels: int) -> Any:
+    """Turns a Pillow image into one of 8 bits a sample, RGB or grey. Transparency is dropped.
+
+    Args:
+        pillow: the module `PIL.Image`.
+        picture: a Pillow image.
+        num_channels: int. 3 for RGB, 1 for grey.
+
+    Returns:
+        A Pillow image of mode `"RGB"` or `"L"`.
+
+    Raises:
+        ValueError: if its samples are floats.
+    """
+    if picture.mode == "F":
+        raise ValueError("its samples are floats, whose range is not known")
+    mode = "L" if num_channels == 1 else "RGB"
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        # Pillow clips 16-bit samples to 8 bits where they are to be scaled.
+        picture = pillow.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode != mode:
+        picture.info.pop("transparency", None)  # dropped below, with a warning otherwise
+        picture = picture.convert(mode)
+    return picture
+
+
 def _decode(pillow: Any, picture: Any, size: int | None, window: Window | None, num_channels: int) -> UInt8Images:
     """Turns a picture's square `window` (the centre square by default) into `size` pixels in either direction."""
     width, height = picture.size
@@ -297,15 +323,7 @@ def _decode(pillow: Any, picture: Any, size: int | None, window: Window | None, 
             scale = wanted
             if picture.size != tuple(-(-length // scale) for length in stored):
                 raise ValueError(f"decoded to {picture.size} where {stored} was to be reduced {scale} times")
-    if picture.mode == "F":
-        raise ValueError("its samples are floats, whose range is not known")
-    mode = "L" if num_channels == 1 else "RGB"
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        # Pillow clips 16-bit samples to 8 bits where they are to be scaled.
-        picture = pillow.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-    if picture.mode != mode:
-        picture.info.pop("transparency", None)  # dropped below, with a warning otherwise
-        picture = picture.convert(mode)
+    picture = to_eight_bits(pillow, picture, num_channels)
     if window is not None and size is not None and (picture.size != (size, size) or window[2] != size):
         left, top, length = window[0] / scale, window[1] / scale, window[2] / scale
         # Rounding must not lead out of the picture.
