@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.data.batches import EvaluationBatches, Source
-from keras_igpt.data.examples import Examples, LabeledTokens, Labels
+from keras_igpt.data.examples import Examples, Labels
 from keras_igpt.distribution import batch_divisor, check_one_process
+from keras_igpt.given_examples import LabeledPictures, as_examples
 from keras_igpt.inference import predict_or_restore
 from keras_igpt.pixel_models import PixelModel
 
 Which = Literal["normed", "residual"]
 Float32Array = npt.NDArray[np.float32]
-LabeledPictures = Source | tuple[npt.ArrayLike, npt.ArrayLike]
 
 # Features that are computed before they go to their place: what is in memory twice.
 _SEGMENT_BYTES = 1 << 27
@@ -158,7 +158,7 @@ class FeatureExtractor(keras.Model):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
         check_one_process("extract")
-        source = self.as_examples(inputs)
+        source = as_examples(self.language_model, inputs)
         # One compiled batch size, in equal shares for all devices.
         divisor = batch_divisor()
         batch_size = -(-min(batch_size, len(source)) // divisor) * divisor
@@ -192,33 +192,8 @@ class FeatureExtractor(keras.Model):
         Raises:
             ValueError: if inputs and labels do not fit the model or each other.
         """
-        source = self.as_examples(examples)
+        source = as_examples(self.language_model, examples)
         return LabeledFeatures(self.extract(source, batch_size, path), source.labels)
-
-    def as_examples(self, given: LabeledPictures | npt.ArrayLike) -> Source:
-        """Returns pictures as examples that fit the model, or says why they do not.
-
-        Args:
-            given: what `extract` or `extract_labeled` takes; arrays without labels get some that mean nothing.
-
-        Returns:
-            `LabeledImages`, `LabeledTokens` or `ImageFiles`.
-
-        Raises:
-            ValueError: if they do not fit the model, or inputs and labels each other.
-        """
-        language_model = self.language_model
-        colors = language_model.backbone.vocabulary_size
-        if isinstance(given, LabeledTokens) and given.num_colors != colors:
-            raise ValueError(f"`inputs` must be tokens of {colors} colours. Received: {given.num_colors} colours")
-        if isinstance(given, Source):
-            first = EvaluationBatches(given.take(range(min(1, len(given)))), language_model.palette, 1)
-            language_model.check_token_arrays(first, "inputs", padded=True)
-            return given
-        inputs, labels = given if isinstance(given, tuple) else (given, None)
-        token_ids = language_model.token_array(inputs)
-        classes = np.zeros(len(token_ids), np.int64) if labels is None else np.asarray(labels)
-        return LabeledTokens(token_ids, classes, colors)
 
     def _fill(self, features: Float32Array, source: Source, batch_size: int) -> None:
         """Computes the features of all pictures into an array `(depths, B, D)`."""

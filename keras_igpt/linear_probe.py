@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from keras_igpt.atomic_file import write_json
 from keras_igpt.data.batches import Source
-from keras_igpt.features import FeatureExtractor, Float32Array, LabeledFeatures, LabeledPictures, Which
+from keras_igpt.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
+from keras_igpt.given_examples import LabeledPictures, as_examples
 from keras_igpt.logistic_regression import (
     REGULARIZATION_STRENGTHS,
     LogisticFit,
@@ -252,8 +253,10 @@ class LinearProbe:
         Raises:
             ValueError: if inputs and labels do not fit.
         """
+        language_model = self._extractor.language_model
         sources = {
-            name: self._extractor.as_examples(given) for name, given in (("train", train), ("validation", validation))
+            "train": as_examples(language_model, train),
+            "validation": as_examples(language_model, validation),
         }
         classes = check_classes(sources["train"].labels, sources["validation"].labels)
         learned, held_out = (self._extract(name, source) for name, source in sources.items())
@@ -297,7 +300,7 @@ class LinearProbe:
             ValueError: if the probe is not fitted, or inputs and labels do not fit.
         """
         fits = self._fitted()
-        examples = self._extract("test", self._extractor.as_examples(test))
+        examples = self._extract("test", as_examples(self._extractor.language_model, test))
         scores = {}
         for layers, fitted in fits.items():
             positions = [self._extractor.depths.index(layer) for layer in layers]

@@ -13,6 +13,7 @@ from keras_igpt.atomic_file import write_json
 from keras_igpt.data.batches import Source
 from keras_igpt.data.examples import DataSplits, LabeledImages, LabeledTokens, low_data_subset
 from keras_igpt.features import FeatureExtractor, LabeledFeatures, Which
+from keras_igpt.given_examples import as_examples
 from keras_igpt.logistic_regression import (
     REGULARIZATION_STRENGTHS,
     check_classes,
@@ -154,7 +155,7 @@ def low_data_table(
     if not labels_per_class:
         raise ValueError("`labels_per_class` must have at least one number. Received: none")
     parts: dict[str, Source] = {
-        name: extractor.as_examples(part)
+        name: as_examples(extractor.language_model, part)
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
     }
     for count in labels_per_class:  # each is possible, before anything is computed

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.arguments import check_integer
-from keras_igpt.data.batches import EvaluationBatches, Source
-from keras_igpt.data.examples import LabeledTokens
+from keras_igpt.data.batches import EvaluationBatches
 from keras_igpt.data.repeatable import check_seed
 from keras_igpt.distribution import batch_divisor, check_one_process
+from keras_igpt.given_examples import as_examples
 from keras_igpt.inference import predict_or_restore
 from keras_igpt.mask_vote import vote_mask
 from keras_igpt.palette import ColorPalette
@@ -100,31 +100,13 @@ class _PixelScoring:
     check_token_arrays: Any
     _scorer: Untracked[_Scorer] | None = None
 
-    def _examples(self, inputs: Any) -> Source:
-        """What `score` takes as examples that fit the model."""
-        colors = self.backbone.vocabulary_size
-        if isinstance(inputs, EvaluationBatches):
-            inputs = inputs.examples
-        if isinstance(inputs, keras.utils.PyDataset):
-            raise ValueError(
-                "`inputs` must be pictures, token ids, examples or EvaluationBatches, which end. "
-                f"Received: {type(inputs).__name__}"
-            )
-        if not isinstance(inputs, Source):
-            token_ids = self.token_array(inputs)
-            return LabeledTokens(token_ids, np.zeros(len(token_ids), np.int64), colors)
-        if isinstance(inputs, LabeledTokens) and inputs.num_colors != colors:
-            raise ValueError(f"`inputs` must be tokens of {colors} colours. Received: {inputs.num_colors} colours")
-        self.check_token_arrays(EvaluationBatches(inputs.take([0]), self.palette, 1), "inputs", padded=True)
-        return inputs
-
     def _scores(
         self, inputs: Any, per_pixel: bool, batch_size: int, masks: int = 1, rate: float | None = None, seed: int = 0
     ) -> Scores:
         """The mean over masks of this rate, or of all pixels where there is none."""
         batch_size = check_integer("batch_size", batch_size)
         check_one_process("score")
-        examples = self._examples(inputs)
+        examples = as_examples(self, inputs)
         if self._scorer is None:
             self._scorer = Untracked(_Scorer(self))
         # One compiled batch size, in equal shares for all devices.
