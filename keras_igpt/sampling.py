@@ -37,7 +37,7 @@ def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_
     probabilities = ops.softmax(logits, axis=-1)
     vocabulary_size = logits.shape[-1]
     restricted = ops.logical_or(ops.any(top_k < vocabulary_size), ops.any(top_p < 1.0))
-    # Sorting takes XLA on CPU as long as the network's products: it is left out where nothing is.
+    # Sorting takes XLA on CPU nearly as long as all products of a small network: it is left out where it can be.
     weights = ops.cond(
         restricted,
         lambda: ops.where(_kept(logits, top_k, top_p), probabilities, 0.0),
