@@ -25,6 +25,8 @@ class Failing(keras.utils.PyDataset):
 @pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize("used_before", [True, False])
 def test_a_failure_leaves_the_model_as_it_was(at, used_before):
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras takes the weights out of the model on JAX only")
     model, token_ids = randomize(make_causal_lm(num_layers=1)), random_tokens(2)
     if used_before:
         model.predict(token_ids, verbose=0)
