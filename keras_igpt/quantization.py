@@ -26,7 +26,7 @@ class QuantizableModel(keras.Model):
         Args:
             mode: `"int8"`. Keras' other modes are refused, for nothing here restores them from a file.
             config: a `keras.quantizers.Int8QuantizationConfig`; one with `activation_quantizer=None` quantises the
-                kernels and leaves the inputs as they are, which costs less accuracy and saves no time.
+                kernels and leaves the inputs as they are, which costs less accuracy.
             filters: which layers, as in Keras: a regular expression of names, several, or a function of the layer;
                 all dense layers by default.
 
