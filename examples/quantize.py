@@ -5,9 +5,10 @@ Command:
     python examples/quantize.py --model classifier.keras --images FOLDER                 # FOLDER/<class>/<picture>
 
 Needs: pip install "keras_igpt[jax,data]" and a model's file, such as examples/pretrain.py and examples/finetune.py
-write. The kernels of all dense layers become int8, a quarter of their size; `--kernels-alone` leaves the layers' inputs
-as they are. It saves room, not time, on a CPU: 512 pictures of 64 tokens took the bundled model 0.65 s before and
-0.66 s after on JAX, 1.31 and 5.14 s on TensorFlow, 1.18 and 4.06 s on PyTorch (two cores, medians of five). Measures the same test pictures before and after: loss in nats per token, or a classifier's accuracy too.
+write. The kernels of all dense layers become int8, a quarter of their size; `--kernels-alone` leaves the layers'
+inputs as they are. It saves room, not time, on a CPU: 512 pictures of 64 tokens took the bundled model 0.65 s before
+and 0.66 s after on JAX, 1.31 and 5.14 s on TensorFlow, 1.18 and 4.06 s on PyTorch (two cores, medians of five).
+Measures the same test pictures before and after: loss in nats per token, or a classifier's accuracy too.
 Writes float.keras, int8.keras (both without optimizer) and results.json to quantize_output/ (--output).
 """
 
