@@ -10,9 +10,10 @@ import keras
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.estimate import Estimate, estimate
 from keras_igpt.image_classifier import ImageGPTImageClassifier
-from keras_igpt.pixel_models import PixelModel, TokenModel
+from keras_igpt.pixel_models import PixelModel
 from keras_igpt.presets import PRESETS, Preset, get_preset
 from keras_igpt.quantization import int8_layers
+from keras_igpt.token_model import TokenModel
 from keras_igpt.training import pretraining_recipe
 
 _SIZES = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim")

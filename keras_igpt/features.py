@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.data.batches import EvaluationBatches, Source
 from keras_igpt.data.examples import Examples, Labels
@@ -155,8 +156,7 @@ class FeatureExtractor(keras.Model):
         Raises:
             ValueError: if an argument is out of its range, or inputs do not fit the model.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+        batch_size = check_integer("batch_size", batch_size)
         check_one_process("extract")
         source = as_examples(self.language_model, inputs)
         # One compiled batch size, in equal shares for all devices.

@@ -19,11 +19,10 @@ from keras_igpt.pixel_models import (
     ImageGPTCausalLM,
     ImageGPTMaskedLM,
     PixelModel,
-    TokenModel,
-    token_ids_of,
     weighted_mean,
 )
 from keras_igpt.presets import get_preset
+from keras_igpt.token_model import TokenModel, token_ids_of
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")

@@ -214,6 +214,5 @@ class MaskedScoring(_PixelScoring):
         print(lm.score(images, num_masks=5, seed=0))
         ```
         """
-        if not isinstance(num_masks, int) or num_masks < 1:
-            raise ValueError(f"`num_masks` must be a positive integer. Received: num_masks={num_masks!r}")
+        num_masks = check_integer("num_masks", num_masks)
         return self._scores(inputs, per_pixel, batch_size, num_masks, self.mask_rate, check_seed(seed))

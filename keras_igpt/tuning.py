@@ -20,7 +20,7 @@ from keras_igpt.atomic_file import whole_file, write_json
 from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
 from keras_igpt.distribution import check_one_process
 from keras_igpt.exact_resume import ExactResume
-from keras_igpt.pixel_models import TokenModel
+from keras_igpt.token_model import TokenModel
 
 MakeModel = Callable[[Any], keras.Model]
 
