@@ -319,6 +319,18 @@ def sum_over_replicas(value: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def replica_count() -> int:
+    """How many replicas share a step's batch out under TensorFlow's `tf.distribute`; 1 elsewhere.
+
+    Keras divides the loss of each by it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
 def infers_shapes_of_replicas() -> bool:
     """Whether Keras is tracing a model for its shapes, under TensorFlow's `tf.distribute`.
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -17,8 +16,8 @@ from keras_igpt.data.batches import EvaluationBatches, Source
 from keras_igpt.data.examples import Examples, Labels
 from keras_igpt.distribution import batch_divisor, check_one_process
 from keras_igpt.given_examples import LabeledPictures, as_examples
-from keras_igpt.inference import predict_or_restore
 from keras_igpt.pixel_models import PixelModel
+from keras_igpt.whole_steps import WholeStepModel
 
 Which = Literal["normed", "residual"]
 Float32Array = npt.NDArray[np.float32]
@@ -76,7 +75,7 @@ class LabeledFeatures(Examples):
         return np.concatenate([self.features[:, position] for position in positions], axis=1)
 
 
-class FeatureExtractor(keras.Model):
+class FeatureExtractor(WholeStepModel):
     """Computes the features f^l of chosen depths, pooled over positions inside the compiled graph.
 
     What leaves the device is `(B, depths, D)`, not every position, of a set of any size in one pass. A BERT model's
@@ -202,5 +201,5 @@ class FeatureExtractor(keras.Model):
         for start in range(0, len(source), segment):
             rows = range(start, min(start + segment, len(source)))
             batches = EvaluationBatches(source.take(rows), self.language_model.palette, batch_size)
-            computed = predict_or_restore(self, batches, verbose=0)[: len(rows)]
+            computed = self.predict(batches, verbose=0)[: len(rows)]
             features[:, start : rows.stop] = np.moveaxis(computed, 1, 0)

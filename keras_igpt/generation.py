@@ -15,6 +15,7 @@ from keras_igpt.inference import predict_whole_batches
 from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images
 from keras_igpt.sampling import NOT_DRAWN, check_all_drawn, check_prompt, sample_tokens, sampling_inputs
 from keras_igpt.untracked import Untracked
+from keras_igpt.whole_steps import WholeStepModel
 
 # A step's attention reads all keys that there is room for. The room grows this many times, or less where that would be
 # in parts of less than so many positions: each is another loop to compile.
@@ -48,7 +49,7 @@ def _as_number_where_eager(index: Any) -> Any:
     return int(index) if keras.backend.backend() == "torch" else index
 
 
-class _Decoder(keras.Model):
+class _Decoder(WholeStepModel):
     """The decoding loop as a model, so that `predict` compiles it on each backend.
 
     Everything a caller may change from one call to the next is an input: nothing but a new shape compiles anew.

@@ -41,7 +41,7 @@ def as_examples(language_model: Any, given: LabeledPictures | npt.ArrayLike) -> 
         raise ValueError(f"`inputs` must be tokens of {colors} colours. Received: {given.num_colors} colours")
     if isinstance(given, Source):
         first = EvaluationBatches(given.take(range(min(1, len(given)))), language_model.palette, 1)
-        language_model.check_token_arrays(first, "inputs", padded=True)
+        language_model.check_token_arrays(first[0][0], "inputs", padded=True)
         return given
     inputs, labels = given if isinstance(given, tuple) else (given, None)
     token_ids = language_model.token_array(inputs)

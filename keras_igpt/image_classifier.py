@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from keras import ops
 
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.data.repeatable import check_seed
+from keras_igpt.distribution import replica_count
 from keras_igpt.inference import predict_whole_batches
 from keras_igpt.mask_vote import majority, vote_mask
 from keras_igpt.palette import ColorPalette
@@ -22,7 +24,8 @@ from keras_igpt.pixel_models import (
     weighted_mean,
 )
 from keras_igpt.presets import get_preset
-from keras_igpt.token_model import TokenModel, token_ids_of
+from keras_igpt.token_model import TokenModel, per_image, token_ids_of
+from keras_igpt.untracked import Untracked
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -110,6 +113,8 @@ class ImageGPTImageClassifier(TokenModel):
 
         if generative_weight:
             self.generative_loss = keras.metrics.Mean(name="generative_loss")
+        # Takes the place of Keras' mean loss, whose name it has; files do not know it.
+        self._class_loss = Untracked(keras.metrics.Mean(name="loss"))
 
         # === Config ===
         self.num_classes = num_classes
@@ -294,13 +299,23 @@ class ImageGPTImageClassifier(TokenModel):
     ) -> Any:
         """Computes `generative_weight * L_GEN + L_CLF`, L_CLF being the loss given to `compile`.
 
-        L_GEN is a mean under `sample_weight`; L_CLF is Keras' loss, divided by the batch size whatever the weights.
+        L_GEN is a mean under `sample_weight`; L_CLF is Keras' loss, divided by the batch size whatever the weights. The
+        metric divides it by the number of images that have a weight: `EvaluationBatches` fill batches up with others.
         """
         if self.loss is None:
             raise ValueError(
                 "`loss` must be given to `compile`; `finetuning_recipe` has the paper's. Received: loss=None"
             )
-        loss = super().compute_loss(x, y, y_pred["class_logits"], sample_weight, training)
+        logits, sample_weight = y_pred["class_logits"], per_image(sample_weight)
+        loss = super().compute_loss(x, y, logits, sample_weight, training)
+        rows = counted = ops.cast(ops.shape(logits)[0], logits.dtype)
+        mean = loss
+        if sample_weight is not None:
+            # Rows without weight only fill the batch up; the compiled loss divides by their number too.
+            counted = ops.sum(ops.cast(ops.not_equal(sample_weight, 0), logits.dtype))
+            scaled = ops.cast(sample_weight, logits.dtype) * rows / ops.maximum(counted, 1.0)
+            mean = super().compute_loss(x, y, logits, scaled, training)
+        self._class_loss.value.update_state(mean * replica_count(), sample_weight=counted)
         if self.generative_weight:
             losses = y_pred["image_losses"]
             weights = self.language_model.image_weights(
@@ -314,8 +329,63 @@ class ImageGPTImageClassifier(TokenModel):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Updates the compiled metrics with the class logits."""
-        metrics: dict[str, Any] = super().compute_metrics(x, y, y_pred["class_logits"], sample_weight)
+        metrics: dict[str, Any] = super().compute_metrics(x, y, y_pred["class_logits"], per_image(sample_weight))
         return metrics
+
+    @property
+    def metrics(self) -> list[Any]:
+        """Keras' own, but for its mean loss, which counts rows that only fill a batch up."""
+        return [self._class_loss.value if metric.name == "loss" else metric for metric in super().metrics]
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the metrics by name; the loss is the mean over all images that have a weight, of both parts."""
+        results: dict[str, Any] = super().get_metrics_result()
+        if self.generative_weight and "loss" in results:
+            results["loss"] = results["loss"] + self.generative_weight * results["generative_loss"]
+        return results
+
+    def check_labels(self, labels: Any, name: str = "x") -> None:
+        """Checks the class labels that come with `name`.
+
+        Args:
+            labels: integer array `(B,)` or `(B, 1)` of classes; with a loss that takes them, numbers `(B, C)`, such as
+                smoothed ones.
+            name: str. What the caller calls what they come with.
+
+        Raises:
+            ValueError: if they are none, of another kind or out of range.
+        """
+        wanted = f"`{name}` must come with class labels, integers (B,) in 0…{self.num_classes - 1}"
+        if labels is None:
+            raise ValueError(f"{wanted}. Received: no labels")
+        classes = np.asarray(ops.convert_to_numpy(labels) if ops.is_tensor(labels) else labels)
+        if classes.shape[1:] == (self.num_classes,) and classes.dtype.kind in "fiu":
+            if "sparse" in _name_of(self.loss):
+                raise ValueError(
+                    f"{wanted} (one-hot labels: `labels.argmax(-1)`, or CategoricalCrossentropy(from_logits=True)). "
+                    f"Received: shape {classes.shape}"
+                )
+            if not np.isfinite(classes).all():
+                raise ValueError(f"{wanted} or finite numbers (B, {self.num_classes}). Received: NaN or infinity")
+            return
+        if classes.dtype.kind not in "iu" or classes.shape[1:] not in ((), (1,)) or not classes.ndim:
+            raise ValueError(f"{wanted}. Received: {classes.dtype} of shape {classes.shape}")
+        if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
+            raise ValueError(
+                f"{wanted} (where they count from 1, subtract 1). Received: {classes.min()}…{classes.max()}"
+            )
+
+    def _check_settings(self) -> None:
+        loss = keras.losses.get(self.loss) if isinstance(self.loss, str) else self.loss
+        from_logits = getattr(loss, "from_logits", None)
+        if from_logits is None and callable(loss):
+            parameter = inspect.signature(loss).parameters.get("from_logits")
+            from_logits = None if parameter is None else parameter.default
+        if from_logits is False:
+            raise ValueError(
+                "`loss` must take logits, such as keras.losses.SparseCategoricalCrossentropy(from_logits=True); "
+                f"`finetuning_recipe` has it. Received: {_name_of(self.loss)} of probabilities"
+            )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -334,6 +404,11 @@ class ImageGPTImageClassifier(TokenModel):
             config["language_model"], custom_objects=custom_objects
         )
         return super().from_config(config, custom_objects=custom_objects)
+
+
+def _name_of(loss: Any) -> str:
+    """What a loss is called, however it was given to `compile`."""
+    return loss if isinstance(loss, str) else str(getattr(loss, "name", getattr(loss, "__name__", "")))
 
 
 def _without(variables: list[Any], others: list[Any]) -> list[Any]:

@@ -12,33 +12,6 @@ from keras_igpt.arguments import check_integer
 from keras_igpt.distribution import batch_divisor, check_one_process
 
 
-def predict_or_restore(model: keras.Model, x: Any, **kwargs: Any) -> Any:
-    """Calls `model.predict` so that a failure, an interrupt say, leaves the model as it was.
-
-    Keras on JAX takes the weights out of the model meanwhile and puts them back at the end alone.
-
-    Args:
-        model: a Keras model.
-        x: what `predict` takes.
-        **kwargs: likewise.
-
-    Returns:
-        What `predict` returns.
-    """
-    if keras.backend.backend() != "jax":
-        return model.predict(x, **kwargs)
-    held = [(variable, variable.value) for variable in model.variables]
-    try:
-        return model.predict(x, **kwargs)
-    except BaseException:
-        # What the last whole step gave back; before the first one, what was there.
-        model.jax_state_sync()
-        for variable, value in held:
-            if variable._value is None or variable._value.is_deleted():
-                variable._value = value
-        raise
-
-
 def predict_whole_batches(model: keras.Model, inputs: dict[str, npt.NDArray[Any]], batch_size: int) -> npt.NDArray[Any]:
     """Calls `model.predict` so that every batch has the same size.
 
@@ -64,4 +37,4 @@ def predict_whole_batches(model: keras.Model, inputs: dict[str, npt.NDArray[Any]
     batch_size = -(-min(batch_size, rows) // divisor) * divisor
     padding = -rows % batch_size
     padded = {name: np.concatenate([array, np.repeat(array[-1:], padding, axis=0)]) for name, array in inputs.items()}
-    return np.asarray(predict_or_restore(model, padded, batch_size=batch_size, verbose=0)[:rows])
+    return np.asarray(model.predict(padded, batch_size=batch_size, verbose=0)[:rows])

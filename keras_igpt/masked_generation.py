@@ -16,9 +16,10 @@ from keras_igpt.inference import predict_whole_batches
 from keras_igpt.palette import ColorPalette, TokenIds, UInt8Images
 from keras_igpt.sampling import NOT_DRAWN, check_all_drawn, check_prompt, sample_tokens, sampling_inputs
 from keras_igpt.untracked import Untracked
+from keras_igpt.whole_steps import WholeStepModel
 
 
-class _Filler(keras.Model):
+class _Filler(WholeStepModel):
     """The rounds of filling as a model, so that `predict` compiles them; their number is an input like all else."""
 
     def __init__(self, language_model: keras.Model) -> None:

@@ -17,7 +17,7 @@ from keras_igpt.masked_generation import MaskedGeneration
 from keras_igpt.palette import ColorPalette
 from keras_igpt.preset_weights import open_preset
 from keras_igpt.scoring import CausalScoring, MaskedScoring
-from keras_igpt.token_model import TokenModel, token_ids_of
+from keras_igpt.token_model import TokenModel, per_image, token_ids_of
 
 
 class PixelModel(TokenModel):
@@ -238,11 +238,30 @@ class PixelModel(TokenModel):
         """Computes the objective in nats per token; targets are the inputs, and `y` is ignored."""
         position_mask = self.hidden_positions(x, training)
         losses = self.image_losses(token_ids_of(x), y_pred, position_mask)
-        weights = self.image_weights(losses, position_mask, sample_weight)
+        weights = self.image_weights(losses, position_mask, per_image(sample_weight))
         self.bits_per_pixel.update_state(losses / math.log(2), sample_weight=weights)
         if training:
             self.advance_step()
         return weighted_mean(losses, weights)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the metrics by name; the loss is the mean over all images by their weights.
+
+        Keras' own is a mean over batches by their rows, those included that only fill a batch up.
+        """
+        results: dict[str, Any] = super().get_metrics_result()
+        if "loss" in results:
+            results["loss"] = results["bits_per_pixel"] * math.log(2)
+        return results
+
+    def _check_settings(self) -> None:
+        given = self.get_compile_config() if self.compiled else {}
+        for name in ("loss", "metrics", "weighted_metrics"):
+            if given.get(name):
+                raise ValueError(
+                    f"`{name}` must not be given to `compile`: {type(self).__name__} has its own loss, the metric "
+                    f"bits_per_pixel, and no class labels to compare with. Received: {name}={given[name]!r}"
+                )
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -57,7 +57,7 @@ class QuantizableModel(keras.Model):
             if isinstance(part, QuantizableModel):
                 part.train_function = part.test_function = part.predict_function = None
                 for name, value in list(vars(part).items()):
-                    if isinstance(value, Untracked):
+                    if isinstance(value, Untracked) and isinstance(value.value, keras.Model):
                         setattr(part, name, None)
 
     def get_config(self) -> dict[str, Any]:

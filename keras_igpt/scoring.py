@@ -15,10 +15,10 @@ from keras_igpt.data.batches import EvaluationBatches
 from keras_igpt.data.repeatable import check_seed
 from keras_igpt.distribution import batch_divisor, check_one_process
 from keras_igpt.given_examples import as_examples
-from keras_igpt.inference import predict_or_restore
 from keras_igpt.mask_vote import vote_mask
 from keras_igpt.palette import ColorPalette
 from keras_igpt.untracked import Untracked
+from keras_igpt.whole_steps import WholeStepModel
 
 Float64Array = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
@@ -60,7 +60,7 @@ class Scores:
         )
 
 
-class _Scorer(keras.Model):
+class _Scorer(WholeStepModel):
     """The loss of each pixel as a model, so that `predict` compiles it; the logits stay on the device."""
 
     def __init__(self, language_model: Any) -> None:
@@ -124,7 +124,7 @@ class _PixelScoring:
                 part = slice(start, min(start + segment, rows))
                 batches = EvaluationBatches(examples.take(range(part.start, part.stop)), self.palette, batch_size)
                 hidden = None if mask is None else mask[part]
-                losses = predict_or_restore(self._scorer.value, _MaskedBatches(batches, hidden), verbose=0)
+                losses = self._scorer.value.predict(_MaskedBatches(batches, hidden), verbose=0)
                 losses = np.asarray(losses)[: part.stop - part.start]
                 lost = int((~np.isfinite(losses)).any(axis=-1).sum())
                 if lost:

@@ -164,12 +164,15 @@ def test_freezing_ends_with_the_classifier_that_asked_for_it(probe):
     assert len(other.trainable_weights) == len(model.trainable_weights) + 1 > 2
 
 
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
 def test_a_frozen_bert_model_draws_new_masks_in_each_step():
     model = randomize(make_masked_lm())
     before = [to_numpy(weight).copy() for weight in model.trainable_weights]
     classifier = igpt.ImageGPTImageClassifier(model, num_classes=4, generative_weight=0.0, frozen=True)
     randomize(classifier.class_head)
-    classifier.compile(optimizer=keras.optimizers.SGD(0.0), loss="sparse_categorical_crossentropy")
+    classifier.compile(optimizer=keras.optimizers.SGD(0.0), loss=LOSS)
     history = classifier.fit(random_tokens(8), LABELS, epochs=3, batch_size=8, verbose=0).history
     assert len(set(history["loss"])) == 3
     for weight, array in zip(model.trainable_weights, before, strict=True):

@@ -56,6 +56,12 @@ class _TokenSource:
         return len(self.examples)
 
     @property
+    def known_labels(self) -> Labels | None:
+        if isinstance(self.examples, LabeledTokens) or self.examples.knows_labels:
+            return self.examples.labels
+        return None
+
+    @property
     def image_size(self) -> int:
         assert self.examples.image_size is not None
         return self.examples.image_size
@@ -173,6 +179,11 @@ class TrainingBatches(keras.utils.PyDataset):
         return None
 
     @property
+    def known_labels(self) -> Labels | None:
+        """Classes of all examples where no file has to be read for them, else None."""
+        return self._source.known_labels
+
+    @property
     def description(self) -> dict[str, Any]:
         """What decides which batch a step sees, but for the pictures themselves; of types that JSON knows."""
         return {
@@ -248,12 +259,30 @@ class EvaluationBatches(keras.utils.PyDataset):
     ) -> None:
         self._source = _TokenSource(examples, palette)
         self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
+        self._filled = True
         super().__init__(**_threads(examples, workers, _BATCHES_AHEAD))
 
     @property
     def examples(self) -> LabeledTokens | ImageFiles:
         """What the batches are made of; pictures in memory as the tokens they became."""
         return self._source.examples
+
+    @property
+    def known_labels(self) -> Labels | None:
+        """Classes of all examples where no file has to be read for them, else None."""
+        return self._source.known_labels
+
+    def without_filling(self) -> EvaluationBatches:
+        """Returns the same batches with a shorter last one, which makes the model compile again.
+
+        Raises:
+            ValueError: if they are a part of batches that are shared out, which must be of one size.
+        """
+        if self._part != slice(0, self._batch_size):
+            raise ValueError("`shard` must be (0, 1) for batches that are not filled up. Received: one part of several")
+        shorter = copy.copy(self)
+        shorter._filled = False
+        return shorter
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._batch_size)
@@ -262,6 +291,8 @@ class EvaluationBatches(keras.utils.PyDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"`index` must lie in 0…{len(self) - 1}. Received: index={index}")
         rows = np.arange(index * self._batch_size, (index + 1) * self._batch_size)[self._part]
+        if not self._filled:
+            rows = rows[rows < len(self._source)]
         real = rows < len(self._source)
         token_ids, labels = self._source.read(rows[real]) if real.any() else self._source.read(np.array([0]))
         filling = [(0, len(rows) - len(labels))]

@@ -33,6 +33,8 @@ class ImageReader(ABC):
 
     # Whether pictures are turned upright as their EXIF data say. Benchmarks' data sets were never read so.
     upright: bool
+    # Whether `label` reads no file.
+    knows_labels = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -63,6 +65,7 @@ class FolderReader(ImageReader):
     """
 
     upright = True
+    knows_labels = True
 
     def __init__(self, files: list[Path], labels: list[int]) -> None:
         self._files, self._labels = files, labels
@@ -126,6 +129,11 @@ class ImageFiles(Examples):
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether `labels` reads no file."""
+        return self._reader.knows_labels
 
     @cached_property
     def labels(self) -> Labels:  # type: ignore[override]

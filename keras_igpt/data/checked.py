@@ -1,0 +1,153 @@
+"""Data sets of every kind that Keras takes, with each batch checked before a model sees it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+# Gets a batch as the data set gives it, and raises ValueError if something is wrong with it.
+Check = Callable[[Any], None]
+
+
+class CheckedData:
+    """A data set whose batches are checked one by one.
+
+    Arrays are not checked here: their owner sees them whole.
+
+    Args:
+        data: what `keras.Model.fit` takes as `x`.
+        check: what looks at each batch.
+
+    Attributes:
+        data: a data set of the same kind with the same batches, or what was given.
+        first: the first batch, checked; None for arrays.
+        error: what `check` raised. TensorFlow passes an error of its own on in its place.
+
+    Raises:
+        ValueError: if there is no batch, or something is wrong with the first one.
+    """
+
+    def __init__(self, data: Any, check: Check) -> None:
+        self._check = check
+        self.data: Any = data
+        self.first: Any = None
+        self.error: ValueError | None = None
+        batches: Iterator[Any]
+        if isinstance(data, keras.utils.PyDataset):
+            self.data = _CheckedDataset(data, self._look_at)
+            batches = iter(data[index] for index in range(1 if data.num_batches is None else data.num_batches))
+        elif inspect.isgenerator(data):
+            batches = data
+            self.data = self._checked_generator(data)
+        elif _is_a(data, "tensorflow", "data.Dataset"):
+            batches = data.take(1).as_numpy_iterator()
+            self.data = _checked_tf_dataset(data, self._look_at)
+        elif _is_a(data, "torch", "utils.data.DataLoader"):
+            batches = _first_of_loader(data)
+            self.data = _checked_loader(data, self._look_at)
+        else:
+            return
+        self.first = next(batches, None)
+        if self.first is None:
+            raise ValueError(f"A data set must have at least one batch. Received: {type(data).__name__} with none")
+        check(self.first)
+
+    def _look_at(self, batch: Any) -> None:
+        try:
+            self._check(batch)
+        except ValueError as error:
+            self.error = error
+            raise
+
+    def _checked_generator(self, batches: Iterator[Any]) -> Iterator[Any]:
+        # The first one was taken out to be looked at before anything else.
+        yield self.first
+        for batch in batches:
+            self._look_at(batch)
+            yield batch
+
+
+class _CheckedDataset(keras.utils.PyDataset):
+    """A `PyDataset` that checks the batches of another, and can begin at another item than its first."""
+
+    def __init__(self, dataset: keras.utils.PyDataset, check: Check) -> None:
+        super().__init__(
+            workers=dataset.workers,
+            use_multiprocessing=dataset.use_multiprocessing,
+            max_queue_size=dataset.max_queue_size,
+        )
+        self._dataset, self._check = dataset, check
+
+    @property
+    def num_batches(self) -> int | None:
+        """As many as the other has."""
+        count: int | None = self._dataset.num_batches
+        return count
+
+    def start_at(self, step: int) -> None:
+        """Makes item 0 the other's item `step`, where that has `starting_at`."""
+        self._dataset = self._dataset.starting_at(step)
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._dataset[index]
+        self._check(batch)
+        return batch
+
+    def on_epoch_begin(self) -> None:
+        self._dataset.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._dataset.on_epoch_end()
+
+
+def _is_a(data: Any, package: str, name: str) -> bool:
+    """Whether data are of a class of a package, which then has been imported."""
+    kind: Any = sys.modules.get(package)
+    for part in name.split("."):
+        kind = getattr(kind, part, None)
+    return kind is not None and isinstance(data, kind)
+
+
+def _checked_tf_dataset(dataset: Any, check: Check) -> Any:
+    import tensorflow as tf
+
+    def look_at(*batch: Any) -> Any:
+        # A data set of tuples gives their parts, of anything else the thing itself.
+        element = batch if isinstance(dataset.element_spec, tuple) else batch[0]
+
+        def on_host(*arrays: Any) -> np.bool_:
+            check(tf.nest.pack_sequence_as(element, arrays))
+            return np.True_
+
+        with tf.control_dependencies([tf.numpy_function(on_host, tf.nest.flatten(element), tf.bool)]):
+            return tf.nest.map_structure(tf.identity, element)
+
+    return dataset.map(look_at)
+
+
+def _first_of_loader(loader: Any) -> Iterator[Any]:
+    import torch
+
+    # A loader's order comes from PyTorch's generator, which stays where it is.
+    with torch.random.fork_rng(devices=[]):
+        yield next(iter(loader), None)
+
+
+def _checked_loader(loader: Any, check: Check) -> Any:
+    """The same loader as an object of a class whose iterator checks; Keras asks for PyTorch's own class."""
+    kind = type(loader)
+
+    def checked(self: Any) -> Iterator[Any]:
+        for batch in kind.__iter__(self):
+            check(tuple(batch) if isinstance(batch, list) else batch)
+            yield batch
+
+    copied = copy.copy(loader)
+    copied.__class__ = type(f"Checked{kind.__name__}", (kind,), {"__iter__": checked})
+    return copied

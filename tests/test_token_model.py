@@ -1,0 +1,342 @@
+"""What `fit`, `evaluate` and `predict` check, whatever their data come in, and that their means are true."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize, to_numpy
+
+import keras_igpt as igpt
+from keras_igpt.data.examples import LabeledTokens
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def make_lm():
+    lm = randomize(make_causal_lm(num_layers=1))
+    lm.compile(optimizer=keras.optimizers.SGD(0.1))
+    return lm
+
+
+def make_classifier(generative_weight=0.0, **compiled):
+    classifier = igpt.ImageGPTImageClassifier(make_lm(), num_classes=3, generative_weight=generative_weight)
+    randomize(classifier, seed=1)
+    classifier.compile(**{"optimizer": keras.optimizers.SGD(0.1), "loss": LOSS, **compiled})
+    return classifier
+
+
+class Dataset(keras.utils.PyDataset):
+    """Batches in a list."""
+
+    def __init__(self, batches, **kwargs):
+        super().__init__(**kwargs)
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def as_generator(batches):
+    return (batch for batch in batches)
+
+
+def as_tf_dataset(batches):
+    tensorflow = pytest.importorskip("tensorflow")
+    return tensorflow.data.Dataset.from_tensor_slices(
+        tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+    ).batch(len(batches[0][0]))
+
+
+def as_loader(batches):
+    torch = pytest.importorskip("torch")
+    arrays = [np.concatenate(part) for part in zip(*batches, strict=True)]
+    dataset = torch.utils.data.TensorDataset(*map(torch.from_numpy, arrays))
+    return torch.utils.data.DataLoader(dataset, batch_size=len(batches[0][0]))
+
+
+KINDS = {"PyDataset": Dataset, "generator": as_generator, "tf.data": as_tf_dataset, "DataLoader": as_loader}
+
+
+# === True means ===
+
+
+@pytest.fixture(scope="module")
+def ragged():
+    """Ten pictures in batches of eight, the last two unlike the others."""
+    token_ids, labels = random_tokens(10), np.arange(10) % 3
+    token_ids[8:] = 0
+    return LabeledTokens(token_ids, labels, 16)
+
+
+def in_every_way(examples):
+    yield igpt.EvaluationBatches(examples, None, 8)
+    yield as_tf_dataset([(examples.token_ids, examples.labels)]).unbatch().batch(8)
+
+
+def images_of(lm, examples):
+    return lm.score(examples.token_ids, batch_size=10).nats_per_token
+
+
+@pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
+def test_the_loss_is_a_mean_over_pictures_whatever_fills_the_last_batch(make, ragged):
+    lm = randomize(make(num_layers=1))
+    lm.compile(optimizer="sgd")
+    arrays = lm.evaluate(ragged.token_ids, batch_size=10, verbose=0, return_dict=True)
+    assert arrays["loss"] == pytest.approx(arrays["bits_per_pixel"] * math.log(2), rel=1e-6)
+    if make is make_causal_lm:
+        assert arrays["loss"] == pytest.approx(images_of(lm, ragged).mean(), rel=1e-5)
+    for batches in in_every_way(ragged):
+        assert lm.evaluate(batches, verbose=0, return_dict=True) == pytest.approx(arrays, rel=1e-5)
+        history = lm.fit(ragged.token_ids[:8], batch_size=8, verbose=0, validation_data=batches, epochs=1).history
+        after = lm.evaluate(ragged.token_ids, batch_size=10, verbose=0, return_dict=True)
+        assert {name: history[f"val_{name}"][0] for name in after} == pytest.approx(after, rel=1e-5)
+        arrays = after
+
+
+@pytest.mark.parametrize("generative_weight", [0.0, 0.5])
+def test_a_classifiers_loss_is_a_mean_over_pictures(generative_weight, ragged):
+    classifier = make_classifier(generative_weight, weighted_metrics=["accuracy"])
+    logits = classifier.predict(ragged.token_ids, batch_size=10, verbose=0)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = -log_probabilities[np.arange(10), ragged.labels].mean()
+    expected += generative_weight * images_of(classifier.language_model, ragged).mean()
+    accuracy = (logits.argmax(axis=-1) == ragged.labels).mean()
+    for batches in in_every_way(ragged):
+        found = classifier.evaluate(batches, verbose=0, return_dict=True)
+        assert (found["loss"], found["accuracy"]) == pytest.approx((expected, accuracy), rel=1e-5)
+
+
+def test_metrics_that_know_no_weights_count_no_filling(ragged):
+    classifier = make_classifier(metrics=["accuracy"])
+    logits = classifier.predict(ragged.token_ids, batch_size=10, verbose=0)
+    accuracy = (logits.argmax(axis=-1) == ragged.labels).mean()
+    batches = igpt.EvaluationBatches(ragged, None, 8)
+    assert classifier.evaluate(batches, verbose=0, return_dict=True)["accuracy"] == pytest.approx(accuracy)
+    history = classifier.fit(
+        ragged.token_ids[:8], ragged.labels[:8], batch_size=8, verbose=0, validation_data=batches
+    ).history
+    after = classifier.evaluate(ragged.token_ids, ragged.labels, batch_size=10, verbose=0, return_dict=True)
+    assert history["val_accuracy"][0] == pytest.approx(after["accuracy"])
+    assert history["val_loss"][0] == pytest.approx(after["loss"], rel=1e-5)
+
+
+def test_shared_out_batches_refuse_metrics_that_know_no_weights(ragged):
+    classifier = make_classifier(metrics=["accuracy"])
+    with pytest.raises(ValueError, match=r"`shard` must be \(0, 1\)"):
+        classifier.evaluate(igpt.EvaluationBatches(ragged, None, 8, shard=(1, 2)), verbose=0)
+
+
+# === Weights ===
+
+
+@pytest.mark.parametrize("generative_weight", [0.0, 1.0])
+def test_weights_as_a_column_are_weights(generative_weight):
+    token_ids, labels = random_tokens(4), np.array([0, 1, 2, 0])
+    weights = np.array([1.0, 2.0, 0.0, 0.5], "float32")
+    found = []
+    for shape in ((4,), (4, 1)):
+        classifier = make_classifier(generative_weight, weighted_metrics=["accuracy"])
+        classifier.fit(token_ids, labels, sample_weight=weights.reshape(shape), batch_size=4, verbose=0)
+        found.append([to_numpy(weight) for weight in classifier.weights])
+    for row, column in zip(*found, strict=True):
+        np.testing.assert_allclose(row, column, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["arrays", *KINDS])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones((4, 2), "float32"), r"`sample_weight` must be numbers of shape \(4,\).* \(4, 2\)"),
+        (np.array([1, 1, np.nan, 1], "float32"), "`sample_weight` must be finite.*1 rows"),
+        (np.array([1, 1, np.inf, np.inf], "float32"), "`sample_weight` must be finite.*2 rows"),
+    ],
+)
+def test_weights_that_are_none(kind, weights, message):
+    lm = make_lm()
+    before = [to_numpy(weight).copy() for weight in lm.weights]
+    token_ids = random_tokens(4)
+    good = np.ones(weights.shape, "float32") if weights.ndim == 1 else weights
+    batches = [(token_ids, np.zeros(4, "int32"), part) for part in (good, weights)]
+    data = {"x": token_ids, "sample_weight": weights} if kind == "arrays" else {"x": KINDS[kind](batches)}
+    with pytest.raises(ValueError, match=message):
+        lm.fit(**data, verbose=0)
+    if kind == "arrays":
+        for weight, array in zip(lm.weights, before, strict=True):
+            np.testing.assert_array_equal(to_numpy(weight), array)
+    assert all(np.isfinite(to_numpy(weight)).all() for weight in lm.weights)
+
+
+# === Tokens ===
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", [-1, 16])
+def test_tokens_out_of_range_train_nothing(kind, wrong):
+    lm = make_lm()
+    batches = [(random_tokens(4, seed=seed), np.zeros(4, "int32")) for seed in range(3)]
+    batches[1][0][2, 3] = wrong
+    with pytest.raises(ValueError, match=rf"`x` must lie in 0…15.*{wrong}"):
+        lm.fit(KINDS[kind](batches), verbose=0)
+    with pytest.raises(ValueError, match=rf"`x` must lie in 0…15.*{wrong}"):
+        lm.predict(KINDS[kind](batches), verbose=0)
+    assert all(np.isfinite(to_numpy(weight)).all() for weight in lm.weights)
+
+
+def test_tokens_of_several_workers_are_checked():
+    batches = [(random_tokens(4, seed=seed), np.zeros(4, "int32")) for seed in range(3)]
+    batches[2][0][2, 3] = 99
+    with pytest.raises(ValueError, match=r"0…15.*99"):
+        make_lm().fit(Dataset(batches, workers=2), verbose=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_sets_train_as_arrays_do(kind):
+    """Nothing is lost to a look at the first batch."""
+    batches = [(random_tokens(4, seed=seed), np.arange(4, dtype="int32") % 3) for seed in range(3)]
+    classifiers = [make_classifier(weighted_metrics=["accuracy"]) for _ in range(2)]
+    for batch in batches:
+        classifiers[0].train_on_batch(*batch)
+    classifiers[1].fit(KINDS[kind](batches), verbose=0, shuffle=False)
+    for one, other in zip(classifiers[0].weights, classifiers[1].weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_batches_are_trained_on_first(workers, ragged):
+    """Compiled metrics are built of a batch, which is not lost where several threads read."""
+    batches = igpt.TrainingBatches(ragged, None, 2, workers=workers)
+    classifiers = [make_classifier(weighted_metrics=["accuracy"]) for _ in range(2)]
+    for step in range(2 * batches.steps_per_epoch):
+        classifiers[0].train_on_batch(*batches[step])
+    classifiers[1].fit(batches, epochs=2, verbose=0)
+    for one, other in zip(classifiers[0].weights, classifiers[1].weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+def test_epochs_have_their_own_batches_where_training_goes_on(ragged, tmp_path):
+    batches = igpt.TrainingBatches(ragged, None, 2)
+    whole, resumed, backed_up = (make_lm() for _ in range(3))
+    whole.fit(batches, epochs=3, verbose=0)
+    resumed.fit(batches, epochs=1, verbose=0)
+    resumed.fit(batches, epochs=3, initial_epoch=1, verbose=0)
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        backed_up.fit(batches, epochs=3, verbose=0, callbacks=[backup, Stop()])
+    backed_up = make_lm()
+    backed_up.fit(batches, epochs=3, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
+    for one, two, three in zip(whole.weights, resumed.weights, backed_up.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(two))
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(three))
+
+
+# === Labels ===
+
+
+@pytest.mark.parametrize(
+    ("labels", "received"),
+    [
+        (np.array([1, 2, 3, 1]), "1…3"),
+        (np.array([0, -1, 2, 1]), "-1…2"),
+        (np.array([0, 2**31, 2, 1]), "0…2147483648"),
+        (np.array([0, 2**40 + 1, 2, 1]), "0…1099511627777"),
+        (np.array([0.0, 1.0, 2.0, 1.0]), "float64 of shape"),
+        (np.array(["cat", "dog", "cat", "cow"]), "<U3 of shape"),
+        (np.eye(3)[[0, 1, 2, 1]], r"labels.argmax.*\(4, 3\)"),
+        (None, "no labels"),
+    ],
+    ids=["from 1", "negative", "2^31", "2^40", "floats", "strings", "one-hot", "none"],
+)
+def test_labels_that_are_none(labels, received):
+    classifier = make_classifier()
+    token_ids = random_tokens(4)
+    message = rf"`x` must come with class labels, integers \(B,\) in 0…2.*{received}"
+    for method in (classifier.fit, classifier.evaluate, classifier.train_on_batch):
+        with pytest.raises(ValueError, match=message):
+            method(token_ids, labels)
+    batch = (token_ids,) if labels is None else (token_ids, labels)
+    with pytest.raises(ValueError, match=message):
+        classifier.fit(Dataset([batch]), verbose=0)
+    with pytest.raises(ValueError, match=message.replace("`x`", "`validation_data`")):
+        classifier.fit(token_ids, np.zeros(4, int), validation_data=(token_ids, labels), verbose=0)
+
+
+def test_labels_out_of_range_are_found_before_the_first_step():
+    examples = LabeledTokens(random_tokens(8), np.array([0, 1, 2, 0, 1, 2, 0, 3]), 16)
+    classifier = make_classifier()
+    for batches in (igpt.TrainingBatches(examples, None, 2), igpt.EvaluationBatches(examples, None, 2)):
+        with pytest.raises(ValueError, match=r"integers \(B,\) in 0…2 .*Received: 0…3"):
+            (classifier.fit if batches.num_batches is None else classifier.evaluate)(batches, verbose=0)
+
+
+def test_smoothed_labels_are_for_a_loss_that_takes_them():
+    classifier = make_classifier(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    smoothed = np.full((4, 3), 0.1, "float32") + 0.7 * np.eye(3, dtype="float32")[[0, 1, 2, 1]]
+    assert np.isfinite(classifier.fit(random_tokens(4), smoothed, verbose=0).history["loss"][0])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        classifier.fit(random_tokens(4), smoothed * np.nan, verbose=0)
+
+
+# === What `compile` and `fit` are given ===
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        keras.losses.SparseCategoricalCrossentropy(),
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.CategoricalCrossentropy(),
+    ],
+    ids=["name", "object", "function", "categorical"],
+)
+def test_a_loss_of_probabilities(loss):
+    with pytest.raises(ValueError, match=r"`loss` must take logits.*of probabilities"):
+        make_classifier(loss=loss).fit(random_tokens(4), np.zeros(4, int), verbose=0)
+
+
+@pytest.mark.parametrize("options", [{"metrics": ["accuracy"]}, {"weighted_metrics": ["accuracy"]}, {"loss": LOSS}])
+def test_a_pixel_model_has_no_labels_to_compare_with(options):
+    lm = make_causal_lm(num_layers=1)
+    lm.compile(optimizer="sgd", **options)
+    for method in (lm.fit, lm.evaluate):
+        with pytest.raises(ValueError, match=rf"`{next(iter(options))}` must not be given to `compile`"):
+            method(random_tokens(4), verbose=0)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "steps_per_epoch", "validation_batch_size", "validation_steps"])
+@pytest.mark.parametrize("value", [0, -1, "2", 2.0, True])
+def test_numbers_that_are_none(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must be an integer of at least 1. Received: {name}="):
+        make_lm().fit(random_tokens(4), **{name: value}, verbose=0)
+
+
+def test_nothing_to_train_on():
+    for method in (make_lm().fit, make_lm().evaluate, make_lm().predict):
+        with pytest.raises(ValueError, match=r"`x` must be token ids or a data set of them. Received: None"):
+            method(None)
+    with pytest.raises(ValueError, match=r"at least one batch. Received: generator with none"):
+        make_lm().fit(as_generator([]))
+
+
+def test_tokens_that_pytorch_cannot_hold():
+    with pytest.raises(ValueError, match=r"`x` must be token ids that int64 holds.*uint64"):
+        make_lm().fit(random_tokens(4).astype("uint64"), verbose=0)
+
+
+def test_validation_data_are_checked_before_the_first_epoch():
+    lm, token_ids = make_lm(), random_tokens(4)
+    bad = np.where(token_ids == token_ids.max(), 99, token_ids)
+    for held_out in ([bad, None], (bad,), (bad, None, np.ones(4)), Dataset([(bad, np.zeros(4))])):
+        with pytest.raises(ValueError, match=r"`validation_data`.*0…15.*99"):
+            lm.fit(token_ids, validation_data=held_out, verbose=0)
+    with pytest.raises(ValueError, match=r"`validation_data` must be \(x, y\).*tuple of 4"):
+        lm.fit(token_ids, validation_data=(token_ids, None, None, None), verbose=0)

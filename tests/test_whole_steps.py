@@ -1,0 +1,151 @@
+import signal
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_causal_lm, random_tokens, randomize, to_numpy
+
+import keras_igpt as igpt
+
+TOKENS, LABELS = random_tokens(8), np.arange(8) % 3
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Batches(keras.utils.PyDataset):
+    """Four batches of two; something happens as one of them is read."""
+
+    def __init__(self, at=None, happens=None):
+        super().__init__()
+        self.at, self.happens = at, happens
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == self.at:
+            self.happens()
+        rows = slice(2 * index, 2 * index + 2)
+        return TOKENS[rows], LABELS[rows]
+
+
+def make_classifier():
+    lm = randomize(make_causal_lm(num_layers=1))
+    classifier = randomize(igpt.ImageGPTImageClassifier(lm, num_classes=3, generative_weight=0.0), seed=1)
+    classifier.compile(optimizer=keras.optimizers.SGD(0.1), loss=LOSS, weighted_metrics=["accuracy"])
+    return classifier
+
+
+def weights_of(model):
+    return [to_numpy(weight).copy() for weight in model.weights]
+
+
+def assert_same(model, expected):
+    for weight, array in zip(model.weights, expected, strict=True):
+        np.testing.assert_array_equal(to_numpy(weight), array)
+
+
+def assert_works(model, expected):
+    assert_same(model, expected)
+    model.evaluate(TOKENS, LABELS, batch_size=2, verbose=0)
+    model.fit(TOKENS, LABELS, batch_size=2, verbose=0)
+    assert np.isfinite(model.predict(TOKENS, batch_size=2, verbose=0)).all()
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def fail():
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("happens", [interrupt, fail])
+def test_data_that_fail_leave_the_weights_of_the_last_step(happens):
+    classifier = make_classifier()
+    start = weights_of(classifier)
+    # TensorFlow reads data in a thread of its own and passes an error of its own on.
+    errors = (KeyboardInterrupt, OSError, Exception)
+    for method in (classifier.predict, classifier.evaluate):
+        for at in (2, 3):
+            with pytest.raises(errors):
+                method(Batches(at, happens), verbose=0)
+            assert_same(classifier, start)
+    for batch in range(3):
+        classifier.train_on_batch(*Batches()[batch])
+    after_three = weights_of(classifier)
+    for weight, array in zip(classifier.weights, start, strict=True):
+        weight.assign(array)
+    if keras.backend.backend() == "tensorflow":
+        # It reads ahead, so that any number of steps may have been made.
+        after_three = None
+    with pytest.raises(errors):
+        classifier.fit(Batches(3, happens), verbose=0)
+    assert_works(classifier, weights_of(classifier) if after_three is None else after_three)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_an_interrupt_waits_for_the_step_that_is_under_way(method, monkeypatch):
+    classifier = make_classifier()
+    # Keras looks at the shapes first, which is no step.
+    classifier.test_on_batch(TOKENS[:2], LABELS[:2])
+    start = weights_of(classifier)
+    if method == "fit":
+        classifier.train_on_batch(TOKENS[:2], LABELS[:2])
+    expected = weights_of(classifier)
+    for weight, array in zip(classifier.weights, start, strict=True):
+        weight.assign(array)
+    classifier.train_function = classifier.test_function = None
+    calls = []
+    call = classifier.call
+
+    def interrupted(*args, **kwargs):
+        # In the first step on PyTorch, while it is compiled elsewhere.
+        calls.append(args)
+        outputs = call(*args, **kwargs)
+        if len(calls) == 1:
+            interrupt()
+        return outputs
+
+    monkeypatch.setattr(classifier, "call", interrupted)
+    labels = {} if method == "predict" else {"y": LABELS}
+    order = {"shuffle": False} if method == "fit" else {}
+    with pytest.raises(KeyboardInterrupt):
+        getattr(classifier, method)(x=TOKENS, **labels, **order, batch_size=2, verbose=0)
+    monkeypatch.undo()
+    assert_works(classifier, expected)
+
+
+def test_nothing_else_handles_interrupts_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+    classifier = make_classifier()
+    classifier.predict(TOKENS, batch_size=2, verbose=0)
+    with pytest.raises(ValueError, match="class labels"):
+        classifier.evaluate(TOKENS, batch_size=2, verbose=0)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only Keras on JAX gives the weights' memory away")
+def test_a_step_that_fails_on_the_device_leaves_the_weights(monkeypatch):
+    import jax
+
+    classifier = make_classifier()
+    start = weights_of(classifier)
+    compute_loss, call = classifier.compute_loss, classifier.call
+
+    def out_of_memory(_):
+        raise MemoryError("no memory is left")
+
+    def failing(value):
+        return value + jax.pure_callback(out_of_memory, jax.ShapeDtypeStruct((), "float32"), 0.0)
+
+    monkeypatch.setattr(classifier, "compute_loss", lambda *args, **kwargs: failing(compute_loss(*args, **kwargs)))
+    monkeypatch.setattr(
+        classifier, "call", lambda *args, **kwargs: {"class_logits": failing(call(*args, **kwargs)["class_logits"])}
+    )
+    for method, labels in (("fit", {"y": LABELS}), ("evaluate", {"y": LABELS}), ("predict", {})):
+        with pytest.raises(Exception, match="no memory is left"):
+            getattr(classifier, method)(x=TOKENS, **labels, batch_size=2, verbose=0)
+        assert_same(classifier, start)
+    monkeypatch.undo()
+    classifier.train_function = classifier.test_function = classifier.predict_function = None
+    assert_works(classifier, start)
