@@ -58,5 +58,5 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
                     f"The loss became {loss} in batch {batch + 1} of epoch {self._epoch + 1}, at optimizer step "
                     f"{int(keras.ops.convert_to_numpy(optimizer.iterations))} or just before it, with learning rate "
                     f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.3g}. A smaller rate, a longer "
-                    "warm-up or `clip_norm` may help; a token id out of range does the same at any rate."
+                    "warm-up or `clip_norm` may help."
                 )

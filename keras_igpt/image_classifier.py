@@ -14,7 +14,7 @@ from keras import ops
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.data.repeatable import check_seed
 from keras_igpt.distribution import replica_count
-from keras_igpt.inference import predict_whole_batches
+from keras_igpt.inference import check_finite, predict_whole_batches
 from keras_igpt.mask_vote import majority, vote_mask
 from keras_igpt.palette import ColorPalette
 from keras_igpt.pixel_models import (
@@ -218,8 +218,12 @@ class ImageGPTImageClassifier(TokenModel):
 
         Returns:
             float32 array `(B, C)`.
+
+        Raises:
+            ValueError: if `x` does not fit the model, or its weights have diverged: the largest of logits that are no
+                numbers would be class 0.
         """
-        return super().predict(x, *args, **kwargs)["class_logits"]
+        return check_finite(super().predict(x, *args, **kwargs)["class_logits"], "predict")
 
     def vote(
         self, inputs: npt.ArrayLike, num_masks: int = 5, seed: int = 0, batch_size: int = 128
@@ -263,12 +267,6 @@ class ImageGPTImageClassifier(TokenModel):
             position_mask = vote_mask(token_ids.shape, self.language_model.mask_rate, seed, mask)
             masked = {"token_ids": token_ids, "position_mask": position_mask}
             logits = predict_whole_batches(self, masked, batch_size)
-            lost = int((~np.isfinite(logits)).any(axis=-1).sum())
-            if lost:
-                raise ValueError(
-                    "The model must give finite logits to vote with; its weights have diverged. "
-                    f"Received: NaN or infinity in {lost} of {len(logits)} rows"
-                )
             votes.append(logits.argmax(axis=-1))
         return majority(np.stack(votes, axis=-1), seed)
 

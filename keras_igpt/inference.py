@@ -12,6 +12,28 @@ from keras_igpt.arguments import check_integer
 from keras_igpt.distribution import batch_divisor, check_one_process
 
 
+def check_finite(outputs: npt.NDArray[Any], purpose: str) -> npt.NDArray[Any]:
+    """Refuses what a model computed where its weights are no numbers any more.
+
+    Args:
+        outputs: float array `(B, ...)`.
+        purpose: str. What they are for, such as `"score"`.
+
+    Returns:
+        The same array.
+
+    Raises:
+        ValueError: if there is NaN or infinity.
+    """
+    lost = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(axis=-1).sum())
+    if lost:
+        raise ValueError(
+            f"The model must give finite logits to {purpose} with; its weights have diverged. "
+            f"Received: NaN or infinity in {lost} of {len(outputs)} rows"
+        )
+    return outputs
+
+
 def predict_whole_batches(model: keras.Model, inputs: dict[str, npt.NDArray[Any]], batch_size: int) -> npt.NDArray[Any]:
     """Calls `model.predict` so that every batch has the same size.
 

@@ -15,6 +15,7 @@ from keras_igpt.data.batches import EvaluationBatches
 from keras_igpt.data.repeatable import check_seed
 from keras_igpt.distribution import batch_divisor, check_one_process
 from keras_igpt.given_examples import as_examples
+from keras_igpt.inference import check_finite
 from keras_igpt.mask_vote import vote_mask
 from keras_igpt.palette import ColorPalette
 from keras_igpt.untracked import Untracked
@@ -125,13 +126,7 @@ class _PixelScoring:
                 batches = EvaluationBatches(examples.take(range(part.start, part.stop)), self.palette, batch_size)
                 hidden = None if mask is None else mask[part]
                 losses = self._scorer.value.predict(_MaskedBatches(batches, hidden), verbose=0)
-                losses = np.asarray(losses)[: part.stop - part.start]
-                lost = int((~np.isfinite(losses)).any(axis=-1).sum())
-                if lost:
-                    raise ValueError(
-                        "The model must give finite logits to score with; its weights have diverged. "
-                        f"Received: NaN or infinity in {lost} of {len(losses)} rows"
-                    )
+                losses = check_finite(np.asarray(losses)[: part.stop - part.start], "score")
                 counted = np.ones(losses.shape, bool) if hidden is None else hidden
                 predicted = counted.sum(axis=-1)
                 # A mask that hides nothing of a picture says nothing about it.

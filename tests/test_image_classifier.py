@@ -270,3 +270,10 @@ def test_a_loss_must_be_compiled():
     classifier.compile(optimizer="sgd")
     with pytest.raises(ValueError, match="`loss` must be given to `compile`"):
         classifier.fit(random_tokens(8), LABELS, verbose=0)
+
+
+def test_weights_that_have_diverged_predict_no_class():
+    classifier = igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1), num_classes=4)
+    classifier.class_head.kernel.assign(np.full((32, 4), np.nan))
+    with pytest.raises(ValueError, match=r"finite logits to predict with.*8 of 8 rows"):
+        classifier.predict(random_tokens(8), verbose=0)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
@@ -138,7 +139,8 @@ class TrainingBatches(keras.utils.PyDataset):
         workers: int | None = None,
     ) -> None:
         self._source = _TokenSource(examples, palette)
-        self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
+        self._batch_size = check_integer("batch_size", batch_size)
+        self._part = _part_of_batch(self._batch_size, shard)
         if batch_size > len(self._source):
             raise ValueError(
                 f"`batch_size` must be at most the number of examples, {len(self._source)}. "
@@ -160,12 +162,11 @@ class TrainingBatches(keras.utils.PyDataset):
             )
         if mask_rate is not None and not 0 < mask_rate < 1:
             raise ValueError(f"`mask_rate` must lie between 0 and 1. Received: mask_rate={mask_rate}")
-        if first_step < 0:
-            raise ValueError(f"`first_step` must not be negative. Received: first_step={first_step}")
         # Keras fills the queue anew each epoch and keeps what is left: more than an epoch's would pile up.
         super().__init__(**_threads(examples, workers, self.steps_per_epoch - 1))
         self._seed = check_seed(seed)
-        self._augmentation, self._mask_rate, self._first_step = augmentation, mask_rate, first_step
+        self._augmentation, self._mask_rate = augmentation, mask_rate
+        self._first_step = check_integer("first_step", first_step, 0)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     @property
@@ -196,10 +197,8 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def starting_at(self, step: int) -> TrainingBatches:
         """Returns the same batches from a step on: its item 0 is item `step` here."""
-        if step < 0:
-            raise ValueError(f"`step` must not be negative. Received: step={step}")
         later = copy.copy(self)
-        later._first_step += step
+        later._first_step += check_integer("step", step, 0)
         return later
 
     def rows(self, index: int) -> tuple[int, npt.NDArray[np.int64]]:
@@ -258,7 +257,8 @@ class EvaluationBatches(keras.utils.PyDataset):
         workers: int | None = None,
     ) -> None:
         self._source = _TokenSource(examples, palette)
-        self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
+        self._batch_size = check_integer("batch_size", batch_size)
+        self._part = _part_of_batch(self._batch_size, shard)
         self._filled = True
         super().__init__(**_threads(examples, workers, _BATCHES_AHEAD))
 
@@ -306,8 +306,7 @@ class EvaluationBatches(keras.utils.PyDataset):
 def _threads(examples: Source, workers: int | None, most_ahead: int) -> dict[str, int]:
     if workers is None:
         workers = examples.threads if isinstance(examples, ImageFiles) else 1
-    if workers < 1:
-        raise ValueError(f"`workers` must be at least 1. Received: workers={workers}")
+    workers = check_integer("workers", workers)
     return {"workers": workers, "max_queue_size": max(1, min(max(_BATCHES_AHEAD, 2 * workers), most_ahead))}
 
 
@@ -315,9 +314,7 @@ def _part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
     part, count = shard
     if not 0 <= part < count:
         raise ValueError(f"`shard` must be (part, count) with 0 <= part < count. Received: shard={shard}")
-    if batch_size < 1 or batch_size % count:
-        raise ValueError(
-            f"`batch_size` must be a positive multiple of the {count} shard(s). Received: batch_size={batch_size}"
-        )
+    if batch_size % count:
+        raise ValueError(f"`batch_size` must be a multiple of the {count} shard(s). Received: batch_size={batch_size}")
     size = batch_size // count
     return slice(part * size, (part + 1) * size)
