@@ -164,6 +164,18 @@ def test_bad_files_are_named(tmp_path):
             open_files(tmp_path / name).read(0)
 
 
+def test_no_program_is_started_for_a_picture_of_another_kind(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: started.append(args))
+    Image.fromarray(gradient()).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"Received: .*a\.png .damaged, or none of PNG, JPEG, BMP, GIF, TIFF, WEBP"):
+        open_files(tmp_path / "a.png").read(0)
+    assert not started
+
+
 def test_a_picture_too_large_to_be_honest_is_named(tmp_path, monkeypatch):
     Image.fromarray(gradient()).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

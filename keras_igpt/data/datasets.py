@@ -14,7 +14,7 @@ import numpy.typing as npt
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
 from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
 from keras_igpt.data.repeatable import check_seed, permutation
-from keras_igpt.data.tfds_reader import TfdsReader
+from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
 
 # Share of the official training set that is held out (section 3.1).
 _HELD_OUT = {"imagenet2012": 0.04, "cifar10": 0.1, "cifar100": 0.1, "stl10": 0.1}
@@ -69,11 +69,7 @@ def load_dataset(
         raise ValueError("`image_size` must be given for 'imagenet2012'. Received: image_size=None")
     check_seed(seed)
     folder = _prepared_folder(name, data_dir, download)
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError("Loading a data set needs tensorflow-datasets: pip install 'keras_igpt[data]'") from error
-    builder = tensorflow_datasets.builder_from_directory(folder)
+    builder = open_prepared(folder)
     test_split = "test" if in_memory else "validation"
     everything, test = (ImageFiles(TfdsReader(builder, split), image_size) for split in ("train", test_split))
     train, validation = split_off(everything, _HELD_OUT[name], seed)
