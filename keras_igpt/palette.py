@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tokenize
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -213,8 +214,10 @@ class ColorPalette:
         ```
         """
         try:
-            centroids = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            # Mapped: a shape that the file only claims takes no memory.
+            centroids = np.array(np.lib.format.open_memmap(path, mode="r"))
+        # What NumPy raises for headers that are cut off, changed or absurd.
+        except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:
             raise ValueError(
                 "`path` must be a .npy file with a float array (V, 3) or (V, 1) in [-1, 1]. "
                 f"Received: {os.fspath(path)!r}, which NumPy cannot read ({error})"
