@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.color_table import build_color_table, nearest_colors, pack_colors, unpack_colors
 
@@ -176,8 +177,10 @@ class ColorPalette:
         """
         pixels = check_images(images)
         pixels = pixels.reshape(-1, pixels.shape[-1])
-        if num_colors < 1:
-            raise ValueError(f"`num_colors` must be at least 1. Received: num_colors={num_colors}")
+        num_colors = check_integer("num_colors", num_colors)
+        check_integer("max_pixels", max_pixels)
+        check_integer("max_iterations", max_iterations)
+        check_integer("seed", seed, 0, 2**32 - 1)  # what k-means takes
         if len(pixels) > max_pixels:
             chosen = np.random.default_rng(seed).choice(len(pixels), max_pixels, replace=False)
             pixels = pixels[chosen]
@@ -393,9 +396,14 @@ def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
         The array, unchanged.
 
     Raises:
-        ValueError: if dtype, rank, channels or size are wrong.
+        ValueError: if they are of several sizes, or dtype, rank, channels or size are wrong.
     """
-    array = np.asarray(images)
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be one array, of pictures of one size. Received: {type(images).__name__} ({error})"
+        ) from error
     if array.dtype != np.uint8:
         hint = "; scale floats to 0…255 and convert them" if array.dtype.kind == "f" else ""
         raise ValueError(f"`{name}` must be uint8 (0…255){hint}. Received: dtype {array.dtype}")

@@ -48,12 +48,16 @@ def with_token(value):
 CASES = {
     # Palettes and images
     "float images": ("images", lambda: COLORS.encode(IMAGES / 255)),
+    "images of two sizes": ("images", lambda: COLORS.encode([IMAGES[0], IMAGES[0, :2]])),
     "images without channels": ("images", lambda: COLORS.encode(np.zeros((4, 4), "uint8"))),
     "images with four channels": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 4), "uint8"))),
     "no pixel": ("images", lambda: COLORS.encode(np.zeros((0, 4, 4, 3), "uint8"))),
     "grey images for a colour palette": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 1), "uint8"))),
     "colour images for a grey palette": ("images", lambda: GREY.encode(IMAGES)),
     "too few colours": ("images", lambda: ColorPalette.fit(IMAGES, 2)),
+    "half a colour": ("num_colors", lambda: ColorPalette.fit(IMAGES, 1.5)),
+    "a palette's pixels that are no number": ("max_pixels", lambda: ColorPalette.fit(IMAGES, 1, max_pixels=None)),
+    "a palette's negative seed": ("seed", lambda: ColorPalette.fit(IMAGES, 1, seed=-1)),
     "no colours": ("num_colors", lambda: ColorPalette.fit(IMAGES, 0)),
     "centroids on the pixel scale": ("centroids", lambda: ColorPalette(np.full((2, 3), 128.0))),
     "centroids that are NaN": ("centroids", lambda: ColorPalette(np.full((2, 3), np.nan))),

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "keras_igpt"
 ALLOWED = {
     "presets": set(),
     "color_table": set(),
-    "palette": {"atomic_file", "color_table"},
+    "palette": {"arguments", "atomic_file", "color_table"},
     "arguments": set(),
     "direct_call": set(),
     "layers": {"direct_call", "recomputation", "row_reductions"},
@@ -36,7 +36,7 @@ ALLOWED = {
     "data.datasets": {"arguments", "data.examples", "data.image_files", "data.repeatable", "data.tfds_reader"},
     "data.batches": {"data.augmentation", "data.examples", "data.image_files", "data.repeatable", "palette"},
     "data.token_cache": {"atomic_file", "data.examples", "data.image_files", "palette"},
-    "plotting": {"palette"},
+    "plotting": {"arguments", "given_pictures", "palette"},
     "backbone": {"attention", "direct_call", "distribution", "layers", "preset_weights", "presets", "quantization"},
     "generation": {"arguments", "given_pictures", "inference", "palette", "sampling", "untracked"},
     "token_model": {"backbone", "distribution", "exact_resume", "finite_loss", "palette", "quantization"},
@@ -73,7 +73,7 @@ ALLOWED = {
         "token_model",
         "training",
     },
-    "export": {"features", "image_classifier", "palette", "pixel_models", "quantization"},
+    "export": {"arguments", "features", "image_classifier", "palette", "pixel_models", "quantization"},
     "given_pictures": {"data.image_files", "palette"},
     "masked_generation": {
         "arguments",
