@@ -179,6 +179,16 @@ def test_no_program_is_started_for_a_picture_of_another_kind(tmp_path, monkeypat
     assert not started
 
 
+def test_a_photograph_with_a_second_one_behind_it_is_a_jpeg(tmp_path):
+    """As many telephones write them: Pillow calls the format MPO."""
+    photograph = Image.fromarray(gradient())
+    photograph.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photograph], quality=95)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.format == "MPO"
+    expected = resize_images(gradient()[None], 4)[0].astype(int)
+    np.testing.assert_allclose(open_files(tmp_path / "a.jpg").read(0)[0].astype(int), expected, atol=4)
+
+
 def test_a_picture_too_large_to_be_honest_is_named(tmp_path, monkeypatch):
     Image.fromarray(gradient()).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
