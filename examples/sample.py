@@ -31,7 +31,8 @@ import keras
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data.image_files import import_pillow
+from keras_igpt.data import ImageFiles
+from keras_igpt.data.image_files import FolderReader
 from keras_igpt.given_pictures import pictures_of_size
 
 # Pictures of which the animation and the surprise map show something.
@@ -73,9 +74,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         parser.error(f"--keep-rows must leave something to draw: 0…{size - 1}")
 
     if options.complete:
-        pillow = import_pillow()
         channels = language_model.palette.num_channels
-        originals = pictures_of_size([pillow.open(path) for path in options.complete], size, channels)
+        reader = FolderReader([Path(path) for path in options.complete], [0] * len(options.complete))
+        files = ImageFiles(reader, image_size=None, num_channels=channels)
+        try:
+            pictures = [files.read(row)[0] for row in range(len(files))]
+        except ValueError as error:
+            parser.error(f"--complete: {error}")
+        originals = pictures_of_size(pictures, size, channels)
         keep = size // 2 if options.keep_rows is None else options.keep_rows
         completions = language_model.complete(
             originals, keep_rows=keep, num_samples=options.num_images, verbose=1, **drawing

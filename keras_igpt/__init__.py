@@ -1,10 +1,25 @@
 """Image GPT for Keras 3: generative pre-training from pixels, and what its features are good for.
 
+A process that only loads a model needs `import keras_igpt` too, before `keras.saving.load_model`: Keras does not import
+the classes that a file names, and says "Could not locate class" without it.
+
 Reference:
     [Chen et al., 2020, Generative Pretraining from Pixels](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf)
 """
 
 from typing import Any
+
+try:
+    import keras  # noqa: F401
+except ImportError as error:
+    # Keras' own message names the absent package, not why it is looked for; unset, KERAS_BACKEND means TensorFlow.
+    if (error.name or "").partition(".")[0] not in ("jax", "tensorflow", "torch"):
+        raise
+    raise ImportError(
+        "Keras must find its backend: set the environment variable KERAS_BACKEND to 'jax', 'tensorflow' or 'torch' "
+        "before the import, and install that one: pip install 'keras_igpt[jax]', 'keras_igpt[tensorflow]' or "
+        f"'keras_igpt[torch]'. Received: {error}"
+    ) from error
 
 from keras_igpt.attention_maps import attention_maps
 from keras_igpt.backbone import ImageGPTBackbone

@@ -43,9 +43,12 @@ class CheckpointTensors:
             float32 array.
 
         Raises:
-            ValueError: if it has values that are no numbers.
+            ValueError: if it is of no real numbers, or has values that are none.
         """
-        array = np.asarray(self.read(name), np.float32)
+        stored = np.asarray(self.read(name))
+        if not np.can_cast(stored.dtype, np.float32, "same_kind"):
+            raise ValueError(f"{self.path} must hold real numbers. Received: {name} of {stored.dtype}")
+        array = stored.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise ValueError(f"{self.path} must hold finite weights. Received: {name} with inf or NaN")
         return array

@@ -21,7 +21,14 @@ _FORWARD_WIDTHS = 13
 # The logits, their log-softmax and the gradients of both.
 _COPIES_OF_LOGITS = 4
 # Bytes of a number in a block and of one in a weight, by dtype policy.
-_BYTES = {"float32": (4, 4), "mixed_bfloat16": (2, 4), "mixed_float16": (2, 4), "bfloat16": (2, 2), "float16": (2, 2)}
+_BYTES = {
+    "float32": (4, 4),
+    "mixed_bfloat16": (2, 4),
+    "mixed_float16": (2, 4),
+    "bfloat16": (2, 2),
+    "float16": (2, 2),
+    "float64": (8, 8),
+}
 # Arrays of all weights that an update makes on the way.
 _UPDATE_COPIES = {"jax": 0, "tensorflow": 0, "torch": 3}
 
@@ -154,7 +161,8 @@ def estimate(
             `attention` and `normalization`.
         batch_size: int. Sequences `B` of a step.
         image_size: int. Side of the pictures, in place of the preset's.
-        dtype: dtype policy of the model: `"float32"`, `"mixed_bfloat16"`, `"mixed_float16"`, `"bfloat16"`, `"float16"`.
+        dtype: dtype policy of the model: `"float32"`, `"mixed_bfloat16"`, `"mixed_float16"`, `"bfloat16"`,
+            `"float16"`, `"float64"`.
         remat: bool. Whether blocks are computed anew in the backward pass. With it the estimate was a third too low on
             PyTorch at the one, tiny, size where it was compared; elsewhere it was not.
         gradient_accumulation: bool. Whether the optimizer accumulates gradients.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.features import FeatureExtractor
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.palette import ColorPalette
@@ -118,7 +120,7 @@ class ServingModel(keras.Model):
     ```python
     serving = ServingModel(classifier)
     class_logits = serving.predict(images)
-    serving.export("classifier", format="tf_saved_model")
+    serving.export("classifier")
     ```
     """
 
@@ -152,7 +154,7 @@ class ServingModel(keras.Model):
     def export(
         self,
         filepath: str | os.PathLike[str],
-        format: Format = "tf_saved_model",
+        format: Format | None = None,
         batch_size: int | None = None,
         verbose: bool = False,
         **kwargs: Any,
@@ -175,7 +177,7 @@ class ServingModel(keras.Model):
 
         Args:
             filepath: folder of the SavedModel, or `.onnx` file.
-            format: `"tf_saved_model"` or `"onnx"`.
+            format: `"tf_saved_model"` or `"onnx"`; by default as `filepath` ends, `"onnx"` for `.onnx`.
             batch_size: int. Pictures of a batch, where it shall be fixed.
             verbose: bool. Whether Keras says what it wrote.
             **kwargs: of `keras.Model.export`.
@@ -186,11 +188,19 @@ class ServingModel(keras.Model):
 
         Example:
         ```python
-        ServingModel(classifier).export("classifier.onnx", format="onnx", batch_size=1)
+        ServingModel(classifier).export("classifier.onnx", batch_size=1)
         ```
         """
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ValueError(f"`batch_size` must be a positive integer or None. Received: batch_size={batch_size!r}")
+        if batch_size is not None:
+            batch_size = check_integer("batch_size", batch_size)
+        named_onnx = Path(filepath).suffix.lower() == ".onnx"
+        if format is None:
+            format = "onnx" if named_onnx else "tf_saved_model"
+        if named_onnx and format == "tf_saved_model":
+            raise ValueError(
+                "`filepath` must be a folder for a SavedModel; for ONNX pass format='onnx'. "
+                f"Received: {os.fspath(filepath)!r} with format='tf_saved_model'"
+            )
         self._check_format(format, batch_size)
         signature = [keras.InputSpec(shape=(batch_size, *self.image_shape), dtype="uint8", name="images")]
         super().export(os.fspath(filepath), format=format, verbose=verbose, input_signature=signature, **kwargs)

@@ -26,7 +26,7 @@ Float32Array = npt.NDArray[np.float32]
 _SEGMENT_BYTES = 1 << 27
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabeledFeatures(Examples):
     """Features of pictures at one or more depths and their classes, in memory or mapped from a file.
 
@@ -53,6 +53,10 @@ class LabeledFeatures(Examples):
                 "`features` must have shape (B, depths, D), and `labels` (B,). "
                 f"Received: shapes {self.features.shape} and {self.labels.shape}"
             )
+
+    def __repr__(self) -> str:
+        count, *shape = self.features.shape
+        return f"LabeledFeatures({count} pictures, features of shape {tuple(shape)})"
 
     def __len__(self) -> int:
         return len(self.features)

@@ -11,7 +11,7 @@ from keras_igpt.data.image_files import import_pillow, resize_images, to_eight_b
 from keras_igpt.palette import UInt8Images, check_images
 
 
-def pictures_of_size(images: Any, image_size: int, num_channels: int) -> UInt8Images:
+def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str = "images") -> UInt8Images:
     """Makes one batch of a model's size of whatever pictures are given; says so where it has to resize.
 
     Args:
@@ -20,6 +20,7 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int) -> UInt8Im
             is dropped.
         image_size: int. Side wanted.
         num_channels: int. 3 for colour, or 1 for grey. Pillow images are converted, arrays must have them.
+        name: str. What the caller calls them.
 
     Returns:
         uint8 array `(B, image_size, image_size, num_channels)`.
@@ -32,29 +33,29 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int) -> UInt8Im
         UserWarning: if pictures are resized.
     """
     if isinstance(images, np.ndarray) and images.ndim == 4:
-        batches = [check_images(images)]
+        batches = [check_images(images, name)]
     else:
         several = list(images) if isinstance(images, (list, tuple)) else [images]
-        batches = [_one_picture(picture, num_channels)[None] for picture in several]
+        batches = [_one_picture(picture, num_channels, name)[None] for picture in several]
     sizes = sorted({batch.shape[1:3] for batch in batches})
     channels = {batch.shape[-1] for batch in batches}
     if not batches or channels != {num_channels} or any(batch.ndim != 4 for batch in batches):
         raise ValueError(
-            f"`images` must be pictures of {num_channels} channel(s): a uint8 array (B, H, W, {num_channels}), or a "
+            f"`{name}` must be pictures of {num_channels} channel(s): a uint8 array (B, H, W, {num_channels}), or a "
             f"list of arrays or Pillow images. Received: shapes {sorted({batch.shape for batch in batches})}"
         )
     resized = np.concatenate([resize_images(batch, image_size) for batch in batches])
     if sizes != [(image_size, image_size)]:
-        found = ", ".join(f"{height}x{width}" for height, width in sizes[:3])
+        found = ", ".join(f"{width}x{height}" for height, width in sizes[:3])
         warnings.warn(
-            f"Pictures of {found}{' and others' if len(sizes) > 3 else ''} pixels were cropped to their centre squares "
-            f"and resized to the model's {image_size}x{image_size}.",
+            f"Pictures of {found}{' and others' if len(sizes) > 3 else ''} pixels (width x height) were cropped to "
+            f"their centre squares and resized to the model's {image_size}x{image_size}.",
             stacklevel=3,
         )
     return resized
 
 
-def _one_picture(picture: Any, num_channels: int) -> UInt8Images:
+def _one_picture(picture: Any, num_channels: int, name: str) -> UInt8Images:
     """A picture as an array `(H, W, C)`."""
     mode = getattr(picture, "mode", None)
     if isinstance(mode, str):
@@ -65,9 +66,9 @@ def _one_picture(picture: Any, num_channels: int) -> UInt8Images:
             # A new picture: that of the caller stays as it is.
             pixels = np.asarray(to_eight_bits(pillow, ImageOps.exif_transpose(picture), num_channels))
         except ValueError as error:
-            raise ValueError(f"`images` must be whole numbers. Received: a Pillow image of mode {mode!r}") from error
+            raise ValueError(f"`{name}` must be whole numbers. Received: a Pillow image of mode {mode!r}") from error
         return check_images(pixels.reshape(*pixels.shape[:2], num_channels))
-    array = check_images(picture)
+    array = check_images(picture, name)
     if array.ndim != 3:
-        raise ValueError(f"`images` must hold pictures (H, W, C). Received: one of shape {array.shape}")
+        raise ValueError(f"`{name}` must hold pictures (H, W, C). Received: one of shape {array.shape}")
     return array

@@ -97,6 +97,12 @@ def load_huggingface_checkpoint(
     palette = _read_palette(path / PREPROCESSOR)
     sizes.check(path / CONFIG, palette)
     tensors = open_tensors(path)
+    # Before as many names are made as the configuration says.
+    if sizes.num_layers > len(tensors.shapes):
+        raise ValueError(
+            f"{path / CONFIG} must have the layers that the weights are of. "
+            f"Received: n_layer={sizes.num_layers}, while {tensors.path} has {len(tensors.shapes)} tensors"
+        )
     body = _BODY if any(name.startswith(_BODY) for name in tensors.shapes) else ""
     expected = _expected_shapes(sizes, body)
     biases = [name for name in expected if name.endswith(".bias")]
@@ -134,7 +140,7 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
         folder: folder to make; one that exists must be empty.
 
     Raises:
-        ValueError: if transformers has no such model, or the folder is not empty.
+        ValueError: if transformers has no such model, a weight is not finite, or the folder is not empty.
         ImportError: if safetensors is absent.
 
     Example:
@@ -155,12 +161,13 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
     sizes = Sizes(
         backbone.vocabulary_size, backbone.num_tokens, backbone.num_layers, backbone.num_heads, backbone.hidden_dim
     )
+    tensors = _tensors_of(lm, sizes)
     partial = target.with_name(f".partial-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         # Older versions of transformers refuse a file that does not say that its tensors are laid out as PyTorch's.
-        save_file(_tensors_of(lm, sizes), partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         write_json(partial / CONFIG, _config_of(sizes))
         if lm.palette is not None:
             write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, backbone.image_size))
@@ -217,7 +224,7 @@ def _read_config(path: Path) -> Sizes:
         raise ValueError(
             f"{path} must have model_type={_MODEL_TYPE!r}. Received: model_type={config.get('model_type')!r}"
         )
-    if not all(isinstance(config.get(name), int) and config[name] > 0 for name in _SIZES):
+    if not all(type(config.get(name)) is int and config[name] > 0 for name in _SIZES):
         sizes = ", ".join(f"{name}={config.get(name)!r}" for name in _SIZES)
         raise ValueError(f"{path} must have positive whole numbers for all of the sizes. Received: {sizes}")
     faults = [
@@ -239,7 +246,7 @@ def _read_palette(path: Path) -> ColorPalette | None:
         return None
     try:
         return ColorPalette(np.asarray(clusters, np.float32))
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must hold the colour clusters, a list of triples in [-1, 1]. {error}") from error
 
 
@@ -270,6 +277,12 @@ def _tensors_of(lm: ImageGPTCausalLM, sizes: Sizes) -> dict[str, npt.NDArray[np.
     tensors = {name: weights[role].reshape(shapes[name]) for role, name in _names(sizes.num_layers, _BODY).items()}
     tensors[_BODY + _TABLE] = np.concatenate([weights["token_embedding"], weights["start_vector"][None]])
     tensors[_HEAD] = weights["pixel_head"].T
+    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(
+            "`lm` must have finite weights. "
+            f"Received: inf or NaN in {', '.join(broken[:3])}{' and others' if len(broken) > 3 else ''}"
+        )
     tensors |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.endswith(".bias")}
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 

@@ -39,6 +39,7 @@ _DAMAGED = (
     ValueError,
     pickle.UnpicklingError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -118,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON. Received: a damaged or foreign file ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object. Received: {type(content).__name__}")
@@ -135,7 +136,7 @@ def open_tensors(folder: Path) -> CheckpointTensors:
         The tensors, whose names and shapes are known but not yet compared with a model's.
 
     Raises:
-        ValueError: if files are missing, damaged, or of a number format that NumPy lacks.
+        ValueError: if files are missing, damaged, or of a number format that NumPy lacks or that is not real.
         ImportError: if safetensors, or PyTorch for its own format, is absent.
     """
     for name, open_file in ((WEIGHTS, _open_safetensors), (_PICKLED_WEIGHTS, _open_pickled)):
@@ -212,12 +213,27 @@ def _open_pickled(path: Path) -> CheckpointTensors:
         # Weights only: a pickle could run anything. Files of the older kind cannot be mapped into memory.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _DAMAGED as error:
+        # The first sentence; PyTorch goes on to advise that the file be trusted.
+        reason = re.split(r"\. |\n", str(error))[0] or type(error).__name__
         raise ValueError(
-            f"{path} must be weights that PyTorch saved. Received: a damaged or foreign file ({error})"
+            f"{path} must be weights that PyTorch saved. Received: a damaged or foreign file ({reason})"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
         raise ValueError(f"{path} must hold a dictionary of tensors. Received: {type(state).__name__} of other things")
-    shapes: dict[str, Shape] = {
-        name: tuple(tensor.shape) for name, tensor in state.items() if not _OLD_BUFFER.fullmatch(name)
-    }
+    state = {name: tensor for name, tensor in state.items() if not _OLD_BUFFER.fullmatch(name)}
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{path} must hold dense tensors of real numbers. "
+                f"Received: {name} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            )
+        # One number may stand for any number of elements.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path} must hold all numbers of its tensors. "
+                f"Received: {name} of shape {tuple(tensor.shape)} in {tensor.untyped_storage().nbytes()} bytes"
+            )
+    shapes: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return CheckpointTensors(path, shapes, lambda name: state[name].detach().float().numpy())

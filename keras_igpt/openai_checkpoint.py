@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -155,11 +156,22 @@ def _open(checkpoint: Path) -> CheckpointTensors:
             for name, shape in reader.get_variable_to_shape_map().items()
             if not _LEFT_OUT.search(name)
         }
+        dtypes = reader.get_variable_to_dtype_map()
     except failures as error:
         raise ValueError(
             f"{checkpoint}.index must be the index of a TensorFlow checkpoint. Received: a damaged or foreign file "
             f"({error})"
         ) from error
+
+    # Before a model is made of the sizes that the index says.
+    claimed = sum(math.prod(shape) * dtypes[name].size for name, shape in shapes.items() if dtypes[name].is_floating)
+    data = [file for file in checkpoint.parent.iterdir() if file.name.startswith(f"{checkpoint.name}.data-")]
+    there = sum(file.stat().st_size for file in data)
+    if claimed > there:
+        raise ValueError(
+            f"The data files of {checkpoint} must be whole. "
+            f"Received: {there:,} bytes, from which tensors of {claimed:,} cannot be read"
+        )
 
     def read(name: str) -> npt.NDArray[Any]:
         try:

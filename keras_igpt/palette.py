@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import tokenize
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.color_table import build_color_table, nearest_colors, pack_colors, unpack_colors
 
@@ -175,8 +177,10 @@ class ColorPalette:
         """
         pixels = check_images(images)
         pixels = pixels.reshape(-1, pixels.shape[-1])
-        if num_colors < 1:
-            raise ValueError(f"`num_colors` must be at least 1. Received: num_colors={num_colors}")
+        num_colors = check_integer("num_colors", num_colors)
+        check_integer("max_pixels", max_pixels)
+        check_integer("max_iterations", max_iterations)
+        check_integer("seed", seed, 0, 2**32 - 1)  # what k-means takes
         if len(pixels) > max_pixels:
             chosen = np.random.default_rng(seed).choice(len(pixels), max_pixels, replace=False)
             pixels = pixels[chosen]
@@ -213,8 +217,10 @@ class ColorPalette:
         ```
         """
         try:
-            centroids = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            # Mapped: a shape that the file only claims takes no memory.
+            centroids = np.array(np.lib.format.open_memmap(path, mode="r"))
+        # What NumPy raises for headers that are cut off, changed or absurd.
+        except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:
             raise ValueError(
                 "`path` must be a .npy file with a float array (V, 3) or (V, 1) in [-1, 1]. "
                 f"Received: {os.fspath(path)!r}, which NumPy cannot read ({error})"
@@ -390,9 +396,14 @@ def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
         The array, unchanged.
 
     Raises:
-        ValueError: if dtype, rank, channels or size are wrong.
+        ValueError: if they are of several sizes, or dtype, rank, channels or size are wrong.
     """
-    array = np.asarray(images)
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be one array, of pictures of one size. Received: {type(images).__name__} ({error})"
+        ) from error
     if array.dtype != np.uint8:
         hint = "; scale floats to 0…255 and convert them" if array.dtype.kind == "f" else ""
         raise ValueError(f"`{name}` must be uint8 (0…255){hint}. Received: dtype {array.dtype}")

@@ -187,7 +187,7 @@ class PixelModel(TokenModel):
             ops.where(in_range, token_ids, ops.zeros_like(token_ids)), logits, from_logits=True
         )
         # No backend may pass an impossible token off as some other one.
-        return ops.where(in_range, losses, ops.full_like(losses, math.nan))
+        return ops.where(in_range, losses, math.nan)
 
     def image_losses(self, token_ids: Any, logits: Any, position_mask: Any | None) -> Any:
         """Computes each image's loss: the mean over its predicted tokens, in nats per token.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
+from keras_igpt.given_pictures import pictures_of_size
 from keras_igpt.palette import ColorPalette, UInt8Images, check_images
 
 if TYPE_CHECKING:
@@ -149,8 +151,9 @@ def plot_completions(
     """Draws, a row a picture: what the model saw, its completions, the original.
 
     Args:
-        originals: uint8 array `(B, H, W, C)`.
-        completions: uint8 array `(B, num_samples, H, W, C)`, of `ImageGPTCausalLM.complete`.
+        originals: pictures as `ImageGPTCausalLM.complete` takes them; of another size they are shown as the model saw
+            them, cropped to their centre squares and resized.
+        completions: uint8 array `(B, num_samples, S, S, C)`, of `ImageGPTCausalLM.complete`.
         keep_rows: int. Rows the model saw.
         keep_pixels: int, in place of `keep_rows`. Pixels the model saw, in raster order.
 
@@ -158,7 +161,11 @@ def plot_completions(
         A figure.
 
     Raises:
-        ValueError: if it is not said what the model saw.
+        ValueError: if it is not said what the model saw, or originals and completions are not of the same pictures.
+        ImportError: if pictures have to be resized and Pillow is absent.
+
+    Warns:
+        UserWarning: if pictures are resized.
 
     Example:
     ```python
@@ -173,9 +180,19 @@ def plot_completions(
             "`keep_rows` or `keep_pixels` must be given, and not both. "
             f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
         )
-    pictures, samples = check_images(originals), check_images(completions, "completions")
-    kept = keep_pixels if keep_rows is None else keep_rows * pictures.shape[2]
-    assert kept is not None
+    samples = check_images(completions, "completions")
+    if samples.ndim != 5 or samples.shape[2] != samples.shape[3]:
+        raise ValueError(f"`completions` must have shape (B, num_samples, S, S, C). Received: shape {samples.shape}")
+    size, channels = samples.shape[3:]
+    pictures = pictures_of_size(originals, size, channels, name="originals")
+    if len(pictures) != len(samples):
+        raise ValueError(
+            f"`originals` must be as many pictures as `completions` has, {len(samples)}. Received: {len(pictures)}"
+        )
+    if keep_rows is None:
+        kept = check_integer("keep_pixels", keep_pixels, 0, size**2)
+    else:
+        kept = check_integer("keep_rows", keep_rows, 0, size) * size
     columns = samples.shape[1] + 2
     figure = _figure(1.0 * columns, 1.0 * len(pictures) + 0.4)
     grid = figure.subplots(len(pictures), columns, squeeze=False)

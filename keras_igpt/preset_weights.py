@@ -142,15 +142,38 @@ def open_preset(name: str, overrides: Mapping[str, Any]) -> StoredModel:
                 f"Received: {argument}={overrides[argument]!r}"
             )
     path = WEIGHTS_FOLDER / preset.weights
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    config = json.loads(str(arrays[_CONFIG]))
-    if config["format"] != _FORMAT:
-        raise ValueError(f"{path} must be of format {_FORMAT}. Received: {config['format']}")
+    arrays, config = _read(path)
+    if config.get("format") != _FORMAT:
+        raise ValueError(f"{path} must be of format {_FORMAT}. Received: {config.get('format')!r}")
+    absent = [key for key in ("architecture", "options") if key not in config]
+    if absent or _CENTROIDS not in arrays:
+        raise ValueError(
+            f"{path} must hold a whole model; install the package again. "
+            f"Received: a file without {', '.join(absent) or _CENTROIDS}"
+        )
     if config["architecture"] != preset.architecture:
         raise ValueError(f"{path} must hold {preset.architecture}. Received: {config['architecture']}")
     weights = {key.removeprefix(_PREFIX): array for key, array in arrays.items() if key.startswith(_PREFIX)}
     return StoredModel(path, config["architecture"], config["options"], arrays[_CENTROIDS], weights)
+
+
+def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """The arrays of a model's file, and what it says of them."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        config = json.loads(str(arrays[_CONFIG]))
+        if not isinstance(config, dict):
+            raise ValueError(f"{_CONFIG} is no JSON object")
+    except OSError:  # absent or unreadable, which is not damaged
+        raise
+    # What a damaged archive makes its readers raise is not documented.
+    except Exception as error:
+        raise ValueError(
+            f"{path} must be a model as save_preset_weights writes it; install the package again. "
+            f"Received: a damaged or foreign file ({type(error).__name__}: {error})"
+        ) from error
+    return arrays, config
 
 
 def _architecture(backbone: keras.Model) -> dict[str, Any]:

@@ -95,6 +95,66 @@ def test_damaged_files_are_named(prepared, tmp_path):
         igpt.load_dataset("cifar100", tmp_path, 4)
 
 
+def foreign_feature(form):
+    """JSON of a feature of a class that stands in no module of TFDS."""
+    name = "evilmod.Evil"
+    return {
+        "feature": {"pythonClassName": name, "text": {}},
+        "other spelling": {"python_class_name": name, "text": {}},
+        "older": {"type": name, "content": {}},
+        "nested": {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "featuresDict": {"features": {"x": {"pythonClassName": name, "text": {}}}},
+        },
+        "in a text": {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "jsonFeature": {"json": json.dumps({"x": {"type": name, "content": {}}})},
+        },
+    }[form]
+
+
+@pytest.mark.parametrize(
+    ("file", "form"),
+    [("features.json", "older")]
+    + [
+        (file, form)
+        for file in ("features.json", "dataset_info.json")
+        for form in ("feature", "other spelling", "nested", "in a text")
+    ],
+)
+def test_no_code_that_a_data_folder_names_is_run(prepared, tmp_path, monkeypatch, file, form):
+    import shutil
+
+    folder = tmp_path / "cifar100" / "1.0.0"
+    shutil.copytree(prepared / "cifar100" / "1.0.0", folder)
+    features = json.loads((folder / "features.json").read_text())
+    features["featuresDict"]["features"]["id"] = foreign_feature(form)
+    if form == "older":
+        features = {"type": features["pythonClassName"], "content": {"id": foreign_feature(form)}}
+    content = features
+    if file == "dataset_info.json":
+        content = json.loads((folder / file).read_text()) | {"features": features}
+    (folder / file).write_text(json.dumps(content))
+    (tmp_path / "evilmod.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=rf"own image, label and text features.*Received: .*{file} with .*evilmod"):
+        igpt.load_dataset("cifar100", tmp_path, 4)
+    assert "evilmod" not in sys.modules
+
+
+@pytest.mark.parametrize("content", [None, '{"featuresDict": {', "[" * 100_000])
+def test_damaged_metadata_is_named(prepared, tmp_path, content):
+    import shutil
+
+    folder = tmp_path / "cifar100" / "1.0.0"
+    shutil.copytree(prepared / "cifar100" / "1.0.0", folder)
+    path = folder / "features.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ValueError, match=r"`data_dir` must hold .*Received: .*features\.json"):
+        igpt.load_dataset("cifar100", tmp_path, 4)
+
+
 def test_a_format_without_random_access_is_named(prepared, tmp_path):
     import shutil
 

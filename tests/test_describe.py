@@ -59,6 +59,19 @@ def test_a_model_with_what_it_was_compiled_with(palette):
     assert description.estimate.optimizer_state == 3 * 4 * model.count_params()
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")  # JAX' own, which counts in float32 then
+def test_a_model_in_double_precision():
+    model = make_causal_lm(dtype="float64")
+    description = describe(model)
+    assert row(str(description), "dtype policy") == "float64"
+    # The pixel head stays in float32.
+    assert description.estimate.weights == 8 * model.count_params() - 4 * model.pixel_head.count_params()
+
+
+def test_a_model_of_one_colour():
+    assert row(str(describe(make_causal_lm(vocabulary_size=1))), "vocabulary_size") == "1"
+
+
 def test_a_classifier_in_int8():
     classifier = igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1), num_classes=3, layer=1)
     classifier.compile(**igpt.finetuning_recipe(0.0003))

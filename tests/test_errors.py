@@ -6,7 +6,16 @@ import pytest
 from conftest import make_backbone, make_causal_lm, make_masked_lm, random_tokens
 
 import keras_igpt as igpt
-from keras_igpt.data import DataSplits, LabeledImages, LabeledTokens, low_data_subset, resize_images, split_off
+from keras_igpt.data import (
+    DataSplits,
+    ImageFiles,
+    LabeledImages,
+    LabeledTokens,
+    low_data_subset,
+    resize_images,
+    split_off,
+)
+from keras_igpt.data.image_files import FolderReader
 from keras_igpt.logistic_regression import fit_logistic_regression
 from keras_igpt.palette import ColorPalette
 from keras_igpt.presets import get_preset
@@ -39,12 +48,16 @@ def with_token(value):
 CASES = {
     # Palettes and images
     "float images": ("images", lambda: COLORS.encode(IMAGES / 255)),
+    "images of two sizes": ("images", lambda: COLORS.encode([IMAGES[0], IMAGES[0, :2]])),
     "images without channels": ("images", lambda: COLORS.encode(np.zeros((4, 4), "uint8"))),
     "images with four channels": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 4), "uint8"))),
     "no pixel": ("images", lambda: COLORS.encode(np.zeros((0, 4, 4, 3), "uint8"))),
     "grey images for a colour palette": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 1), "uint8"))),
     "colour images for a grey palette": ("images", lambda: GREY.encode(IMAGES)),
     "too few colours": ("images", lambda: ColorPalette.fit(IMAGES, 2)),
+    "half a colour": ("num_colors", lambda: ColorPalette.fit(IMAGES, 1.5)),
+    "a palette's pixels that are no number": ("max_pixels", lambda: ColorPalette.fit(IMAGES, 1, max_pixels=None)),
+    "a palette's negative seed": ("seed", lambda: ColorPalette.fit(IMAGES, 1, seed=-1)),
     "no colours": ("num_colors", lambda: ColorPalette.fit(IMAGES, 0)),
     "centroids on the pixel scale": ("centroids", lambda: ColorPalette(np.full((2, 3), 128.0))),
     "centroids that are NaN": ("centroids", lambda: ColorPalette(np.full((2, 3), np.nan))),
@@ -205,6 +218,8 @@ CASES = {
         lambda: igpt.TrainingBatches(tokens(), None, 2, augmentation=igpt.PaddedCrop),
     ),
     "batches of nothing": ("examples", lambda: igpt.EvaluationBatches(tokens().take(np.arange(0)), None, 2)),
+    "labels beyond int32": ("labels", lambda: LabeledImages(IMAGES, np.full(4, 2**40 + 1))),
+    "labels that wrap around": ("labels", lambda: LabeledImages(IMAGES, np.full(4, 2**64 - 1, "uint64"))),
     "negative labels": ("labels", lambda: LabeledImages(IMAGES, -np.arange(4))),
     "a test set of another size": (
         "test",
@@ -230,6 +245,12 @@ CASES = {
     ),
     "resizing one picture without a batch": ("images", lambda: resize_images(IMAGES[0], 2)),
     "resizing to nothing": ("size", lambda: resize_images(IMAGES, 0)),
+    "a size that is true": ("size", lambda: resize_images(IMAGES, True)),
+    "a folder without a size": ("image_size", lambda: igpt.load_image_folder("nowhere", None)),
+    "arrays of a size that is true": ("image_size", lambda: igpt.load_arrays(*[(IMAGES, np.arange(4))] * 2, True)),
+    "files of half a size": ("image_size", lambda: ImageFiles(FolderReader([], []), 2.5)),
+    "files of a channel that is true": ("num_channels", lambda: ImageFiles(FolderReader([], []), 2, num_channels=True)),
+    "half a label a class": ("labels_per_class", lambda: low_data_subset(tokens(), 0.5)),
     "ImageNet in all its sizes": ("image_size", lambda: igpt.load_dataset("imagenet2012")),
     "an unknown data set": ("name", lambda: igpt.load_dataset("cifar11")),
 }

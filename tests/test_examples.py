@@ -195,6 +195,19 @@ def test_sample(pretrained, tmp_path):
     assert list((tmp_path / "completed").glob("*.png"))
 
 
+def test_sample_names_a_file_that_it_cannot_read(tmp_path, capsys):
+    from PIL import Image
+
+    example = load(ROOT / "examples" / "sample.py")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype("uint8")
+    Image.fromarray(noise).save(tmp_path / "good.jpg")
+    (tmp_path / "corrupt.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:1000])
+    options = ["--complete", str(tmp_path / "good.jpg"), str(tmp_path / "corrupt.jpg")]
+    with pytest.raises(SystemExit):
+        example.main([*options, "--output", str(tmp_path / "completed")])
+    assert "corrupt.jpg" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.fixture
 def benchmarks(monkeypatch):
     """Benchmarks import what they share from their own folder."""

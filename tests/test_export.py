@@ -115,6 +115,29 @@ def test_onnx_of_a_masked_model(palette, tmp_path):
     np.testing.assert_allclose(onnx_outputs(tmp_path / "model.onnx", IMAGES), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("model.onnx", None, "onnx"),
+        ("model.ONNX", None, "onnx"),
+        ("model", None, "tf_saved_model"),
+        ("model", "onnx", "onnx"),
+        ("model.onnx", "tf_saved_model", None),
+    ],
+)
+def test_the_name_of_the_file_says_the_format(classifier, tmp_path, monkeypatch, name, given, expected):
+    written = []
+    monkeypatch.setattr(keras.Model, "export", lambda self, path, format, **others: written.append((path, format)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if all exporters were there
+    path = tmp_path / name
+    if expected is None:
+        with pytest.raises(ValueError, match=r"`filepath` must be a folder.*pass format='onnx'.*Received: "):
+            ServingModel(classifier).export(path, format=given, batch_size=np.int64(2))
+    else:
+        ServingModel(classifier).export(path, format=given, batch_size=np.int64(2))
+    assert written == ([] if expected is None else [(str(path), expected)])
+
+
 def test_absent_exporters_are_named(classifier, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     absent = " ".join(EXPORTERS[keras.backend.backend()])

@@ -231,7 +231,7 @@ def test_pictures_of_other_sizes_and_kinds_are_resized_with_a_word(palette):
     model = make_causal_lm(palette)
     expected = resize_images(pixels[None], 4)
     for given in (pixels, pixels[None], image.fromarray(pixels), [image.fromarray(pixels), expected[0]]):
-        with pytest.warns(UserWarning, match=r"9x12.* resized to the model's 4x4"):
+        with pytest.warns(UserWarning, match=r"12x9 pixels .width x height. .* resized to the model's 4x4"):
             completed = model.complete(given, keep_rows=4)
         np.testing.assert_array_equal(completed[0, 0], expected[0])
     rotated = image.fromarray(pixels[:4, :4].transpose(1, 0, 2)[::-1])

@@ -175,6 +175,9 @@ def test_policy_and_recomputation_are_ones_own(saved):
         ({"tie_word_embeddings": True}, "tie_word_embeddings=True instead of False"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"n_head": None}, "positive whole numbers.*n_head=None"),
+        ({"n_head": True}, "positive whole numbers.*n_head=True"),
+        ({"n_layer": 10**10}, r"config\.json must have the layers.*n_layer=10000000000, while .* has 24 tensors"),
+        ({"n_embd": 10**10}, r"another shape: transformer\.wte\.weight \(17, 32\) instead of \(17, 10000000000\)"),
         ({"n_head": 5}, "heads divide its width.*5 heads, width 32"),
         ({"n_positions": 15}, "square pictures.*15 positions"),
         ({"n_layer": 3}, r"missing: transformer\.h\.2\.ln_1\.weight, .*transformer\.h\.2\.mlp\.c_proj\.weight$"),
@@ -215,6 +218,24 @@ def test_weights_that_the_model_cannot_have_are_refused(copied):
         load_huggingface_checkpoint(copied)
 
 
+@pytest.mark.parametrize("kind", ["complex", "integers", "sparse", "of no device", "one number for all"])
+def test_pickled_tensors_that_are_no_weights_are_named(copied, kind):
+    (copied / "model.safetensors").unlink()
+    state = transformers_model().state_dict()
+    name = "transformer.ln_f.weight"
+    weight = state[name]
+    state[name] = {
+        "complex": lambda: weight + 1j,
+        "integers": lambda: weight.int(),
+        "sparse": lambda: weight.to_sparse(),
+        "of no device": lambda: weight.to("meta"),
+        "one number for all": lambda: torch.ones(1).expand(32),
+    }[kind]()
+    torch.save(state, copied / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin must hold .*Received: transformer\.ln_f\.weight of "):
+        load_huggingface_checkpoint(copied)
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil",)
@@ -233,6 +254,8 @@ def damage(folder, how):
         (folder / "config.json").unlink()
     elif how == "config":
         (folder / "config.json").write_text('{"model_type": "ima')
+    elif how == "deep config":
+        (folder / "config.json").write_text("[" * 100_000)
     elif how == "config list":
         (folder / "config.json").write_text("[]")
     else:
@@ -245,6 +268,16 @@ def damage(folder, how):
         elif how == "truncated pickle":
             torch.save(transformers_model().state_dict(), pickled)
             pickled.write_bytes(pickled.read_bytes()[:-900])
+        elif how == "pickle of one byte":
+            torch.save({}, pickled)
+            pickled.write_bytes(pickled.read_bytes()[:1])
+        elif how == "pickle on several disks":
+            torch.save({}, pickled)
+            content = bytearray(pickled.read_bytes())
+            content[content.rindex(b"PK\6\7") + 4] = 1
+            pickled.write_bytes(content)
+        elif how == "numbers for names":
+            torch.save({1: torch.ones(1)}, pickled)
         elif how == "foreign pickle":
             pickled.write_bytes(b"no weights" * 99)
         elif how == "lost shard":
@@ -267,6 +300,10 @@ def damage(folder, how):
         ("pickle that runs", r"pytorch_model\.bin must be weights that PyTorch saved"),
         ("pickle of numbers", r"pytorch_model\.bin must hold a dictionary of tensors"),
         ("truncated pickle", r"pytorch_model\.bin must be weights that PyTorch saved"),
+        ("pickle of one byte", r"pytorch_model\.bin must be weights that PyTorch saved.*only load failed\)$"),
+        ("pickle on several disks", r"pytorch_model\.bin must be weights that PyTorch saved"),
+        ("numbers for names", r"pytorch_model\.bin must hold a dictionary of tensors"),
+        ("deep config", r"config\.json must be JSON.*damaged or foreign"),
         ("foreign pickle", r"pytorch_model\.bin must be weights that PyTorch saved"),
         ("lost shard", r"index\.json must have all its files.*none of \.\./model\.safetensors, model-1\.safetensors"),
         ("index", r"index\.json must have a weight_map"),
@@ -275,9 +312,10 @@ def damage(folder, how):
 def test_damaged_files_are_named(copied, monkeypatch, how, message):
     monkeypatch.chdir(copied)
     damage(copied, how)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         load_huggingface_checkpoint(copied)
     assert not (copied / "evil").exists()
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +323,7 @@ def test_damaged_files_are_named(copied, monkeypatch, how, message):
     [
         (np.linspace(-1, 1, 15).reshape(5, 3), "as many as the model's 16 colours.*5 clusters"),
         (np.linspace(0, 255, 48).reshape(16, 3), r"preprocessor_config\.json must hold the colour clusters"),
+        (np.array([[10**400] * 3], object), r"preprocessor_config\.json must hold the colour clusters"),
     ],
 )
 def test_clusters_that_do_not_fit_are_refused(copied, clusters, message):
@@ -303,6 +342,17 @@ def test_models_that_transformers_has_not_are_not_written(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             save_huggingface_checkpoint(model, tmp_path / "folder")
+    assert not os.listdir(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_not_written(tmp_path, palette):
+    lm = make_causal_lm(palette, normalization="rms_norm")
+    lm.backbone.final_norm.gain.assign(np.full(32, np.nan, "float32"))
+    lm.pixel_head.kernel.assign(np.full((32, 16), np.inf, "float32"))
+    with pytest.raises(
+        ValueError, match=r"`lm` must have finite weights.*in transformer\.ln_f\.weight, lm_head\.weight$"
+    ):
+        save_huggingface_checkpoint(lm, tmp_path / "folder")
     assert not os.listdir(tmp_path)
 
 

@@ -277,3 +277,11 @@ def test_weights_that_have_diverged_predict_no_class():
     classifier.class_head.kernel.assign(np.full((32, 4), np.nan))
     with pytest.raises(ValueError, match=r"finite logits to predict with.*8 of 8 rows"):
         classifier.predict(random_tokens(8), verbose=0)
+
+
+def test_a_palette_of_one_colour_trains():
+    lm = make_causal_lm(num_layers=1, vocabulary_size=1)
+    classifier = igpt.ImageGPTImageClassifier(lm, num_classes=4)
+    classifier.compile(**igpt.finetuning_recipe(0.001))
+    history = classifier.fit(np.zeros((8, 16), "int32"), LABELS, batch_size=8, verbose=0).history
+    assert history["generative_loss"] == [0.0]

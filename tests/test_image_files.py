@@ -1,6 +1,8 @@
 """What becomes of stored pictures, good and bad."""
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 import keras_igpt as igpt
 from keras_igpt.data import ImageFiles, load_splits, resize_images
 from keras_igpt.data.image_files import FolderReader
+from keras_igpt.features import LabeledFeatures
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -164,6 +167,28 @@ def test_bad_files_are_named(tmp_path):
             open_files(tmp_path / name).read(0)
 
 
+def test_no_program_is_started_for_a_picture_of_another_kind(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: started.append(args))
+    Image.fromarray(gradient()).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"Received: .*a\.png .damaged, or none of PNG, JPEG, BMP, GIF, TIFF, WEBP"):
+        open_files(tmp_path / "a.png").read(0)
+    assert not started
+
+
+def test_a_photograph_with_a_second_one_behind_it_is_a_jpeg(tmp_path):
+    """As many telephones write them: Pillow calls the format MPO."""
+    photograph = Image.fromarray(gradient())
+    photograph.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photograph], quality=95)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.format == "MPO"
+    expected = resize_images(gradient()[None], 4)[0].astype(int)
+    np.testing.assert_allclose(open_files(tmp_path / "a.jpg").read(0)[0].astype(int), expected, atol=4)
+
+
 def test_a_picture_too_large_to_be_honest_is_named(tmp_path, monkeypatch):
     Image.fromarray(gradient()).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -224,6 +249,14 @@ def test_a_folder_of_ones_own_pictures(tmp_path):
     assert (other.train.images != data.train.images).any()
 
 
+def test_sizes_may_be_numpys(tmp_path):
+    write_pictures(tmp_path, ["cats", "dogs"])
+    data = igpt.load_image_folder(tmp_path, image_size=np.int64(4), num_channels=np.int32(1))
+    assert data.train.read(0)[0].shape == (4, 4, 1)
+    assert type(data.train.image_size) is int
+    assert resize_images(np.zeros((1, 8, 8, 3), "uint8"), np.int16(4)).shape == (1, 4, 4, 3)
+
+
 def test_a_folder_with_a_test_folder_of_its_own(tmp_path):
     write_pictures(tmp_path / "train", ["cats", "dogs"], count=10)
     write_pictures(tmp_path / "val", ["cats", "dogs"], count=3)
@@ -252,6 +285,107 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     data = igpt.load_image_folder(tmp_path, image_size=4)
     with pytest.raises(ValueError, match=r"broken\.png"):
         load_splits(data)
+
+
+def names_in(examples):
+    """The files of a set, by their paths within their class folder."""
+    return sorted(Path(examples._reader.name(number)).name for number in examples._numbers.tolist())
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    write_pictures(tmp_path / "set", ["cats", "dogs"])
+    write_pictures(tmp_path / "elsewhere", ["more"], count=2)
+    for number in (0, 1):
+        (tmp_path / "elsewhere" / "more" / f"{number}.png").rename(
+            tmp_path / "elsewhere" / "more" / f"linked{number}.png"
+        )
+    (tmp_path / "set" / "cats" / "a").symlink_to(tmp_path / "elsewhere" / "more", target_is_directory=True)
+    (tmp_path / "set" / "cats" / "b").symlink_to(tmp_path / "elsewhere" / "more", target_is_directory=True)
+    (tmp_path / "elsewhere" / "more" / "round").symlink_to(tmp_path / "set" / "cats", target_is_directory=True)
+    data = igpt.load_image_folder(tmp_path / "set", 4)
+    expected = ["linked0.png", "linked1.png", *(f"{number}.png" for number in range(5) for _ in range(2))]
+    assert names_in(data["train+validation"].join(data["test"])) == sorted(expected)
+
+
+def test_a_link_that_leads_to_another_class_is_refused(tmp_path):
+    write_pictures(tmp_path, ["cats", "dogs"])
+    (tmp_path / "cats" / "up").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(ValueError, match=r"`folder` must have each picture in one class\. Received: .*dogs"):
+        igpt.load_image_folder(tmp_path, 4)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_pictures(tmp_path, ["cats", "dogs"])
+    (tmp_path / "cats" / "locked").mkdir()
+
+    def refuses(function):
+        def listed(path="."):
+            if Path(path).name == "locked":
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return listed
+
+    # The tests may run as a user who can read everything.
+    monkeypatch.setattr(os, "listdir", refuses(os.listdir))
+    monkeypatch.setattr(os, "scandir", refuses(os.scandir))
+    with pytest.raises(ValueError, match=r"`folder` must be readable with all folders.*Received: .*locked .*denied"):
+        igpt.load_image_folder(tmp_path, 4)
+
+
+def test_files_that_are_left_out_are_counted_by_their_endings(tmp_path):
+    write_pictures(tmp_path, ["cats", "dogs"])
+    for name in ("a.HEIC", "b.heic", "notes.txt", "README", ".hidden.heic"):
+        (tmp_path / "cats" / name).touch()
+    (tmp_path / "dogs" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match=r"5 file.*Left out: 2 \.heic, 1 \.txt, 1 broken link, 1 without") as caught:
+        data = igpt.load_image_folder(tmp_path, 4)
+    assert caught[0].filename == __file__
+    assert sum(len(part) for part in (data.train, data.validation, data.test)) == 10
+    write_pictures(tmp_path / "new", ["cats", "dogs"], count=0)
+    (tmp_path / "new" / "cats" / "a.heic").touch()
+    with pytest.warns(UserWarning, match=r"1 \.heic"), pytest.raises(ValueError, match="cats with 0"):
+        igpt.load_image_folder(tmp_path / "new", 4)
+
+
+@pytest.mark.parametrize("kind", ["same folder", "linked folder", "linked files", "hard links", "one within the other"])
+def test_pictures_are_not_tested_on_that_were_learnt_from(tmp_path, kind):
+    write_pictures(tmp_path / "set", ["cats", "dogs"])
+    test_folder = tmp_path / "test"
+    if kind == "same folder":
+        test_folder = tmp_path / "set" / ".." / "set"
+    elif kind == "linked folder":
+        test_folder.symlink_to(tmp_path / "set", target_is_directory=True)
+    elif kind == "one within the other":
+        test_folder = tmp_path / "set" / "cats"
+        write_pictures(test_folder, ["cats", "dogs"])
+    else:
+        write_pictures(test_folder, ["cats", "dogs"], count=2)
+        shared = test_folder / "dogs" / "shared.png"
+        link = shared.symlink_to if kind == "linked files" else shared.hardlink_to
+        link(tmp_path / "set" / "dogs" / "0.png")
+    with pytest.raises(
+        ValueError, match=r"`test_folder` must have other pictures than `folder`\. Received: \d+ in both"
+    ):
+        igpt.load_image_folder(tmp_path / "set", 4, test_folder=test_folder)
+
+
+def test_a_data_set_is_shown_in_a_line(tmp_path):
+    write_pictures(tmp_path, ["cats", "dogs"], count=10)
+    data = igpt.load_image_folder(tmp_path, 4)
+    assert repr(data.train) == "ImageFiles(16 pictures, image_size=4, num_channels=3)"
+    loaded = load_splits(data)
+    assert repr(loaded) == (
+        "DataSplits(train=LabeledImages(16 pictures of shape (4, 4, 3)), validation=LabeledImages(2 pictures of shape "
+        "(4, 4, 3)), test=LabeledImages(2 pictures of shape (4, 4, 3)), 2 classes)"
+    )
+    palette = igpt.ColorPalette.from_colors(np.eye(3, dtype="uint8"))
+    tokens = loaded.train.encode(palette)
+    assert repr(tokens) == "LabeledTokens(16 pictures, image_size=4, num_colors=3)"
+    features = LabeledFeatures(np.zeros((16, 2, 8), "float32"), tokens.labels)
+    assert repr(features) == "LabeledFeatures(16 pictures, features of shape (2, 8))"
+    for batches in (igpt.TrainingBatches(tokens, palette, 4), igpt.EvaluationBatches(tokens, palette, 4)):
+        assert len(repr(batches)) < 200
 
 
 def test_a_bad_file_ends_training_with_its_name(tmp_path):

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ PACKAGE = Path(__file__).parent.parent / "keras_igpt"
 # From the bottom up: each module may import those before it.
 ORDER = """
     arguments atomic_file untracked direct_call recomputation row_reductions compilation_cache finite_loss presets
-    color_table palette distribution whole_steps quantization inference exact_resume estimate training plotting
+    color_table palette distribution whole_steps quantization inference exact_resume estimate training
     data.repeatable data.augmentation data.examples data.image_files data.tfds_reader data.datasets data.batches
     data.token_cache data.checked
     preset_weights attention layers backbone token_model
-    mask_vote sampling given_pictures given_examples generation masked_generation scoring pixel_models image_classifier
+    mask_vote sampling given_pictures plotting given_examples generation masked_generation scoring pixel_models
+    image_classifier
     lbfgs logistic_regression features attention_maps linear_probe low_data learning_rate_oracle tuning
     checkpoint_tensors openai_checkpoint huggingface_files huggingface_checkpoint palette_change export describe
 """.split()  # noqa: SIM905
@@ -127,3 +129,33 @@ def test_an_absent_extra_is_named_in_one_line(extra):
     result = run(script)
     assert result.returncode == 0, result.stderr
     assert f"pip install 'keras_igpt[{extra}]'" in result.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("chosen", "absent"), [(None, "tensorflow"), ("jax", "jax"), ("torch", "torch")])
+def test_an_absent_backend_is_named_in_one_line(tmp_path, chosen, absent):
+    script = BLOCK.format(blocked={absent, "tensorflow"}) + (
+        "try:\n    import keras_igpt\nexcept ImportError as error:\n    print(error)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    # Keras' settings of this machine are not to choose.
+    environment |= {"KERAS_HOME": str(tmp_path)} | ({} if chosen is None else {"KERAS_BACKEND": chosen})
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    (line,) = result.stdout.splitlines()
+    assert "KERAS_BACKEND" in line
+    assert "pip install 'keras_igpt[jax]', 'keras_igpt[tensorflow]' or 'keras_igpt[torch]'" in line
+
+
+def test_an_import_that_fails_for_another_reason_is_left_as_it_is():
+    result = run(BLOCK.format(blocked={"ml_dtypes"}) + "import keras_igpt\n")
+    assert "ml_dtypes" in result.stderr.splitlines()[-1]
+    assert "KERAS_BACKEND" not in result.stderr
+
+
+def test_the_onnx_extra_excludes_what_the_jax_extra_does():
+    """What jax2onnx brings along is JAX too."""
+    extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wrong = {(part.partition(">")[0], version) for part in extras["jax"] for version in part.split(",")[1:]}
+    assert wrong == {("jax", "!=0.10.2"), ("jaxlib", "!=0.10.2")}
+    assert {name + version for name, version in wrong} <= set(extras["onnx"])

@@ -109,6 +109,8 @@ def test_all_that_is_wrong_with_the_tensors_is_named_at_once(tmp_path):
         ),
         (random_variables(positions=15), r"square pictures.*15 positions"),
         (random_variables() | {"model/sos": np.full(32, np.nan, "float32")}, r"finite weights.*model/sos"),
+        (random_variables() | {"model/sos": np.full(32, b"1.5")}, r"ckpt-1000000 must hold real.*model/sos of object"),
+        (random_variables() | {"model/sos": np.full(32, 1j, "complex64")}, r"real numbers.*model/sos of complex64"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(tmp_path, variables, message):
@@ -166,6 +168,19 @@ def damage(folder, how):
 def test_damaged_files_are_named(tmp_path, how, message):
     damage(checkpoint(tmp_path), how)
     with pytest.raises(ValueError, match=message):
+        load_openai_checkpoint(tmp_path)
+
+
+def test_sizes_that_the_index_only_claims_are_refused_before_a_model_is_made(tmp_path, monkeypatch):
+    checkpoint(tmp_path)
+    for file in tmp_path.glob("*.data-*"):
+        file.write_bytes(b"")
+
+    def no_model(*args):
+        raise AssertionError("a model was made")
+
+    monkeypatch.setattr("keras_igpt.openai_checkpoint.build_model", no_model)
+    with pytest.raises(ValueError, match=r"data files of .* must be whole\. Received: 0 bytes, .* of [\d,]+ cannot"):
         load_openai_checkpoint(tmp_path)
 
 

@@ -106,6 +106,36 @@ def test_load_refuses_pickles_and_other_files(tmp_path):
             igpt.ColorPalette.load(tmp_path / name)
 
 
+def claim(path, shape, descr="<f4", data=b""):
+    """Writes a .npy file whose header may say anything."""
+    header = str({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    header += b" " * (117 - len(header)) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data)
+
+
+@pytest.mark.parametrize(
+    "fault", ["archive", "cut archive", "nothing", "huge", "beyond integers", "negative", "open bracket", "short"]
+)
+def test_files_that_are_no_palette_are_named_and_take_no_memory(tmp_path, fault):
+    path = tmp_path / "palette.npy"
+    if "archive" in fault:
+        np.savez(tmp_path / "palette.npz", np.zeros((3, 3)))
+        content = (tmp_path / "palette.npz").read_bytes()
+        path.write_bytes(content[:-10] if fault == "cut archive" else content)
+    elif fault == "nothing":
+        path.touch()
+    elif fault == "open bracket":
+        claim(path, (2, 3))
+        path.write_bytes(path.read_bytes().replace(b"}", b"("))
+    else:
+        # What is claimed is more than any machine has, and yet less than NumPy's own limit.
+        shapes = {"huge": (10**15, 3), "beyond integers": (10**30, 3), "negative": (-1, 3), "short": (2, 3)}
+        claim(path, shapes[fault], data=bytes(20))
+    with pytest.raises(ValueError, match=r"`path` must be a \.npy file.*Received: .*palette\.npy") as raised:
+        igpt.ColorPalette.load(path)
+    assert "\n" not in str(raised.value)
+
+
 def test_grey_images():
     images = random_images(channels=1)
     palette = igpt.ColorPalette.fit(images, 16)

@@ -3,6 +3,7 @@ import pytest
 
 import keras_igpt as igpt
 from keras_igpt import plotting
+from keras_igpt.data import resize_images
 
 pytest.importorskip("matplotlib")
 
@@ -45,6 +46,38 @@ def test_completions_show_what_was_seen_drawn_and_there():
     assert (shown[0][1:] == 128).all()
     np.testing.assert_array_equal(shown[1], completions[0, 0])
     np.testing.assert_array_equal(shown[3], originals[0])
+
+
+def test_originals_of_other_sizes_are_shown_as_the_model_saw_them():
+    pytest.importorskip("PIL")
+    small = images(2)
+    large = small.repeat(3, axis=1).repeat(3, axis=2)
+    wide = np.pad(large[1], [(0, 0), (6, 6), (0, 0)])
+    completions = small[:, None]
+    with pytest.warns(UserWarning, match=r"Pictures of 12x12, 24x12 pixels \(width x height\) were cropped"):
+        figure = plotting.plot_completions([large[0], wide], completions, keep_rows=1)
+    shown = pictures_in(figure)
+    for given, seen, original in zip((large[0], wide), shown[::3], shown[2::3], strict=True):
+        assert seen.shape == original.shape == (4, 4, 3)
+        np.testing.assert_array_equal(seen[:1], original[:1])
+        assert (seen[1:] == 128).all()
+        np.testing.assert_array_equal(original, resize_images(given[None], 4)[0])
+
+
+@pytest.mark.parametrize(
+    ("originals", "completions", "keep", "argument"),
+    [
+        (images(2), images(3)[:, None], {"keep_rows": 1}, "originals"),
+        (images(2, channels=1), images(2)[:, None], {"keep_rows": 1}, "originals"),
+        (images(2), images(2), {"keep_rows": 1}, "completions"),
+        (images(2), images(2)[:, None, :2], {"keep_rows": 1}, "completions"),
+        (images(2), images(2)[:, None], {"keep_rows": 5}, "keep_rows"),
+        (images(2), images(2)[:, None], {"keep_pixels": True}, "keep_pixels"),
+    ],
+)
+def test_completions_that_do_not_fit_are_refused(originals, completions, keep, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must .*Received: "):
+        plotting.plot_completions(originals, completions, **keep)
 
 
 def test_curves_hold_the_numbers():

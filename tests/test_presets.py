@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from conftest import TINY, make_causal_lm, make_masked_lm, random_tokens, randomize, to_numpy
@@ -143,6 +145,27 @@ def test_a_file_of_another_model_is_refused(trained, tmp_path, palette):
     save_preset_weights(make_causal_lm(palette, num_layers=1, normalization="rms_norm"), tmp_path / "ar.npz")
     with pytest.raises(ValueError, match=r"ar\.npz must hold .*'num_layers': 2.*Received: .*'num_layers': 1"):
         igpt.ImageGPTCausalLM.from_preset("ar")
+
+
+@pytest.mark.parametrize(
+    "fault", ["config", "centroids", "format", "architecture", "options", "other JSON", "no JSON", "cut", "text"]
+)
+def test_a_damaged_file_is_named_in_a_line(trained, tmp_path, fault):
+    path = tmp_path / "ar.npz"
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    config = json.loads(str(arrays["config"]))
+    config.pop(fault, None)
+    arrays["config"] = np.array({"other JSON": "[]", "no JSON": "{"}.get(fault, json.dumps(config)))
+    arrays.pop(fault if fault in ("config", "centroids") else None, None)
+    np.savez(path, **arrays)
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif fault == "text":
+        path.write_text("no archive")
+    with pytest.raises(ValueError, match=r"ar\.npz must .*Received: ") as raised:
+        igpt.ImageGPTCausalLM.from_preset("ar", load_weights=True)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", presets.trained_presets())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,20 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
 from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
 from keras_igpt.data.repeatable import check_seed, permutation
-from keras_igpt.data.tfds_reader import TfdsReader
+from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
 
 # Share of the official training set that is held out (section 3.1).
 _HELD_OUT = {"imagenet2012": 0.04, "cifar10": 0.1, "cifar100": 0.1, "stl10": 0.1}
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+# Class folders, each with its pictures.
+_Classes = list[tuple[Path, list[Path]]]
 
 
 def load_dataset(
@@ -48,8 +54,8 @@ def load_dataset(
         `DataSplits`: of `LabeledImages`, in memory, or for ImageNet of `ImageFiles`, decoded when read.
 
     Raises:
-        ValueError: if there is no data set of that name, or its files are damaged: of a wrong
-            length, or holding what cannot be decoded. (TFRecord checksums are not compared.)
+        ValueError: if there is no data set of that name, its files are damaged (of a wrong length, or holding what
+            cannot be decoded; TFRecord checksums are not compared), or it has features that are not TFDS' own.
         FileNotFoundError: if it is not prepared and `download` is False, or ImageNet's archives are missing.
         ImportError: if tensorflow-datasets or Pillow is absent.
 
@@ -67,13 +73,11 @@ def load_dataset(
     in_memory = name != "imagenet2012"
     if image_size is None and not in_memory:
         raise ValueError("`image_size` must be given for 'imagenet2012'. Received: image_size=None")
+    if image_size is not None:
+        check_integer("image_size", image_size)
     check_seed(seed)
     folder = _prepared_folder(name, data_dir, download)
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError("Loading a data set needs tensorflow-datasets: pip install 'keras_igpt[data]'") from error
-    builder = tensorflow_datasets.builder_from_directory(folder)
+    builder = open_prepared(folder)
     test_split = "test" if in_memory else "validation"
     everything, test = (ImageFiles(TfdsReader(builder, split), image_size) for split in ("train", test_split))
     train, validation = split_off(everything, _HELD_OUT[name], seed)
@@ -93,15 +97,16 @@ def load_image_folder(
 
     Pictures are turned upright by their EXIF data; what else is converted is in `ImageFiles`. They are decoded when
     read: `load_splits` brings them to memory. Of each class a share goes to validation and as many to test, unless
-    `test_folder` holds the pictures for testing. Pictures may lie in folders within a class folder. Names that begin
-    with a dot, and files that are not called .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff or .webp, are left out.
+    `test_folder` holds the pictures for testing. Pictures may lie in folders within a class folder, and in folders that
+    links there lead to. Names that begin with a dot are left out, and so are files that are not called .png, .jpg,
+    .jpeg, .bmp, .gif, .tif, .tiff or .webp, of which a warning tells.
 
     Args:
         folder: folder of class subfolders of pictures.
         image_size: int. Side of the pictures in pixels.
         held_out: float in (0, 0.5). Share of validation and of test each.
         seed: int. Which pictures go where.
-        test_folder: folder with the same class subfolders.
+        test_folder: folder with the same class subfolders, and pictures of its own.
         num_channels: int. 3 for colour, 1 for grey.
 
     Returns:
@@ -109,9 +114,13 @@ def load_image_folder(
 
     Raises:
         FileNotFoundError: if a folder does not exist.
-        ValueError: if there are fewer than two classes, the classes of `test_folder` differ, or a class has too few
-            pictures for the splits.
+        ValueError: if there are fewer than two classes, the classes of `test_folder` differ, a class has too few
+            pictures for the splits, a folder cannot be listed, or a picture is in two classes, or in both `folder` and
+            `test_folder`, by way of a link.
         ImportError: if Pillow is absent.
+
+    Warns:
+        UserWarning: if files are left out.
 
     Example:
     ```python
@@ -120,10 +129,14 @@ def load_image_folder(
     """
     import_pillow()
     check_seed(seed)
+    check_integer("image_size", image_size)
     if not 0 < held_out < 0.5:
         raise ValueError(f"`held_out` must lie between 0 and 0.5. Received: held_out={held_out}")
     classes = _class_folders(Path(folder), "folder")
-    with_test = test_folder is None
+    test_classes = None if test_folder is None else _class_folders(Path(test_folder), "test_folder")
+    with_test = test_classes is None
+    if test_classes is not None:
+        _check_no_picture_twice(classes, test_classes)
     parts: dict[str, list[npt.NDArray[np.int64]]] = {"train": [], "validation": [], "test": []}
     everything: list[Path] = []
     labels: list[int] = []
@@ -146,8 +159,8 @@ def load_image_folder(
     files_of = ImageFiles(FolderReader(everything, labels), image_size, num_channels=num_channels)
     train, validation, test = (files_of.take(np.sort(np.concatenate(part))) for part in parts.values())
     names = tuple(class_folder.name for class_folder, _ in classes)
-    if test_folder is not None:
-        test = _test_pictures(Path(test_folder), names, image_size, num_channels)
+    if test_classes is not None:
+        test = _test_pictures(test_classes, names, image_size, num_channels)
     return DataSplits(train, validation, test, names)
 
 
@@ -182,6 +195,7 @@ def load_arrays(
     """
     sets = [LabeledImages(np.asarray(images), np.asarray(labels)) for images, labels in (train, test)]
     if image_size is not None:
+        check_integer("image_size", image_size)
         sets = [LabeledImages(resize_images(part.images, image_size), part.labels) for part in sets]
     shapes = [part.images.shape[1:] for part in sets]
     if shapes[0] != shapes[1]:
@@ -246,8 +260,8 @@ def _prepare(name: str, root: Path) -> Path:
     return Path(builder.data_path)
 
 
-def _class_folders(root: Path, argument: str) -> list[tuple[Path, list[Path]]]:
-    """The class folders in alphabetical order, each with its pictures."""
+def _class_folders(root: Path, argument: str) -> _Classes:
+    """The class folders in alphabetical order, each with its pictures; warns of files that are left out."""
     if not root.is_dir():
         raise FileNotFoundError(f"`{argument}` must be an existing folder. Received: {root}")
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
@@ -256,20 +270,82 @@ def _class_folders(root: Path, argument: str) -> list[tuple[Path, list[Path]]]:
             f"`{argument}` must have a subfolder of pictures for each of at least two classes. "
             f"Received: {root} with {len(folders)} subfolder(s)"
         )
+    class_of: dict[str, Path] = {}
+    left_out: Counter[str] = Counter()
+    classes = [(folder, _pictures(folder, argument, class_of, left_out)) for folder in folders]
+    if left_out:
+        found = ", ".join(f"{count} {ending}" for ending, count in sorted(left_out.items()))
+        warnings.warn(
+            f"{left_out.total()} file(s) in {root} were left out, for pictures are files that end in "
+            f"{', '.join(_PICTURE_SUFFIXES)}. Left out: {found}.",
+            stacklevel=3,
+        )
+    return classes
 
-    def pictures(folder: Path) -> list[Path]:
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES and path.is_file())
-        return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
-    return [(folder, pictures(folder)) for folder in folders]
+def _pictures(root: Path, argument: str, class_of: dict[str, Path], left_out: Counter[str]) -> list[Path]:
+    """The pictures in a class folder and in all folders below it, sorted.
+
+    Args:
+        root: the class folder.
+        argument: what the caller calls the folder that it is in.
+        class_of: class folder of each real folder seen so far; those seen here are added.
+        left_out: number of files left out so far by their endings; those here are added.
+    """
+    found: list[Path] = []
+    waiting, links = [root], list[Path]()
+    while waiting or links:
+        # Links last: a folder that is there itself, too, keeps its own name.
+        folder = waiting.pop() if waiting else links.pop(0)
+        real = os.path.realpath(folder)
+        if class_of.get(real, root) != root:
+            raise ValueError(
+                f"`{argument}` must have each picture in one class. "
+                f"Received: {folder}, which is in {class_of[real]} too"
+            )
+        if real in class_of:
+            continue
+        class_of[real] = root
+        try:
+            for entry in sorted(folder.iterdir()):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    (links if entry.is_symlink() else waiting).append(entry)
+                elif not entry.exists():
+                    left_out["broken link"] += 1
+                elif entry.is_file() and entry.suffix.lower() in _PICTURE_SUFFIXES:
+                    found.append(entry)
+                else:
+                    left_out[entry.suffix.lower() or "without an ending"] += 1
+        except OSError as error:
+            raise ValueError(
+                f"`{argument}` must be readable with all folders in it. Received: {folder} ({error})"
+            ) from error
+    return sorted(found)
 
 
-def _test_pictures(root: Path, names: tuple[str, ...], image_size: int, num_channels: int) -> ImageFiles:
-    classes = _class_folders(root, "test_folder")
+def _check_no_picture_twice(classes: _Classes, test_classes: _Classes) -> None:
+    """Refuses to test on what is learnt from, under whatever name it is in both folders."""
+
+    def identities(of: _Classes) -> dict[tuple[int, int], Path]:
+        stats = ((file, file.stat()) for _, files in of for file in files)
+        return {(stat.st_dev, stat.st_ino): file for file, stat in stats}
+
+    learnt, tested = identities(classes), identities(test_classes)
+    shared = [identity for identity in tested if identity in learnt]
+    if shared:
+        raise ValueError(
+            f"`test_folder` must have other pictures than `folder`. Received: {len(shared)} in both, "
+            f"{tested[shared[0]]} being {learnt[shared[0]]}"
+        )
+
+
+def _test_pictures(classes: _Classes, names: tuple[str, ...], image_size: int, num_channels: int) -> ImageFiles:
     received = tuple(folder.name for folder, _ in classes)
     if received != names:
         raise ValueError(
-            f"`test_folder` must have the class subfolders of `folder`. Received: {root}, where "
+            f"`test_folder` must have the class subfolders of `folder`. Received: {classes[0][0].parent}, where "
             f"{', '.join(sorted(set(received) ^ set(names)))} differ"
         )
     empty = [folder for folder, files in classes if not files]

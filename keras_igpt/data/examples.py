@@ -11,10 +11,14 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.repeatable import check_seed, permutation
 from keras_igpt.palette import ColorPalette, UInt8Images, check_images, check_token_ids
 
 Labels = npt.NDArray[np.int64]
+
+# Models take labels as int32.
+_LARGEST_LABEL = np.iinfo(np.int32).max
 
 
 class Examples(ABC):
@@ -42,7 +46,7 @@ ExamplesT = TypeVar("ExamplesT", bound=Examples)
 OtherT = TypeVar("OtherT", bound=Examples)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabeledImages(Examples):
     """Pictures of one size and their classes, in memory.
 
@@ -69,6 +73,10 @@ class LabeledImages(Examples):
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", _check_labels(self.labels, len(images)))
 
+    def __repr__(self) -> str:
+        count, *shape = self.images.shape
+        return f"LabeledImages({count} pictures of shape {tuple(shape)})"
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -93,7 +101,7 @@ class LabeledImages(Examples):
         return LabeledTokens(np.concatenate([chunk.astype(dtype) for chunk in chunks]), self.labels, palette.num_colors)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabeledTokens(Examples):
     """Palette tokens of square pictures and their classes, in memory or mapped from a file.
 
@@ -127,6 +135,9 @@ class LabeledTokens(Examples):
         check_token_ids(self.token_ids, self.num_colors)
         object.__setattr__(self, "labels", _check_labels(self.labels, len(self.token_ids)))
 
+    def __repr__(self) -> str:
+        return f"LabeledTokens({len(self)} pictures, image_size={self.image_size}, num_colors={self.num_colors})"
+
     def __len__(self) -> int:
         return len(self.token_ids)
 
@@ -152,7 +163,7 @@ class LabeledTokens(Examples):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataSplits(Generic[ExamplesT]):
     """A data set in three parts that share no picture.
 
@@ -169,6 +180,10 @@ class DataSplits(Generic[ExamplesT]):
     validation: ExamplesT
     test: ExamplesT
     class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        parts = f"train={self.train!r}, validation={self.validation!r}, test={self.test!r}"
+        return f"DataSplits({parts}, {len(self.class_names)} classes)"
 
     def __getitem__(self, name: str) -> ExamplesT:
         if name in ("train", "validation", "test"):
@@ -240,9 +255,10 @@ def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 4.7
     """
     classes, counts = np.unique(examples.labels, return_counts=True)
-    if labels_per_class < 1 or labels_per_class > counts.min():
+    labels_per_class = check_integer("labels_per_class", labels_per_class)
+    if labels_per_class > counts.min():
         raise ValueError(
-            f"`labels_per_class` must be at least 1 and at most {counts.min()}, the examples of the smallest class. "
+            f"`labels_per_class` must be at most {counts.min()}, the examples of the smallest class. "
             f"Received: labels_per_class={labels_per_class}"
         )
     order = permutation(len(examples), "low data", check_seed(seed))
@@ -259,6 +275,8 @@ def _check_labels(labels: npt.ArrayLike, count: int) -> Labels:
             f"`labels` must be integers of shape ({count},), one an image. "
             f"Received: {classes.dtype} of shape {classes.shape}"
         )
-    if classes.size and classes.min() < 0:
-        raise ValueError(f"`labels` must not be negative. Received: {classes.min()}")
+    if classes.size and (classes.min() < 0 or classes.max() > _LARGEST_LABEL):
+        raise ValueError(
+            f"`labels` must be classes, in 0…{_LARGEST_LABEL}. Received: values from {classes.min()} to {classes.max()}"
+        )
     return classes.astype(np.int64, copy=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.augmentation import RandomResizedCrop, Window
 from keras_igpt.data.examples import Examples, LabeledImages, Labels
 from keras_igpt.palette import UInt8Images, check_images
@@ -20,6 +23,10 @@ from keras_igpt.palette import UInt8Images, check_images
 # JPEGs are decoded at a half, a quarter or an eighth of their size where this many pixels are left for each target
 # pixel in either direction.
 _PIXELS_LEFT = 2
+
+# The kinds of picture that are read, whatever a file is called. Pillow knows many more, and starts another program for
+# some of them.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
 # Of what becomes of a stored picture; token caches of another are made anew.
 _DECODING_VERSION = 1
@@ -118,14 +125,15 @@ class ImageFiles(Examples):
         numbers: npt.NDArray[np.int64] | None = None,
         num_channels: int = 3,
     ) -> None:
-        if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
-            raise ValueError(f"`image_size` must be a positive integer. Received: image_size={image_size!r}")
+        self.image_size = None if image_size is None else check_integer("image_size", image_size)
+        self.num_channels = check_integer("num_channels", num_channels)
         if num_channels not in (1, 3):
             raise ValueError(f"`num_channels` must be 3, or 1 for grey. Received: num_channels={num_channels}")
         self._reader = reader
         self._numbers = np.arange(len(reader)) if numbers is None else numbers
-        self.image_size = None if image_size is None else int(image_size)
-        self.num_channels = num_channels
+
+    def __repr__(self) -> str:
+        return f"ImageFiles({len(self)} pictures, image_size={self.image_size}, num_channels={self.num_channels})"
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -175,15 +183,11 @@ class ImageFiles(Examples):
         number = int(self._numbers[row])
         encoded, label = self._reader.read(number)
         pillow = import_pillow()
-        try:
-            with pillow.open(io.BytesIO(encoded)) as opened:
-                picture = _turn_upright(opened) if self._reader.upright else opened
-                width, height = picture.size
-                window = None if crop is None else crop.window(width, height, seed, epoch, row)
-                image = _decode(pillow, picture, self.image_size, window, self.num_channels)
-        # Pillow raises SyntaxError for some broken PNG files, and its own for pictures too large to be honest.
-        except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-            raise ValueError(f"Pictures must be readable. Received: {self._reader.name(number)} ({error})") from error
+        with _opened(encoded, self._reader.name(number)) as opened:
+            picture = _turn_upright(opened) if self._reader.upright else opened
+            width, height = picture.size
+            window = None if crop is None else crop.window(width, height, seed, epoch, row)
+            image = _decode(pillow, picture, self.image_size, window, self.num_channels)
         return image, label
 
     def load(self) -> LabeledImages:
@@ -259,8 +263,7 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
     array = check_images(images)
     if array.ndim != 4:
         raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {array.shape}")
-    if size < 1:
-        raise ValueError(f"`size` must be positive. Received: size={size}")
+    size = check_integer("size", size)
     height, width, channels = array.shape[1:]
     if height == width == size:
         return array
@@ -276,6 +279,24 @@ def import_pillow() -> Any:
     except ImportError as error:
         raise ImportError("Reading pictures needs Pillow: pip install 'keras_igpt[data]'") from error
     return Image
+
+
+@contextmanager
+def _opened(encoded: bytes, name: str) -> Iterator[Any]:
+    """Opens a picture; what goes wrong meanwhile becomes an error that says where it lies."""
+    pillow = import_pillow()
+    from PIL import UnidentifiedImageError
+
+    try:
+        with pillow.open(io.BytesIO(encoded), formats=_FORMATS) as picture:
+            yield picture
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"Pictures must be readable. Received: {name} (damaged, or none of {', '.join(_FORMATS)})"
+        ) from error
+    # Pillow raises SyntaxError for some broken PNG files, and its own for pictures too large to be honest.
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+        raise ValueError(f"Pictures must be readable. Received: {name} ({error})") from error
 
 
 def _turn_upright(picture: Any) -> Any:

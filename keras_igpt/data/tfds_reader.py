@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,75 @@ from keras_igpt.data.image_files import ImageReader
 
 # A TFRecord is its length (8 bytes), a checksum of that (4), the data, and a checksum of those (4).
 _BEFORE, _AFTER = 12, 4
+
+# What the supported data sets are made of. TFDS imports the module of any other class that a folder names, and modules
+# are looked for in the current folder too.
+_FEATURES = frozenset(
+    f"tensorflow_datasets.core.features.{name}"
+    for name in (
+        "features_dict.FeaturesDict",
+        "image_feature.Image",
+        "class_label_feature.ClassLabel",
+        "text_feature.Text",
+    )
+)
+# Keys under which TFDS looks for the name of a class, that of older versions last, and those of a text that it parses
+# in turn.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_NESTED_JSON_KEYS = ("jsonFeature", "json_feature", "content")
+
+
+def open_prepared(folder: Path) -> Any:
+    """Opens a data set that TensorFlow Datasets has prepared, running no code that its folder names.
+
+    Args:
+        folder: folder of one version, with `dataset_info.json` and `features.json`.
+
+    Returns:
+        A `tensorflow_datasets` builder that only reads.
+
+    Raises:
+        ValueError: if the folder names features other than TFDS' own of images, labels and texts, or its JSON is
+            damaged.
+        ImportError: if tensorflow-datasets is absent.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError("Loading a data set needs tensorflow-datasets: pip install 'keras_igpt[data]'") from error
+    for name in ("features.json", "dataset_info.json"):
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"`data_dir` must hold all files of the data set. Received: no {path}")
+        # `dataset_info.json` has types of another kind, and no features of older versions.
+        keys = _CLASS_KEYS if name == "features.json" else _CLASS_KEYS[:2]
+        try:
+            foreign = sorted(set(_class_names(json.loads(path.read_text(encoding="utf-8")), keys)) - _FEATURES)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"`data_dir` must hold undamaged files. Received: {path}, which is no JSON ({error})"
+            ) from error
+        if foreign:
+            raise ValueError(
+                "`data_dir` must hold a data set of TensorFlow Datasets' own image, label and text features; others "
+                f"could run code. Received: {path} with {', '.join(foreign)}"
+            )
+    return tensorflow_datasets.builder_from_directory(folder)
+
+
+def _class_names(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
+    """The names of all classes in a data set's metadata; a text within it is one too, for it could name others."""
+    if isinstance(content, list):
+        for part in content:
+            yield from _class_names(part, keys)
+    elif isinstance(content, dict):
+        for key, part in content.items():
+            if key in keys and isinstance(part, str):
+                yield part
+            elif key in _NESTED_JSON_KEYS and not (key == "content" and isinstance(part, dict)):
+                yield f"{key}={part!r}"
+            else:
+                yield from _class_names(part, keys)
 
 
 class TfdsReader(ImageReader):
