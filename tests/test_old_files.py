@@ -57,7 +57,9 @@ def machine():
     processor = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags"))]
     # PyTorch shares sums out among its threads.
     threads = __import__("torch").get_num_threads() if BACKEND == "torch" else os.cpu_count()
-    return ", ".join([*versions, f"{threads} threads", platform.machine(), *processor])
+    switches = ("XLA_FLAGS", "JAX_DISABLE", "TF_ENABLE", "TF_XLA")
+    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(switches)]
+    return ", ".join([*versions, *chosen, f"{threads} threads", platform.machine(), *processor])
 
 
 def contents_of(model):
@@ -76,7 +78,6 @@ def numbers_of(model):
         targets = CLASSES if isinstance(model, igpt.ImageGPTImageClassifier) else None
         evaluated = model.evaluate(TOKENS, targets, batch_size=4, verbose=0, return_dict=True)
         numbers |= {f"evaluated {name}": np.float32(value) for name, value in evaluated.items()}
-    kept, positions = np.arange(16) < 5, np.arange(16) % 3 > 0
     if isinstance(model, igpt.ImageGPTImageClassifier):
         numbers["votes"] = model.vote(TOKENS, num_masks=3, seed=1)
         # Two more steps say whether the optimizer goes on from where it was.
@@ -84,11 +85,12 @@ def numbers_of(model):
         numbers["losses"] = np.array(history["loss"], "float32")
     elif isinstance(model, igpt.ImageGPTMaskedLM):
         numbers["nats"] = model.score(TOKENS, num_masks=3, seed=1).nats_per_token
-        numbers["filled"] = model.fill_tokens(TOKENS, positions, num_rounds=4, seed=2)
+        numbers["filled"] = model.fill_tokens(TOKENS, np.arange(16) % 3 > 0, num_rounds=4, seed=2)
     else:
         numbers["nats"] = model.score(TOKENS).nats_per_token
         if model.compiled:  # drawing takes longest to compile, and is the same program for int8
             numbers["drawn"] = model.continue_tokens(TOKENS, np.zeros(16, bool), seed=2)
+            kept = np.arange(16) < 5
             numbers["continued"] = model.continue_tokens(TOKENS, kept, temperature=0.7, top_k=9, top_p=0.8, seed=3)
     return numbers
 
