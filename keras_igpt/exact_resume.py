@@ -116,7 +116,6 @@ class ExactResume(keras.callbacks.Callback):
         self._first_epoch, self._skipped = epoch, skipped
         self._saved_step = epoch * steps + skipped
         first = epoch * steps
-        self._first_batch = batches.starting_at(first)[0]
         with self._writer_and_signals():
             if not skipped or epoch >= epochs:
                 return fit(batches.starting_at(first), **{**options, "initial_epoch": epoch})
@@ -138,11 +137,8 @@ class ExactResume(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
         if epoch == self._first_epoch and self._metrics:
-            model = self.model
-            if len(model.metrics_variables) != len(self._metrics):
-                # TensorFlow makes the metrics of `compile` in the first step only.
-                model.test_on_batch(*self._first_batch)
-            for variable, array in zip(model.metrics_variables, self._metrics, strict=True):
+            # Of an earlier version: without the metrics that came later, which are last.
+            for variable, array in zip(self.model.metrics_variables, self._metrics, strict=False):
                 variable.assign(array)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:

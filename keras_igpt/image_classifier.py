@@ -113,8 +113,10 @@ class ImageGPTImageClassifier(TokenModel):
 
         if generative_weight:
             self.generative_loss = keras.metrics.Mean(name="generative_loss")
-        # Takes the place of Keras' mean loss, whose name it has; files do not know it.
-        self._class_loss = Untracked(keras.metrics.Mean(name="loss"))
+        # These stay out of the model's files. The first takes the place of Keras' mean loss; in evaluation it has L_CLF
+        # alone, and the second L_GEN, for each has its own weights. In training the second stays zero.
+        self._mean_loss = Untracked(keras.metrics.Mean(name="loss"))
+        self._mean_generative_loss = Untracked(keras.metrics.Mean(name="mean_generative_loss"))
 
         # === Config ===
         self.num_classes = num_classes
@@ -306,14 +308,8 @@ class ImageGPTImageClassifier(TokenModel):
             )
         logits, sample_weight = y_pred["class_logits"], per_image(sample_weight)
         loss = super().compute_loss(x, y, logits, sample_weight, training)
-        rows = counted = ops.cast(ops.shape(logits)[0], logits.dtype)
-        mean = loss
-        if sample_weight is not None:
-            # Rows without weight only fill the batch up; the compiled loss divides by their number too.
-            counted = ops.sum(ops.cast(ops.not_equal(sample_weight, 0), logits.dtype))
-            scaled = ops.cast(sample_weight, logits.dtype) * rows / ops.maximum(counted, 1.0)
-            mean = super().compute_loss(x, y, logits, scaled, training)
-        self._class_loss.value.update_state(mean * replica_count(), sample_weight=counted)
+        if not training:
+            self._mean_loss.value.update_state(*self._mean_class_loss(x, y, logits, sample_weight, loss))
         if self.generative_weight:
             losses = y_pred["image_losses"]
             weights = self.language_model.image_weights(
@@ -321,9 +317,22 @@ class ImageGPTImageClassifier(TokenModel):
             )
             self.generative_loss.update_state(losses, sample_weight=weights)
             loss = loss + self.generative_weight * weighted_mean(losses, weights)
+            if not training:
+                self._mean_generative_loss.value.update_state(losses, sample_weight=weights)
         if training:
+            self._mean_loss.value.update_state(loss * replica_count(), sample_weight=ops.shape(logits)[0])
             self.language_model.advance_step()
         return loss
+
+    def _mean_class_loss(self, x: Any, y: Any, logits: Any, sample_weight: Any | None, loss: Any) -> tuple[Any, Any]:
+        """L_CLF as the mean over the images of a batch that have a weight, and how many these are."""
+        rows = ops.cast(ops.shape(logits)[0], logits.dtype)
+        if sample_weight is None:
+            return loss * replica_count(), rows
+        counted = ops.sum(ops.cast(ops.not_equal(sample_weight, 0), logits.dtype))
+        # The compiled loss divides by all rows, those included that only fill the batch up.
+        scaled = ops.cast(sample_weight, logits.dtype) * rows / ops.maximum(counted, 1.0)
+        return super().compute_loss(x, y, logits, scaled, training=False) * replica_count(), counted
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Updates the compiled metrics with the class logits."""
@@ -333,13 +342,15 @@ class ImageGPTImageClassifier(TokenModel):
     @property
     def metrics(self) -> list[Any]:
         """Keras' own, but for its mean loss, which counts rows that only fill a batch up."""
-        return [self._class_loss.value if metric.name == "loss" else metric for metric in super().metrics]
+        metrics = [self._mean_loss.value if metric.name == "loss" else metric for metric in super().metrics]
+        return [*metrics, self._mean_generative_loss.value]
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Returns the metrics by name; the loss is the mean over all images that have a weight, of both parts."""
+        """Returns the metrics by name; in evaluation the loss is the mean over all images that have a weight."""
         results: dict[str, Any] = super().get_metrics_result()
-        if self.generative_weight and "loss" in results:
-            results["loss"] = results["loss"] + self.generative_weight * results["generative_loss"]
+        generative_loss = results.pop(self._mean_generative_loss.value.name)
+        if "loss" in results:
+            results["loss"] = results["loss"] + self.generative_weight * generative_loss
         return results
 
     def check_labels(self, labels: Any, name: str = "x") -> None:

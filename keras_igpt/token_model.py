@@ -86,6 +86,9 @@ class TokenModel(QuantizableModel, WholeStepModel):
     def _fit(self, x: Any, y: Any = None, **options: Any) -> Any:
         """Runs `keras.Model.fit` on checked data."""
         data, y, options["sample_weight"] = self._checked(x, y, options.get("sample_weight"), "x")
+        if data.first is not None:
+            # Keras warns that it cannot shuffle what comes in batches.
+            options.setdefault("shuffle", False)
         checked = [data]
         if options.get("validation_data") is not None:
             held_out, steps = options["validation_data"], options.get("validation_steps")
