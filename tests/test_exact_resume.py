@@ -295,13 +295,12 @@ def test_two_fits_with_averaged_weights():
     assert np.isfinite(train(model)["loss"]).all()
 
 
-def test_a_bad_batch_is_named():
-    def batches():
-        for step in range(STEPS):
-            tokens = random_tokens(4, seed=step)
-            yield (np.full_like(tokens, 99) if step == 2 else tokens, None)
+def test_a_loss_that_is_no_number_is_named():
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 2:
+                kernel = self.model.pixel_head.kernel
+                kernel.assign(np.full(kernel.shape, np.nan))
 
-    if keras.backend.backend() != "jax":
-        pytest.skip("other backends refuse the look-up itself")
     with pytest.raises(FloatingPointError, match="The loss became nan in batch 3 of epoch 1"):
-        make_model("ar").fit(batches(), steps_per_epoch=STEPS, verbose=0)
+        make_model("ar").fit(random_tokens(4 * STEPS), batch_size=4, callbacks=[Spoil()], verbose=0)
