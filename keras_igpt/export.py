@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.features import FeatureExtractor
 from keras_igpt.image_classifier import ImageGPTImageClassifier
 from keras_igpt.palette import ColorPalette
@@ -189,8 +190,8 @@ class ServingModel(keras.Model):
         ServingModel(classifier).export("classifier.onnx", format="onnx", batch_size=1)
         ```
         """
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ValueError(f"`batch_size` must be a positive integer or None. Received: batch_size={batch_size!r}")
+        if batch_size is not None:
+            batch_size = check_integer("batch_size", batch_size)
         self._check_format(format, batch_size)
         signature = [keras.InputSpec(shape=(batch_size, *self.image_shape), dtype="uint8", name="images")]
         super().export(os.fspath(filepath), format=format, verbose=verbose, input_signature=signature, **kwargs)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
+from keras_igpt.arguments import check_choice, check_depths, check_integer
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.data.batches import EvaluationBatches, Source
 from keras_igpt.data.examples import Examples, Labels
@@ -19,6 +19,7 @@ from keras_igpt.distribution import batch_divisor, check_one_process
 from keras_igpt.given_examples import LabeledPictures, as_examples
 from keras_igpt.inference import predict_or_restore
 from keras_igpt.pixel_models import PixelModel
+from keras_igpt.traced_gradients import traced_gradients_dropped
 
 Which = Literal["normed", "residual"]
 Float32Array = npt.NDArray[np.float32]
@@ -117,15 +118,11 @@ class FeatureExtractor(keras.Model):
                 f"Received: {type(language_model).__name__}"
             )
         last = language_model.backbone.num_layers
-        depths = tuple(range(last + 1)) if isinstance(layers, str) and layers == "all" else tuple(layers)
-        if (
-            not depths
-            or len(set(depths)) < len(depths)
-            or not all(isinstance(depth, int) and 0 <= depth <= last for depth in depths)
-        ):
+        every = isinstance(layers, str) and layers == "all"
+        depths = check_depths("layers", range(last + 1) if every else layers, last)
+        if len(set(depths)) < len(depths):
             raise ValueError(f"`layers` must be 'all' or different depths in 0…{last}. Received: layers={layers!r}")
-        if which not in ("normed", "residual"):
-            raise ValueError(f"`which` must be 'normed' or 'residual'. Received: which={which!r}")
+        check_choice("which", which, ("normed", "residual"))
         super().__init__(name="feature_extractor", dtype="float32")
         self.language_model = language_model
         self.depths = depths
@@ -202,5 +199,6 @@ class FeatureExtractor(keras.Model):
         for start in range(0, len(source), segment):
             rows = range(start, min(start + segment, len(source)))
             batches = EvaluationBatches(source.take(rows), self.language_model.palette, batch_size)
-            computed = predict_or_restore(self, batches, verbose=0)[: len(rows)]
+            with traced_gradients_dropped():
+                computed = predict_or_restore(self, batches, verbose=0)[: len(rows)]
             features[:, start : rows.stop] = np.moveaxis(computed, 1, 0)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.color_table import build_color_table, nearest_colors, pack_colors, unpack_colors
 
@@ -175,8 +176,11 @@ class ColorPalette:
         """
         pixels = check_images(images)
         pixels = pixels.reshape(-1, pixels.shape[-1])
-        if num_colors < 1:
-            raise ValueError(f"`num_colors` must be at least 1. Received: num_colors={num_colors}")
+        num_colors = check_integer("num_colors", num_colors)
+        # scikit-learn's seeds have 32 bits.
+        seed = check_integer("seed", seed, 0, 2**32 - 1)
+        max_pixels = check_integer("max_pixels", max_pixels)
+        max_iterations = check_integer("max_iterations", max_iterations)
         if len(pixels) > max_pixels:
             chosen = np.random.default_rng(seed).choice(len(pixels), max_pixels, replace=False)
             pixels = pixels[chosen]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
@@ -132,6 +134,7 @@ class TrainingBatches(keras.utils.PyDataset):
         workers: int | None = None,
     ) -> None:
         self._source = _TokenSource(examples, palette)
+        batch_size = check_integer("batch_size", batch_size)
         self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
         if batch_size > len(self._source):
             raise ValueError(
@@ -152,10 +155,9 @@ class TrainingBatches(keras.utils.PyDataset):
                 f"`augmentation` must pad by less than the {self._source.image_size} pixels of a side. "
                 f"Received: padding={augmentation.padding}"
             )
-        if mask_rate is not None and not 0 < mask_rate < 1:
-            raise ValueError(f"`mask_rate` must lie between 0 and 1. Received: mask_rate={mask_rate}")
-        if first_step < 0:
-            raise ValueError(f"`first_step` must not be negative. Received: first_step={first_step}")
+        if mask_rate is not None:
+            mask_rate = check_number("mask_rate", mask_rate, 0, 1, above=True, below=True)
+        first_step = check_integer("first_step", first_step, 0)
         # Keras fills the queue anew each epoch and keeps what is left: more than an epoch's would pile up.
         super().__init__(**_threads(examples, workers, self.steps_per_epoch - 1))
         self._seed = check_seed(seed)
@@ -185,8 +187,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def starting_at(self, step: int) -> TrainingBatches:
         """Returns the same batches from a step on: its item 0 is item `step` here."""
-        if step < 0:
-            raise ValueError(f"`step` must not be negative. Received: step={step}")
+        step = check_integer("step", step, 0)
         later = copy.copy(self)
         later._first_step += step
         return later
@@ -247,6 +248,7 @@ class EvaluationBatches(keras.utils.PyDataset):
         workers: int | None = None,
     ) -> None:
         self._source = _TokenSource(examples, palette)
+        batch_size = check_integer("batch_size", batch_size)
         self._batch_size, self._part = batch_size, _part_of_batch(batch_size, shard)
         super().__init__(**_threads(examples, workers, _BATCHES_AHEAD))
 
@@ -275,16 +277,16 @@ class EvaluationBatches(keras.utils.PyDataset):
 def _threads(examples: Source, workers: int | None, most_ahead: int) -> dict[str, int]:
     if workers is None:
         workers = examples.threads if isinstance(examples, ImageFiles) else 1
-    if workers < 1:
-        raise ValueError(f"`workers` must be at least 1. Received: workers={workers}")
+    workers = check_integer("workers", workers)
     return {"workers": workers, "max_queue_size": max(1, min(max(_BATCHES_AHEAD, 2 * workers), most_ahead))}
 
 
 def _part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
-    part, count = shard
-    if not 0 <= part < count:
-        raise ValueError(f"`shard` must be (part, count) with 0 <= part < count. Received: shard={shard}")
-    if batch_size < 1 or batch_size % count:
+    if not isinstance(shard, Sequence) or isinstance(shard, str) or len(shard) != 2:
+        raise ValueError(f"`shard` must be a pair of integers, (part, count). Received: shard={shard!r}")
+    count = check_integer("shard", shard[1])
+    part = check_integer("shard", shard[0], 0, count - 1)
+    if batch_size % count:
         raise ValueError(
             f"`batch_size` must be a positive multiple of the {count} shard(s). Received: batch_size={batch_size}"
         )

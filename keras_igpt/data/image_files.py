@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.augmentation import RandomResizedCrop, Window
 from keras_igpt.data.examples import Examples, LabeledImages, Labels
 from keras_igpt.palette import UInt8Images, check_images
@@ -115,13 +116,13 @@ class ImageFiles(Examples):
         numbers: npt.NDArray[np.int64] | None = None,
         num_channels: int = 3,
     ) -> None:
-        if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
-            raise ValueError(f"`image_size` must be a positive integer. Received: image_size={image_size!r}")
+        if image_size is not None:
+            image_size = check_integer("image_size", image_size)
         if num_channels not in (1, 3):
             raise ValueError(f"`num_channels` must be 3, or 1 for grey. Received: num_channels={num_channels}")
         self._reader = reader
         self._numbers = np.arange(len(reader)) if numbers is None else numbers
-        self.image_size = None if image_size is None else int(image_size)
+        self.image_size = image_size
         self.num_channels = num_channels
 
     def __len__(self) -> int:
@@ -251,8 +252,7 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
     array = check_images(images)
     if array.ndim != 4:
         raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {array.shape}")
-    if size < 1:
-        raise ValueError(f"`size` must be positive. Received: size={size}")
+    size = check_integer("size", size)
     height, width, channels = array.shape[1:]
     if height == width == size:
         return array
