@@ -22,7 +22,13 @@ _FORWARD_WIDTHS = 13
 # The logits, their log-softmax and the gradients of both.
 _COPIES_OF_LOGITS = 4
 # Bytes of a number in a block and of one in a weight, by dtype policy.
-_BYTES = {"float32": (4, 4), "mixed_bfloat16": (2, 4), "mixed_float16": (2, 4), "bfloat16": (2, 2), "float16": (2, 2)}
+BYTES_BY_POLICY = {
+    "float32": (4, 4),
+    "mixed_bfloat16": (2, 4),
+    "mixed_float16": (2, 4),
+    "bfloat16": (2, 2),
+    "float16": (2, 2),
+}
 # Arrays of all weights that an update makes on the way.
 _UPDATE_COPIES = {"jax": 0, "tensorflow": 0, "torch": 3}
 
@@ -186,8 +192,8 @@ def estimate(
     batch_size = check_integer("batch_size", batch_size)
     backend = keras.backend.backend() if backend is None else backend
     check_choice("backend", backend, _UPDATE_COPIES)
-    check_choice("dtype", dtype, _BYTES)
-    compute, variable = _BYTES[dtype]
+    check_choice("dtype", dtype, BYTES_BY_POLICY)
+    compute, variable = BYTES_BY_POLICY[dtype]
     layers, width, heads = architecture["num_layers"], architecture["hidden_dim"], architecture["num_heads"]
     vocabulary, length = architecture["vocabulary_size"], architecture["image_size"] ** 2
     causal = architecture.get("attention", "causal") == "causal"

@@ -91,7 +91,7 @@ def tune(
     Example:
     ```python
     def make_model(hyperparameters):
-        classifier = ImageGPTImageClassifier(keras.saving.load_model("igpt.keras"), num_classes=10)
+        classifier = ImageGPTImageClassifier(keras.saving.load_model("igpt.keras", compile=False), num_classes=10)
         classifier.compile(**finetuning_recipe(hyperparameters.get("learning_rate")))
         return classifier
 
