@@ -59,7 +59,7 @@ def tune(
 
     Each finished trial is written to `trials.json`. Run the same search again after it was killed: finished trials are
     taken from there, and the one that was interrupted is trained again from its beginning. Trials leave no weights on
-    the disk.
+    the disk, and their models and compiled programs leave the memory before the next one begins.
 
     Args:
         make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled

@@ -24,6 +24,8 @@ ALLOWED = {
     "compilation_cache": set(),
     "distribution": {"atomic_file"},
     "estimate": {"presets"},
+    "memory_warning": {"estimate"},
+    "traced_gradients": set(),
     "exact_resume": {"atomic_file", "distribution"},
     "finite_loss": set(),
     "inference": {"arguments", "distribution"},
@@ -111,6 +113,7 @@ ALLOWED = {
         "given_examples",
         "inference",
         "pixel_models",
+        "traced_gradients",
     },
     "linear_probe": {
         "atomic_file",
@@ -125,6 +128,7 @@ ALLOWED = {
         "atomic_file",
         "data.batches",
         "data.examples",
+        "data.repeatable",
         "features",
         "given_examples",
         "logistic_regression",
@@ -133,7 +137,17 @@ ALLOWED = {
     },
     "atomic_file": set(),
     "learning_rate_oracle": set(),
-    "tuning": {"atomic_file", "data", "distribution", "exact_resume", "learning_rate_oracle", "token_model"},
+    "search_records": {"atomic_file"},
+    "tuning": {
+        "atomic_file",
+        "data",
+        "distribution",
+        "exact_resume",
+        "learning_rate_oracle",
+        "search_records",
+        "token_model",
+        "traced_gradients",
+    },
     "checkpoint_tensors": {"backbone", "palette", "pixel_models"},
     "openai_checkpoint": {"checkpoint_tensors", "palette", "pixel_models"},
     "huggingface_files": {"checkpoint_tensors"},
@@ -191,7 +205,8 @@ def test_imports_run_one_way(module):
     own = {
         name.removeprefix("keras_igpt.") for name in imported_names(ast.walk(tree)) if name.startswith("keras_igpt.")
     }
-    assert own == ALLOWED[module]
+    # Whatever takes arguments may check them.
+    assert own - {"arguments"} == ALLOWED[module] - {"arguments"}
     assert not LATE & {name.split(".")[0] for name in imported_names(tree.body)}
 
 

@@ -1,5 +1,6 @@
 """Search, fold-back, refit and the one test: nothing leaks, and a killed search ends as if it had not been killed."""
 
+import gc
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from conftest import make_causal_lm
 from tuning_process import RATES, evaluation_batches, make_data, make_model, run, training_batches
 
 import keras_igpt as igpt
+from keras_igpt.traced_gradients import traced_gradients_dropped
 
 keras_tuner = pytest.importorskip("keras_tuner")
 
@@ -510,3 +512,27 @@ def test_search_knows_no_best_without_a_score(finished):
     search = finished[1].chosen_on_validation
     with pytest.raises(ValueError, match="No trial brought"):
         _ = replace(search, trials=search.trials[:2]).best
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others keep no list of gradients")
+def test_no_graph_of_an_ended_trial_is_kept(tmp_path):
+    """TensorFlow's list of custom gradients is for ever, and holds the graph that each was traced in."""
+    from tensorflow.python.framework.func_graph import FuncGraph
+
+    def graphs():
+        gc.collect()
+        return sum(isinstance(value, FuncGraph) for value in gc.get_objects())
+
+    before = graphs()
+    result = run(tmp_path, oracle=igpt.DescendingLearningRateOracle("val_loss", (0.03, 0.01)), epochs=1)
+    assert len(result.chosen_on_validation.trials) == 2
+    # TensorFlow may hold on to the last one; four training steps have more than a hundred.
+    assert graphs() <= before + 1
+    # A model whose own were dropped goes on, with programs that it has and with new ones.
+    rate = keras_tuner.HyperParameters()
+    rate.Fixed("learning_rate", 0.03)
+    trained = make_model(rate)
+    with traced_gradients_dropped():
+        trained.fit(training_batches(make_data().train), epochs=1, verbose=0)
+    trained.fit(training_batches(make_data().train), epochs=1, verbose=0)
+    trained.evaluate(evaluation_batches(make_data().test), verbose=0)
