@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> float | None:
     options = parser.parse_args(arguments)
     onnx = options.format == "onnx"
 
-    model = keras.saving.load_model(options.model)
+    model = keras.saving.load_model(options.model, compile=False)
     if not isinstance(model, igpt.ImageGPTImageClassifier):
         model = FeatureExtractor(model, options.layers or "all")
     elif options.layers:

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
 
     keras.utils.set_random_seed(options.seed)
-    language_model = keras.saving.load_model(options.model)
+    language_model = keras.saving.load_model(options.model, compile=False)
     palette, size = language_model.palette, language_model.backbone.image_size
     data = load_data(options, size)
     classifier = igpt.ImageGPTImageClassifier(

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> ProbeReport:
     parser.add_argument("--seed", type=int, default=0, help="which pictures are held out for validation")
     options = parser.parse_args(arguments)
 
-    language_model = keras.saving.load_model(options.model)
+    language_model = keras.saving.load_model(options.model, compile=False)
     size = language_model.backbone.image_size
     if options.images:
         data = igpt.load_image_folder(options.images, size, seed=options.seed)

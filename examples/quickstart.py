@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     with stage("Saving and reloading"):
         path = output / "igpt.keras"
         autoregressive.save(path)
-        reloaded = keras.saving.load_model(path)
+        reloaded = keras.saving.load_model(path, compile=False)
         sample = palette.encode(data.test.images[: size.batch_size])
         difference = float(
             np.abs(reloaded.predict(sample, verbose=0) - autoregressive.predict(sample, verbose=0)).max()
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     for name, weight in {"joint loss L_GEN + L_CLF": 1.0, "L_CLF alone": 0.0}.items():
         with stage(f"Fine-tuning, {name}"):
             classifier = igpt.ImageGPTImageClassifier(
-                keras.saving.load_model(path), len(data.class_names), generative_weight=weight
+                keras.saving.load_model(path, compile=False), len(data.class_names), generative_weight=weight
             )
             classifier.compile(**igpt.finetuning_recipe(size.finetuning_rate))
             classifier.fit(labeled, epochs=finetuning_steps // epoch_steps, steps_per_epoch=epoch_steps, verbose=2)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from keras_igpt.arguments import check_choice, check_depths, check_integer
 from keras_igpt.attention import Kernel, KeyValue, SelfAttention, attention_kernel, copy_closely
 from keras_igpt.direct_call import call_directly
 from keras_igpt.distribution import infers_shapes_of_replicas
@@ -154,23 +155,18 @@ class ImageGPTBackbone(QuantizableModel):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        sizes = {
-            "vocabulary_size": vocabulary_size,
-            "image_size": image_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "hidden_dim": hidden_dim,
-        }
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={size!r}")
+        vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
+        image_size = check_integer("image_size", image_size)
+        num_layers = check_integer("num_layers", num_layers)
+        num_heads = check_integer("num_heads", num_heads)
+        hidden_dim = check_integer("hidden_dim", hidden_dim)
         if hidden_dim % num_heads:
             raise ValueError(
                 f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
             )
-        _check_choice("attention", attention, ("causal", "bidirectional"))
-        _check_choice("normalization", normalization, ("layer_norm", "rms_norm"))
-        _check_choice("kernel", kernel, ("auto", "fused", "blocks"))
+        check_choice("attention", attention, ("causal", "bidirectional"))
+        check_choice("normalization", normalization, ("layer_norm", "rms_norm"))
+        check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
         # Where there is no fused kernel, one that is asked for fails here and not in the first step.
         attention_kernel(kernel, self.compute_dtype, hidden_dim // num_heads)
@@ -295,17 +291,13 @@ class ImageGPTBackbone(QuantizableModel):
         Reference:
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
         """
-        self._check_depths(layers)
+        depths = check_depths("layers", layers, self.num_layers)
         states = {}
-        reached = islice(self._residual_states(token_ids, position_mask), max(layers) + 1)
+        reached = islice(self._residual_states(token_ids, position_mask), max(depths) + 1)
         for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
-            if layer in layers:
+            if layer in depths:
                 states[layer] = norm(hidden)
-        return [states[layer] for layer in layers]
-
-    def _check_depths(self, layers: Sequence[int]) -> None:
-        if not layers or not all(0 <= layer <= self.num_layers for layer in layers):
-            raise ValueError(f"`layers` must be depths in 0…{self.num_layers}. Received: layers={tuple(layers)}")
+        return [states[layer] for layer in depths]
 
     def layers_above(self, layer: int) -> list[keras.layers.Layer]:
         """Names the layers whose weights n^l does not depend on: those that `normed_states` leaves out.
@@ -316,6 +308,7 @@ class ImageGPTBackbone(QuantizableModel):
         Returns:
             List of layers, from the bottom up; empty for L.
         """
+        layer = check_integer("layer", layer, 0, self.num_layers)
         if layer == self.num_layers:
             return []
         block = self.blocks[layer]
@@ -354,9 +347,9 @@ class ImageGPTBackbone(QuantizableModel):
         Reference:
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
         """
-        _check_choice("which", which, ("normed", "residual"))
-        depths = tuple(range(self.num_layers + 1)) if layers is None else tuple(layers)
-        self._check_depths(depths)
+        check_choice("which", which, ("normed", "residual"))
+        every = range(self.num_layers + 1)
+        depths = check_depths("layers", every if layers is None else layers, self.num_layers)
         pooled = {}
         reached = islice(self._residual_states(token_ids, position_mask), max(depths) + 1)
         for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
@@ -469,8 +462,3 @@ def _states_after(block: TransformerBlock, hidden: Any, remat: bool) -> Any:
         return block(hidden)[0]
 
     return keras.remat(apply)(hidden) if remat else apply(hidden)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}")

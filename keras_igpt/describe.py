@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.estimate import Estimate, estimate
 from keras_igpt.image_classifier import ImageGPTImageClassifier
@@ -69,6 +70,8 @@ def describe(preset_or_model: str | keras.Model, batch_size: int | None = None) 
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.3 and
         table 5, for its own presets; `source` says where others' figures come from
     """
+    if batch_size is not None:
+        batch_size = check_integer("batch_size", batch_size)
     if isinstance(preset_or_model, str):
         name = preset_or_model
         preset = get_preset(name)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import whole_file
 
 # Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
@@ -111,7 +112,8 @@ def make_distribution(architecture: Mapping[str, Any], model_devices: int = 1) -
             f"none on PyTorch. Received: {keras.backend.backend()!r}"
         )
     devices = keras.distribution.list_devices()
-    if model_devices < 1 or len(devices) % model_devices:
+    model_devices = check_integer("model_devices", model_devices)
+    if len(devices) % model_devices:
         raise ValueError(
             f"`model_devices` must divide the {len(devices)} device(s). Received: model_devices={model_devices}"
         )

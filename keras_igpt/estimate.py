@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_igpt.arguments import check_choice, check_integer
 from keras_igpt.presets import count_parameters, get_preset
 
 # Widths D that a block keeps of each token for its backward pass, in the compute dtype: both normalised inputs;
@@ -21,7 +22,7 @@ _FORWARD_WIDTHS = 13
 # The logits, their log-softmax and the gradients of both.
 _COPIES_OF_LOGITS = 4
 # Bytes of a number in a block and of one in a weight, by dtype policy.
-_BYTES = {
+BYTES_BY_POLICY = {
     "float32": (4, 4),
     "mixed_bfloat16": (2, 4),
     "mixed_float16": (2, 4),
@@ -189,17 +190,12 @@ def estimate(
             f"`preset` must have the keys {sorted(sizes)}, perhaps 'attention' and 'normalization'. "
             f"Received: {sorted(architecture)}"
         )
-    for name, size in {**{name: architecture[name] for name in sizes}, "batch_size": batch_size}.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={size!r}")
+    architecture |= {name: check_integer(name, architecture[name]) for name in sorted(sizes)}
+    batch_size = check_integer("batch_size", batch_size)
     backend = keras.backend.backend() if backend is None else backend
-    if backend not in _UPDATE_COPIES:
-        raise ValueError(
-            f"`backend` must be one of {', '.join(map(repr, _UPDATE_COPIES))}. Received: backend={backend!r}"
-        )
-    if dtype not in _BYTES:
-        raise ValueError(f"`dtype` must be one of {', '.join(map(repr, _BYTES))}. Received: dtype={dtype!r}")
-    compute, variable = _BYTES[dtype]
+    check_choice("backend", backend, _UPDATE_COPIES)
+    check_choice("dtype", dtype, BYTES_BY_POLICY)
+    compute, variable = BYTES_BY_POLICY[dtype]
     layers, width, heads = architecture["num_layers"], architecture["hidden_dim"], architecture["num_heads"]
     vocabulary, length = architecture["vocabulary_size"], architecture["image_size"] ** 2
     causal = architecture.get("attention", "causal") == "causal"

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.distribution import host_array, process_count, process_index
 
@@ -69,10 +70,8 @@ class ExactResume(keras.callbacks.Callback):
 
     def __init__(self, folder: str | os.PathLike[str], every: int, keep: int = 2) -> None:
         super().__init__()
-        for name, number in (("every", every), ("keep", keep)):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={number!r}")
-        self._folder, self._every, self._keep = Path(folder), every, keep
+        self._folder = Path(folder)
+        self._every, self._keep = check_integer("every", every), check_integer("keep", keep)
         self._description: dict[str, Any] = {}
         self._epochs = self._steps_per_epoch = self._epoch = 0
         # Steps of the first epoch that were taken before this process; what its metrics were then.

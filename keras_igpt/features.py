@@ -10,13 +10,14 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
+from keras_igpt.arguments import check_choice, check_depths, check_integer
 from keras_igpt.atomic_file import whole_file
 from keras_igpt.data.batches import EvaluationBatches, Source
 from keras_igpt.data.examples import Examples, Labels
 from keras_igpt.distribution import batch_divisor, check_one_process
 from keras_igpt.given_examples import LabeledPictures, as_examples
 from keras_igpt.pixel_models import PixelModel
+from keras_igpt.traced_gradients import traced_gradients_dropped
 from keras_igpt.whole_steps import WholeStepModel
 
 Which = Literal["normed", "residual"]
@@ -120,15 +121,11 @@ class FeatureExtractor(WholeStepModel):
                 f"Received: {type(language_model).__name__}"
             )
         last = language_model.backbone.num_layers
-        depths = tuple(range(last + 1)) if isinstance(layers, str) and layers == "all" else tuple(layers)
-        if (
-            not depths
-            or len(set(depths)) < len(depths)
-            or not all(isinstance(depth, int) and 0 <= depth <= last for depth in depths)
-        ):
+        every = isinstance(layers, str) and layers == "all"
+        depths = check_depths("layers", range(last + 1) if every else layers, last)
+        if len(set(depths)) < len(depths):
             raise ValueError(f"`layers` must be 'all' or different depths in 0…{last}. Received: layers={layers!r}")
-        if which not in ("normed", "residual"):
-            raise ValueError(f"`which` must be 'normed' or 'residual'. Received: which={which!r}")
+        check_choice("which", which, ("normed", "residual"))
         super().__init__(name="feature_extractor", dtype="float32")
         self.language_model = language_model
         self.depths = depths
@@ -205,5 +202,6 @@ class FeatureExtractor(WholeStepModel):
         for start in range(0, len(source), segment):
             rows = range(start, min(start + segment, len(source)))
             batches = EvaluationBatches(source.take(rows), self.language_model.palette, batch_size)
-            computed = self.predict(batches, verbose=0)[: len(rows)]
+            with traced_gradients_dropped():
+                computed = self.predict(batches, verbose=0)[: len(rows)]
             features[:, start : rows.stop] = np.moveaxis(computed, 1, 0)

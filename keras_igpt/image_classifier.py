@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.data.repeatable import check_seed
 from keras_igpt.distribution import replica_count
@@ -86,13 +87,10 @@ class ImageGPTImageClassifier(TokenModel):
                 "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
                 f"Received: {type(language_model).__name__}"
             )
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"`num_classes` must be an integer of at least 2. Received: num_classes={num_classes!r}")
-        if generative_weight < 0:
-            raise ValueError(f"`generative_weight` must be at least 0. Received: generative_weight={generative_weight}")
+        num_classes = check_integer("num_classes", num_classes, 2)
+        generative_weight = check_number("generative_weight", generative_weight, 0)
         last = language_model.backbone.num_layers
-        if layer is not None and not (isinstance(layer, int) and 0 <= layer <= last):
-            raise ValueError(f"`layer` must be a depth in 0…{last}, or None for {last}. Received: layer={layer!r}")
+        layer = last if layer is None else check_integer("layer", layer, 0, last)
         if frozen and generative_weight:
             raise ValueError(
                 "`generative_weight` must be 0 with frozen=True, for L_GEN has no weights to train then. "
@@ -121,7 +119,7 @@ class ImageGPTImageClassifier(TokenModel):
         # === Config ===
         self.num_classes = num_classes
         self.generative_weight = generative_weight
-        self.layer = last if layer is None else layer
+        self.layer = layer
         self.frozen = frozen
 
         self.build()
@@ -260,9 +258,8 @@ class ImageGPTImageClassifier(TokenModel):
                 "`language_model` must be an ImageGPTMaskedLM for a vote over masks; others see the whole picture, and "
                 f"`predict` will do. Received: {type(self.language_model).__name__}"
             )
-        if not isinstance(num_masks, int) or num_masks < 1:
-            raise ValueError(f"`num_masks` must be a positive integer. Received: num_masks={num_masks!r}")
-        check_seed(seed)
+        num_masks = check_integer("num_masks", num_masks)
+        seed = check_seed(seed)
         token_ids = self.token_array(inputs)
         votes = []
         for mask in range(num_masks):

@@ -11,6 +11,8 @@ try:
 except ImportError as error:
     raise ImportError("Searching hyperparameters needs KerasTuner: pip install 'keras_igpt[tune]'") from error
 
+from keras_igpt.arguments import check_positive_numbers
+
 # The paper's list, which it does not print to its end.
 LEARNING_RATES = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003)
 
@@ -50,11 +52,9 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
         beside: Any = None,
     ) -> None:
         # KerasTuner's choices must be of one type.
-        rates = [float(rate) for rate in learning_rates]
-        if not rates or min(rates) <= 0 or any(this <= following for this, following in itertools.pairwise(rates)):
-            raise ValueError(
-                f"`learning_rates` must be positive and fall. Received: learning_rates={tuple(learning_rates)}"
-            )
+        rates = list(check_positive_numbers("learning_rates", learning_rates))
+        if any(this <= following for this, following in itertools.pairwise(rates)):
+            raise ValueError(f"`learning_rates` must fall. Received: learning_rates={tuple(rates)}")
         hyperparameters = keras_tuner.HyperParameters()
         hyperparameters.Choice("learning_rate", rates, ordered=True, default=rates[0])
         if beside is not None:
@@ -80,23 +80,23 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
         if beside is not None and beside.objective != self.objective:
             raise ValueError(f"`beside` must have {self.objective}. Received: {beside.objective}")
         self.learning_rates = tuple(rates)
-        self._beside = beside
+        self.beside = beside
         self._setting: Any = None
         self._descent: list[str] = []
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Returns the next rate, in the setting at hand or in a new one; KerasTuner calls this."""
         if self._is_over():
-            if self._beside is None:
+            if self.beside is None:
                 return {"status": "STOPPED"}
             self._report()
             self._setting = None
         if self._setting is None:
             self._descent = []
-            if self._beside is None:
+            if self.beside is None:
                 self._setting = {}
             else:
-                trial = self._beside.create_trial("descent")
+                trial = self.beside.create_trial("descent")
                 if trial.status != "RUNNING":
                     return {"status": trial.status}
                 self._trial, self._setting = trial, trial.hyperparameters.values
@@ -121,11 +121,11 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
         scores = self._scores()
         if scores:
             best = max(scores) if self.objective.direction == "max" else min(scores)
-            self._beside.update_trial(self._trial.trial_id, {self.objective.name: best})
+            self.beside.update_trial(self._trial.trial_id, {self.objective.name: best})
         self._trial.status = "COMPLETED" if scores else "FAILED"
-        self._beside.end_trial(self._trial)
+        self.beside.end_trial(self._trial)
 
     def _set_project_dir(self, directory: str, project_name: str) -> None:
         super()._set_project_dir(directory, project_name)
-        if self._beside is not None:
-            self._beside._set_project_dir(directory, f"{project_name}_beside")
+        if self.beside is not None:
+            self.beside._set_project_dir(directory, f"{project_name}_beside")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import keras
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import write_json
 from keras_igpt.data.batches import Source
 from keras_igpt.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
@@ -19,7 +20,6 @@ from keras_igpt.logistic_regression import (
     REGULARIZATION_STRENGTHS,
     LogisticFit,
     check_classes,
-    check_max_iterations,
     check_strengths,
     fit_logistic_regression,
 )
@@ -202,17 +202,17 @@ class LinearProbe:
     ) -> None:
         self._extractor = FeatureExtractor(language_model, layers, which)
         depths = self._extractor.depths
-        if concatenate is not None and not (
-            isinstance(concatenate, int) and 1 < concatenate <= len(depths) and concatenate % 2
-        ):
-            raise ValueError(
-                f"`concatenate` must be an odd number of depths from 3 to {len(depths)}, or None. "
-                f"Received: concatenate={concatenate!r}"
-            )
+        if concatenate is not None:
+            concatenate = check_integer("concatenate", concatenate)
+            if not 1 < concatenate <= len(depths) or not concatenate % 2:
+                raise ValueError(
+                    f"`concatenate` must be an odd number of depths from 3 to {len(depths)}, or None. "
+                    f"Received: concatenate={concatenate}"
+                )
         self._concatenate = concatenate
         self._strengths = check_strengths(strengths)
-        self._max_iterations = check_max_iterations(max_iterations)
-        self._batch_size = batch_size
+        self._max_iterations = check_integer("max_iterations", max_iterations)
+        self._batch_size = check_integer("batch_size", batch_size)
         self._folder = None if folder is None else Path(folder)
         self._fits: dict[tuple[int, ...], LogisticFit] | None = None
         self._report: ProbeReport | None = None
@@ -327,7 +327,7 @@ class LinearProbe:
             ValueError: if the probe is not fitted, or not at that depth.
         """
         fits = self._fitted()
-        layer = self.report.best_layer if layer is None else layer
+        layer = self.report.best_layer if layer is None else check_integer("layer", layer, 0)
         if (layer,) not in fits:
             raise ValueError(f"`layer` must be one of {list(self._extractor.depths)}. Received: layer={layer}")
         return fits[layer,].predict(self.features(inputs)[:, self._extractor.depths.index(layer)])

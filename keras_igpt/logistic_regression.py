@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.arguments import check_integer, check_positive_numbers
 from keras_igpt.lbfgs import Float64Array, minimize
 from keras_igpt.row_reductions import row_max, row_sum
 
@@ -144,7 +144,7 @@ def fit_logistic_regression(
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
     """
     values = check_strengths(strengths)
-    check_max_iterations(max_iterations)
+    max_iterations = check_integer("max_iterations", max_iterations)
     train_features, train_labels = check_examples("train", *train)
     validation_features, validation_labels = check_examples("validation", *validation)
     classes = check_classes(train_labels, validation_labels)
@@ -197,17 +197,7 @@ def fit_logistic_regression(
 
 def check_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
     """Returns values of C in increasing order, or says what is wrong with them."""
-    values = tuple(sorted(float(strength) for strength in strengths))
-    if not values or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"`strengths` must be one or more positive values of C. Received: strengths={strengths!r}")
-    return values
-
-
-def check_max_iterations(max_iterations: int) -> int:
-    """Returns a number of iterations, or says what is wrong with it."""
-    if not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(f"`max_iterations` must be a positive integer. Received: max_iterations={max_iterations!r}")
-    return max_iterations
+    return tuple(sorted(check_positive_numbers("strengths", strengths)))
 
 
 def check_classes(train_labels: npt.NDArray[Any], validation_labels: npt.NDArray[Any]) -> npt.NDArray[Any]:

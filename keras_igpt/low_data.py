@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.atomic_file import write_json
 from keras_igpt.data.batches import Source
 from keras_igpt.data.examples import DataSplits, LabeledImages, LabeledTokens, low_data_subset
+from keras_igpt.data.repeatable import check_seed
 from keras_igpt.features import FeatureExtractor, LabeledFeatures, Which
 from keras_igpt.given_examples import as_examples
 from keras_igpt.logistic_regression import (
@@ -150,10 +152,13 @@ def low_data_table(
     """
     extractor = FeatureExtractor(language_model, "all" if layers is None else layers, which)
     values = check_strengths(strengths)
+    seeds = tuple(check_seed(seed) for seed in seeds)
     if len(set(seeds)) < max(2, len(seeds)):
-        raise ValueError(f"`seeds` must be at least two, all different. Received: seeds={tuple(seeds)}")
+        raise ValueError(f"`seeds` must be at least two, all different. Received: seeds={seeds}")
+    labels_per_class = tuple(check_integer("labels_per_class", count) for count in labels_per_class)
     if not labels_per_class:
         raise ValueError("`labels_per_class` must have at least one number. Received: none")
+    batch_size = check_integer("batch_size", batch_size)
     parts: dict[str, Source] = {
         name: as_examples(extractor.language_model, part)
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
@@ -168,8 +173,8 @@ def low_data_table(
     features = {name: extractor.extract_labeled(part, batch_size) for name, part in parts.items()}
     lines = []
     for count in labels_per_class:
-        lines.append(_line("features", features, extractor.depths, count, tuple(seeds), values))
-        lines.append(_line(RAW_PIXELS, pixels, (None,), count, tuple(seeds), values))
+        lines.append(_line("features", features, extractor.depths, count, seeds, values))
+        lines.append(_line(RAW_PIXELS, pixels, (None,), count, seeds, values))
     return LowDataTable(tuple(lines), len(classes), len(data.validation), len(data.test), which)
 
 

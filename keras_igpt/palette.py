@@ -178,9 +178,10 @@ class ColorPalette:
         pixels = check_images(images)
         pixels = pixels.reshape(-1, pixels.shape[-1])
         num_colors = check_integer("num_colors", num_colors)
-        check_integer("max_pixels", max_pixels)
-        check_integer("max_iterations", max_iterations)
-        check_integer("seed", seed, 0, 2**32 - 1)  # what k-means takes
+        # scikit-learn's seeds have 32 bits.
+        seed = check_integer("seed", seed, 0, 2**32 - 1)
+        max_pixels = check_integer("max_pixels", max_pixels)
+        max_iterations = check_integer("max_iterations", max_iterations)
         if len(pixels) > max_pixels:
             chosen = np.random.default_rng(seed).choice(len(pixels), max_pixels, replace=False)
             pixels = pixels[chosen]

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import keras
 from keras import ops
 
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.backbone import ImageGPTBackbone
 from keras_igpt.distribution import sum_over_replicas
 from keras_igpt.generation import PixelGeneration
@@ -377,8 +378,9 @@ class ImageGPTMaskedLM(MaskedGeneration, MaskedScoring, PixelModel):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        if not 0 <= mask_rate <= 1:
-            raise ValueError(f"`mask_rate` must lie in [0, 1]. Received: mask_rate={mask_rate}")
+        mask_rate = check_number("mask_rate", mask_rate, 0, 1)
+        # Its lower 32 bits count, whatever its sign.
+        mask_seed = check_integer("mask_seed", mask_seed, -(2**63), 2**64 - 1)
         super().__init__(backbone, palette, dtype, **kwargs)
         self.random_position_mask = RandomPositionMask(
             mask_rate, mask_seed, dtype=self.dtype_policy, name="random_position_mask"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.given_pictures import pictures_of_size
 from keras_igpt.palette import ColorPalette, UInt8Images, check_images
 
@@ -317,11 +317,9 @@ def save_animation(
     pictures = check_images(images)
     pictures = pictures[None] if pictures.ndim == 3 else pictures
     height, width, channels = pictures.shape[1:]
-    if not 0 <= keep_pixels < height * width:
-        raise ValueError(f"`keep_pixels` must lie in 0…{height * width - 1}. Received: keep_pixels={keep_pixels}")
-    for name, value in (("frames", frames), ("scale", scale), ("seconds", seconds)):
-        if not value > 0:
-            raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+    keep_pixels = check_integer("keep_pixels", keep_pixels, 0, height * width - 1)
+    frames, scale = check_integer("frames", frames), check_integer("scale", scale)
+    seconds = check_number("seconds", seconds, 0, above=True)
     try:
         from PIL import Image
     except ImportError as error:
@@ -370,6 +368,7 @@ def plot_grid(images: npt.ArrayLike, columns: int = 8) -> Figure:
         A figure.
     """
     pictures = check_images(images)
+    columns = check_integer("columns", columns)
     rows = -(-len(pictures) // columns)
     figure = _figure(0.9 * columns, 0.9 * rows)
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):

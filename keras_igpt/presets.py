@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from keras_igpt.arguments import check_choice, check_integer
+
 Objective = Literal["ar", "bert"]
 
 
@@ -166,8 +168,7 @@ def get_preset(name: str) -> Preset:
     get_preset("igpt_small").hidden_dim   # 512
     ```
     """
-    if name not in PRESETS:
-        raise ValueError(f"`name` must be one of {', '.join(PRESETS)}. Received: {name!r}")
+    check_choice("name", name, PRESETS)
     return PRESETS[name]
 
 
@@ -215,7 +216,9 @@ def count_parameters(
     count_parameters(**get_preset("igpt_small").architecture)   # 76,596,736
     ```
     """
-    del num_heads
+    sizes = (vocabulary_size, image_size, num_layers, num_heads, hidden_dim)
+    names = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim")
+    vocabulary_size, image_size, num_layers, num_heads, hidden_dim = map(check_integer, names, sizes)
     norm = hidden_dim * (2 if normalization == "layer_norm" else 1)
     attention_weights = 4 * hidden_dim**2
     feed_forward_weights = 2 * hidden_dim * (4 * hidden_dim)

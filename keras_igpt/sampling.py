@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.arguments import check_integer
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.data.repeatable import check_seed, random_bits
 from keras_igpt.palette import TokenIds, check_token_ids
 
@@ -148,16 +148,16 @@ def sampling_inputs(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    if isinstance(temperature, str) or (temperature != 0 and not _LOWEST_TEMPERATURE <= temperature < float("inf")):
+    temperature = check_number("temperature", temperature, 0)
+    if 0 < temperature < _LOWEST_TEMPERATURE:
         raise ValueError(
-            f"`temperature` must be 0 (greedy) or a number of at least {_LOWEST_TEMPERATURE}. "
-            f"Received: temperature={temperature}"
+            f"`temperature` must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}. Received: temperature={temperature}"
         )
     if top_k is not None:
         top_k = check_integer("top_k", top_k, 1, vocabulary_size)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
-    check_seed(seed)
+    if top_p is not None:
+        top_p = check_number("top_p", top_p, 0, 1, above=True)
+    seed = check_seed(seed)
     if temperature == 0:
         temperature, top_k = 1.0, 1
     rows, tokens = shape

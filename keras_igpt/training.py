@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_igpt.arguments import check_choice, check_integer, check_number
 from keras_igpt.presets import Objective, get_preset
 
 # One epoch of ImageNet is about 9,600 of the paper's million steps.
@@ -62,34 +63,35 @@ def pretraining_recipe(
         table 5. The shape of the warm-up is not stated there; here it is linear and its first step is not zero.
     """
     rates = get_preset(preset).learning_rates
-    if objective not in ("ar", "bert"):
-        raise ValueError(f"`objective` must be 'ar' or 'bert'. Received: objective={objective!r}")
+    check_choice("objective", objective, ("ar", "bert"))
     if learning_rate is None and objective not in rates:
         raise ValueError(
             f"`learning_rate` must be given: none is published for {preset!r} with {objective!r}. "
             "Received: learning_rate=None"
         )
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a positive integer. Received: steps={steps!r}")
-    _check_options(accumulation_steps, clip_norm, ema_momentum)
-    warmup = max(1, round(_WARMUP_SHARE * steps)) if steps_per_epoch is None else steps_per_epoch
-    if not 1 <= warmup < max(2, steps):
+    steps = check_integer("steps", steps)
+    options = _checked_options(accumulation_steps, clip_norm, ema_momentum)
+    warmup = (
+        max(1, round(_WARMUP_SHARE * steps))
+        if steps_per_epoch is None
+        else check_integer("steps_per_epoch", steps_per_epoch)
+    )
+    if warmup >= max(2, steps):
         raise ValueError(
-            f"`steps_per_epoch` must be at least 1 and less than steps={steps}, for the warm-up takes one epoch. "
+            f"`steps_per_epoch` must be less than steps={steps}, for the warm-up takes one epoch. "
             f"Received: steps_per_epoch={steps_per_epoch}"
         )
-    peak = float(rates[objective] if learning_rate is None else learning_rate)
-    if not peak > 0:
-        raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}")
+    rate = rates[objective] if learning_rate is None else learning_rate
+    peak = float(check_number("learning_rate", rate, 0, above=True))
     schedule = CosineDecayOverUpdates(
-        accumulation_steps,
+        options["accumulation_steps"],
         # The first update already counts: from one step's share, not from zero.
         initial_learning_rate=peak / warmup,
         warmup_target=peak,
         warmup_steps=warmup,
         decay_steps=max(1, steps - warmup),
     )
-    return {"optimizer": _adam(schedule, accumulation_steps, clip_norm, ema_momentum)}
+    return {"optimizer": _adam(schedule, **options)}
 
 
 def finetuning_recipe(
@@ -124,11 +126,10 @@ def finetuning_recipe(
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
     """
-    if not learning_rate > 0:
-        raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}")
-    _check_options(accumulation_steps, clip_norm, ema_momentum)
+    learning_rate = float(check_number("learning_rate", learning_rate, 0, above=True))
+    options = _checked_options(accumulation_steps, clip_norm, ema_momentum)
     return {
-        "optimizer": _adam(float(learning_rate), accumulation_steps, clip_norm, ema_momentum),
+        "optimizer": _adam(learning_rate, **options),
         **_classification(),
     }
 
@@ -159,11 +160,9 @@ def probing_recipe(learning_rate: float, steps: int) -> dict[str, Any]:
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
     """
-    if not learning_rate > 0:
-        raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a positive integer. Received: steps={steps!r}")
-    schedule = keras.optimizers.schedules.CosineDecay(float(learning_rate), steps)
+    learning_rate = float(check_number("learning_rate", learning_rate, 0, above=True))
+    steps = check_integer("steps", steps)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     return {"optimizer": keras.optimizers.SGD(schedule, momentum=0.9), **_classification()}
 
 
@@ -180,7 +179,7 @@ class CosineDecayOverUpdates(keras.optimizers.schedules.CosineDecay):
 
     def __init__(self, accumulation_steps: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.accumulation_steps = accumulation_steps
+        self.accumulation_steps = check_integer("accumulation_steps", accumulation_steps)
 
     def __call__(self, step: Any) -> Any:
         return super().__call__(ops.floor_divide(step, self.accumulation_steps))
@@ -254,21 +253,21 @@ class ApplyLeftoverGradients(keras.callbacks.Callback):
         apply_leftover_gradients(self.model)
 
 
-def _check_options(accumulation_steps: int, clip_norm: float | None, ema_momentum: float | None) -> None:
-    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
-        raise ValueError(
-            f"`accumulation_steps` must be a positive integer. Received: accumulation_steps={accumulation_steps!r}"
-        )
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"`clip_norm` must be positive. Received: clip_norm={clip_norm}")
-    if ema_momentum is not None and not 0 < ema_momentum < 1:
-        raise ValueError(f"`ema_momentum` must lie between 0 and 1. Received: ema_momentum={ema_momentum}")
+def _checked_options(accumulation_steps: int, clip_norm: float | None, ema_momentum: float | None) -> dict[str, Any]:
+    options = {
+        "accumulation_steps": check_integer("accumulation_steps", accumulation_steps),
+        "clip_norm": None if clip_norm is None else check_number("clip_norm", clip_norm, 0, above=True),
+        "ema_momentum": (
+            None if ema_momentum is None else check_number("ema_momentum", ema_momentum, 0, 1, above=True, below=True)
+        ),
+    }
     if ema_momentum is not None and accumulation_steps > 1:
         raise ValueError(
             "`ema_momentum` must be None with `accumulation_steps`: Keras averages after each batch, not after each "
             "update. Leave one of the two out. "
             f"Received: ema_momentum={ema_momentum}, accumulation_steps={accumulation_steps}"
         )
+    return options
 
 
 def _classification() -> dict[str, Any]:

@@ -2,120 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.atomic_file import whole_file, write_json
 from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
 from keras_igpt.distribution import check_one_process
 from keras_igpt.exact_resume import ExactResume
+from keras_igpt.search_records import Ledger, Search, Trial, TunedResult, name_of, read_report
 from keras_igpt.token_model import TokenModel
+from keras_igpt.traced_gradients import traced_gradients_dropped
 
 MakeModel = Callable[[Any], keras.Model]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting of a search and what came of it.
-
-    Attributes:
-        values: hyperparameters by name.
-        objective: float. Its value on validation at `epochs`; None where training diverged.
-        epochs: int. Epochs up to that value; 0 where training diverged.
-        history: one value an epoch of each metric, as `fit` returns them, None where it was no number; empty where the
-            training loss was none.
-    """
-
-    values: dict[str, Any]
-    objective: float | None
-    epochs: int
-    history: dict[str, list[float | None]]
-
-
-@dataclass(frozen=True)
-class Search:
-    """What was chosen on validation, and from what.
-
-    Attributes:
-        objective: str. Name of the metric that decided.
-        direction: `"min"` or `"max"`.
-        to_beat: float. What the objective had to be better than: trials that did not beat it diverged.
-        trials: tuple of `Trial`, in their order.
-        steps_per_epoch: int. Batches an epoch.
-        seed: int. Of the weights that are drawn at random.
-        backend: str. Keras' backend.
-        num_train: int. Pictures trained on.
-        num_validation: int. Pictures the choice was made on.
-    """
-
-    objective: str
-    direction: str
-    to_beat: float
-    trials: tuple[Trial, ...]
-    steps_per_epoch: int
-    seed: int
-    backend: str
-    num_train: int
-    num_validation: int
-
-    @property
-    def best(self) -> Trial:
-        """The trial of the best objective, the first of equal ones; raises `ValueError` if all diverged."""
-        sign = 1 if self.direction == "max" else -1
-        scored = [(sign * trial.objective, trial) for trial in self.trials if trial.objective is not None]
-        if not scored:
-            raise ValueError(
-                f"No trial brought {self.objective} to better than {self.to_beat:.6g}, which it had to beat. "
-                f"Received: {[trial.values for trial in self.trials]}"
-            )
-        return max(scored, key=lambda pair: pair[0])[1]
-
-    def __str__(self) -> str:
-        lines = [f"{self.objective} of each trial (to beat: {self.to_beat:.4f})"]
-        for trial in self.trials:
-            shown = "diverged" if trial.objective is None else f"{trial.objective:.4f} after {trial.epochs} epoch(s)"
-            lines.append(f"  {_name(trial.values)}: {shown}")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class TunedResult:
-    """A whole evaluation: what validation chose, and what the test set says of it.
-
-    Attributes:
-        chosen_on_validation: the `Search`.
-        values: hyperparameters of the refit.
-        steps: int. Batches of the refit, as many as the best trial's.
-        num_refit: int. Pictures of train and validation together, which the refit saw.
-        num_test: int. Pictures tested on.
-        final_on_test: metric by name, of the refitted model.
-    """
-
-    chosen_on_validation: Search
-    values: dict[str, Any]
-    steps: int
-    num_refit: int
-    num_test: int
-    final_on_test: dict[str, float]
-
-    def __str__(self) -> str:
-        final = ", ".join(f"{name} {value:.4f}" for name, value in self.final_on_test.items())
-        return (
-            f"Chosen on validation ({self.chosen_on_validation.num_validation:,} pictures): {_name(self.values)}, "
-            f"{self.steps:,} steps\n{self.chosen_on_validation}\n"
-            f"Final on test ({self.num_test:,} pictures), refitted on train and validation: {final}"
-        )
+BatchesT = TypeVar("BatchesT", TrainingBatches, EvaluationBatches)
 
 
 def tune(
@@ -146,7 +59,7 @@ def tune(
 
     Each finished trial is written to `trials.json`. Run the same search again after it was killed: finished trials are
     taken from there, and the one that was interrupted is trained again from its beginning. Trials leave no weights on
-    the disk.
+    the disk, and their models and compiled programs leave the memory before the next one begins.
 
     Args:
         make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled
@@ -178,7 +91,7 @@ def tune(
     Example:
     ```python
     def make_model(hyperparameters):
-        classifier = ImageGPTImageClassifier(keras.saving.load_model("igpt.keras"), num_classes=10)
+        classifier = ImageGPTImageClassifier(keras.saving.load_model("igpt.keras", compile=False), num_classes=10)
         classifier.compile(**finetuning_recipe(hyperparameters.get("learning_rate")))
         return classifier
 
@@ -197,18 +110,17 @@ def tune(
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), sections 3.3, 3.4
     """
-    for name, number in (("epochs", epochs), ("patience", patience), ("steps_per_epoch", steps_per_epoch)):
-        if number is not None and (not isinstance(number, int) or number < 1):
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={number!r}")
-    from keras_igpt.learning_rate_oracle import DescendingLearningRateOracle
-
-    if oracle is None:
-        oracle = DescendingLearningRateOracle(objective)
-    elif oracle.objective != DescendingLearningRateOracle(objective).objective:
-        raise ValueError(f"`oracle` must have the objective {objective}. Received: {oracle.objective}")
+    epochs = check_integer("epochs", epochs)
+    patience = None if patience is None else check_integer("patience", patience)
+    steps_per_epoch = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch)
+    to_beat = None if to_beat is None else float(check_number("to_beat", to_beat))
+    # NumPy's and PyTorch's generators take 32 bits.
+    seed = check_integer("seed", seed, 0, 2**32 - 1)
+    oracle = _new_oracle(oracle, objective)
     check_one_process("tune")
     folder = Path(folder)
-    batches, held_out = training_batches(data.train), evaluation_batches(data.validation)
+    batches = _batches("training_batches", training_batches, data.train, TrainingBatches)
+    held_out = _batches("evaluation_batches", evaluation_batches, data.validation, EvaluationBatches)
     steps = steps_per_epoch or batches.steps_per_epoch
     space = oracle.get_space()
     untrained, start, settings = _untrained(make_model, space, held_out, oracle.objective.name, seed)
@@ -216,7 +128,7 @@ def tune(
     oracle.update_space(space)
     # However many settings fail, the next one may do; KerasTuner's own oracles give up after three.
     oracle.max_consecutive_failed_trials = -1
-    ledger = _Ledger(
+    ledger = Ledger(
         folder / "trials.json",
         {
             "objective": oracle.objective.name,
@@ -229,10 +141,11 @@ def tune(
             "batches": batches.description,
             "train": _fingerprint(data.train),
             "validation": _fingerprint(data.validation),
-            "model": settings,
+            "model": hashlib.sha256(settings.encode()).hexdigest(),
             "start": start,
         },
-        _bound(untrained, oracle.objective.name, data.validation) if to_beat is None else float(to_beat),
+        dict(zip(("model", "compile"), json.loads(settings), strict=True)),
+        _bound(untrained, oracle.objective.name, data.validation) if to_beat is None else to_beat,
     )
     search = Search(
         objective=oracle.objective.name,
@@ -253,12 +166,16 @@ def tune(
         values = dict(proposed.hyperparameters.values)
         trial = ledger.recorded(len(search.trials), values)
         if trial is None:
-            print(f"Trial {len(search.trials)}: {_name(values)}", flush=True)
-            model = _make(make_model, proposed.hyperparameters, seed, start)
-            trial = _train(model, batches, held_out, search, values, epochs, patience, verbose)
+            print(f"Trial {len(search.trials)}: {name_of(values)}", flush=True)
+            with traced_gradients_dropped():
+                model = _make(make_model, proposed.hyperparameters, seed, start)
+                trial = _train(model, batches, held_out, search, values, epochs, patience, verbose)
+            # Its memory is the next one's. Models refer to themselves: they go when the collector comes.
+            del model
+            gc.collect()
             ledger.record(trial)
             shown = "diverged" if trial.objective is None else f"{search.objective} {trial.objective:.6g}"
-            print(f"Trial {len(search.trials)}: {_name(values)}: {shown}", flush=True)
+            print(f"Trial {len(search.trials)}: {name_of(values)}: {shown}", flush=True)
         search = replace(search, trials=(*search.trials, trial))
         if trial.objective is not None:
             oracle.update_trial(proposed.trial_id, {search.objective: trial.objective}, step=trial.epochs - 1)
@@ -336,6 +253,13 @@ def tune_and_refit(
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
     """
     folder = Path(folder)
+    if checkpoint_every is not None:
+        checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
+    if evaluate is not None and not callable(evaluate):
+        raise ValueError(
+            "`evaluate` must be a function of the model and the test examples, or None. "
+            f"Received: {type(evaluate).__name__}"
+        )
     search = tune(
         make_model,
         data,
@@ -354,24 +278,27 @@ def tune_and_refit(
     chosen = search.best
     report = folder / "report.json"
     if report.is_file():
-        return _read_report(report, search)
+        return read_report(report, search)
     together = data["train+validation"]
-    print(f"Refit on train and validation: {_name(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
-    model = _make(make_model, _hyperparameters(chosen.values), seed, _Ledger.start_in(folder / "trials.json"))
+    print(f"Refit on train and validation: {name_of(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
+    model = _make(make_model, _hyperparameters(chosen.values), seed, Ledger.start_in(folder / "trials.json"))
     # Of this choice alone: a search that is taken further may choose another.
     choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
     checkpoints = folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
-    model.fit(
-        training_batches(together),
-        epochs=chosen.epochs,
-        steps_per_epoch=search.steps_per_epoch,
-        callbacks=[ExactResume(checkpoints, every=checkpoint_every or search.steps_per_epoch, keep=1)],
-        verbose=verbose,
-    )
-    with whole_file(folder / "model.keras") as partial:
+    with traced_gradients_dropped():
+        model.fit(
+            training_batches(together),
+            epochs=chosen.epochs,
+            steps_per_epoch=search.steps_per_epoch,
+            callbacks=[ExactResume(checkpoints, every=checkpoint_every or search.steps_per_epoch, keep=1)],
+            verbose=verbose,
+        )
+    saved = folder / "model.keras"
+    with whole_file(saved) as partial:
         model.save(partial)
     if evaluate is None:
-        final = model.evaluate(evaluation_batches(data.test), return_dict=True, verbose=0)
+        with traced_gradients_dropped():
+            final = model.evaluate(evaluation_batches(data.test), return_dict=True, verbose=0)
     else:
         final = evaluate(model, data.test)
     result = TunedResult(
@@ -380,7 +307,7 @@ def tune_and_refit(
         steps=chosen.epochs * search.steps_per_epoch,
         num_refit=len(together),
         num_test=len(data.test),
-        final_on_test={name: float(value) for name, value in final.items()},
+        final_on_test=_finite_metrics(final, saved),
     )
     write_json(report, asdict(result))
     for finished in folder.glob("refit-*"):
@@ -388,60 +315,57 @@ def tune_and_refit(
     return result
 
 
-class _Ledger:
-    """The finished trials of a search, in a file that is whole at any time."""
+def _new_oracle(oracle: Any, objective: Any) -> Any:
+    """Returns the oracle, or the paper's where there is none; refuses one that has been asked before."""
+    import keras_tuner
 
-    def __init__(self, path: Path, description: dict[str, Any], bound: float) -> None:
-        self._path, self._description = path, json.loads(json.dumps(description))
-        self._trials: list[dict[str, Any]] = []
-        # The one that the first trials were compared with: on a GPU it may be another the next time, by a last bit.
-        self.bound = bound
-        if path.is_file():
-            content = self._read(path)
-            for name, value in self._description.items():
-                if content["search"].get(name) != value:
-                    raise ValueError(
-                        f"`folder` must hold this search: {name} is {value!r} here. "
-                        f"Received: {name}={content['search'].get(name)!r} in {path}"
-                    )
-            self._trials, self.bound = content["trials"], content["bound"]
+    from keras_igpt.learning_rate_oracle import DescendingLearningRateOracle
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
+    if oracle is None:
+        return DescendingLearningRateOracle(objective)
+    if not isinstance(oracle, keras_tuner.Oracle):
+        raise ValueError(f"`oracle` must be a keras_tuner.Oracle. Received: {type(oracle).__name__}")
+    if oracle.objective != DescendingLearningRateOracle(objective).objective:
+        raise ValueError(f"`oracle` must have the objective {objective}. Received: {oracle.objective}")
+    # It would go on where it was and, were it at its end, propose nothing.
+    asked = oracle.trials or getattr(getattr(oracle, "beside", None), "trials", None)
+    if asked:
+        raise ValueError(
+            "`oracle` must be new: make another one for each search, to resume one too. "
+            f"Received: one that has proposed {len(asked)} trial(s)"
+        )
+    return oracle
+
+
+def _batches(name: str, make: Callable[[Any], BatchesT], examples: Any, kind: type[BatchesT]) -> BatchesT:
+    batches = make(examples)
+    if not isinstance(batches, kind):
+        raise ValueError(f"`{name}` must return {kind.__name__}. Received: {type(batches).__name__}")
+    return batches
+
+
+def _finite_metrics(metrics: Any, saved: Path) -> dict[str, float]:
+    """Metrics of the test as floats; what is wrong with them is said with nothing lost."""
+    kept = f"The refitted model is kept in {saved}: run the same again, and nothing is trained again"
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"`evaluate` must return metrics by name. {kept}. Received: {type(metrics).__name__}")
+    finite = {}
+    for name, value in metrics.items():
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`folder` must hold a search. Received: {path}, which is damaged ({error})") from error
-        return content
-
-    @classmethod
-    def start_in(cls, path: Path) -> dict[str, str]:
-        """Digests of the weights that the models of a search began with."""
-        start: dict[str, str] = cls._read(path)["search"]["start"]
-        return start
-
-    def recorded(self, index: int, values: dict[str, Any]) -> Trial | None:
-        """Returns the trial of that number, if it was finished before."""
-        if index >= len(self._trials):
-            return None
-        trial = Trial(**self._trials[index])
-        if trial.values != values:
+            finite[str(name)] = float(value)
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                "`oracle` must propose what it proposed before the search was stopped, so it needs a seed: trial "
-                f"{index} was {trial.values}. Received: {values}"
-            )
-        return trial
-
-    def record(self, trial: Trial) -> None:
-        """Adds a trial that has finished."""
-        self._trials.append(asdict(trial))
-        write_json(self._path, {"search": self._description, "bound": self.bound, "trials": self._trials})
+                f"`evaluate` must return a number for {name!r}. {kept}. Received: {type(value).__name__}"
+            ) from error
+        if not math.isfinite(finite[str(name)]):
+            raise ValueError(f"`evaluate` must return a finite number for {name!r}. {kept}. Received: {value}")
+    return finite
 
 
 def _untrained(
     make_model: MakeModel, space: Any, held_out: EvaluationBatches, objective: str, seed: int
 ) -> tuple[float, dict[str, str], str]:
-    """The objective before training, digests of the weights and of all settings of the model.
+    """The objective before training, digests of the weights, and all settings of the model as JSON.
 
     Finds a wrong objective before work is lost.
     """
@@ -458,7 +382,7 @@ def _untrained(
     settings = json.dumps([model.get_config(), model.get_compile_config()], sort_keys=True, default=str)
     # Keras numbers the names of what a process makes.
     settings = re.sub(r'_\d+(?=")', "", settings)
-    return metrics[objective], _digest(model), hashlib.sha256(settings.encode()).hexdigest()
+    return metrics[objective], _digest(model), settings
 
 
 def _bound(untrained: float, objective: str, validation: Any) -> float:
@@ -554,16 +478,3 @@ def _hyperparameters(values: dict[str, Any]) -> Any:
     hyperparameters = keras_tuner.HyperParameters()
     hyperparameters.values = dict(values)
     return hyperparameters
-
-
-def _read_report(path: Path, search: Search) -> TunedResult:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["chosen_on_validation"] != json.loads(json.dumps(asdict(search))):
-        raise ValueError(f"`folder` must hold this search's report. Received: {path}, which is of another search")
-    return TunedResult(**{**content, "chosen_on_validation": search})
-
-
-def _name(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
-    )

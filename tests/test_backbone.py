@@ -80,7 +80,7 @@ def test_normed_states_depend_on_all_weights_but_those_above(layer):
 
 @pytest.mark.parametrize("layers", [[], [3], [-1]])
 def test_normed_states_of_no_such_depth(layers):
-    with pytest.raises(ValueError, match=r"`layers` must be depths in 0…2. Received"):
+    with pytest.raises(ValueError, match=r"`layers` must be one or more depths in 0…2\. Received"):
         make_backbone().normed_states(random_tokens(1), layers)
 
 

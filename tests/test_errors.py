@@ -1,5 +1,7 @@
 """Bad input: one line that names the argument, what was expected and what was received."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -37,6 +39,9 @@ def labeled(images):
 
 def tokens(num_colors=16, offset=0):
     return LabeledTokens(TOKENS + offset, np.arange(len(TOKENS)), num_colors)
+
+
+SPLITS = DataSplits(*[LabeledTokens(TOKENS, np.arange(4), 16)] * 3, ())
 
 
 def with_token(value):
@@ -254,6 +259,134 @@ CASES = {
     "ImageNet in all its sizes": ("image_size", lambda: igpt.load_dataset("imagenet2012")),
     "an unknown data set": ("name", lambda: igpt.load_dataset("cifar11")),
 }
+
+
+# Calls of one argument that must be an integer, or must be a number; none of them compiles anything.
+INTEGERS = {
+    "sizes of a backbone": ("vocabulary_size", lambda value: make_backbone(vocabulary_size=value)),
+    "side of a backbone's pictures": ("image_size", lambda value: make_backbone(image_size=value)),
+    "layers of a backbone": ("num_layers", lambda value: make_backbone(num_layers=value)),
+    "heads of a backbone": ("num_heads", lambda value: make_backbone(num_heads=value)),
+    "width of a backbone": ("hidden_dim", lambda value: make_backbone(hidden_dim=value)),
+    "depths of features": ("layers", lambda value: make_backbone().pooled_features(TOKENS, layers=[value])),
+    "depths of states": ("layers", lambda value: make_backbone().normed_states(TOKENS, [value])),
+    "a depth of a backbone": ("layer", lambda value: make_backbone().layers_above(value)),
+    "a seed of masks": ("mask_seed", lambda value: make_masked_lm(mask_seed=value)),
+    "classes": ("num_classes", lambda value: igpt.ImageGPTImageClassifier(make_causal_lm(), value)),
+    "depth of a classifier": ("layer", lambda value: igpt.ImageGPTImageClassifier(make_causal_lm(), 2, layer=value)),
+    "votes": ("num_masks", lambda value: igpt.ImageGPTImageClassifier(make_masked_lm(), 2).vote(TOKENS, value)),
+    "masks of a score": ("num_masks", lambda value: make_masked_lm().score(TOKENS, num_masks=value)),
+    "rows of a score": ("batch_size", lambda value: make_causal_lm().score(TOKENS, batch_size=value)),
+    "pictures to draw": ("num_images", lambda value: make_causal_lm(COLORS).generate(value)),
+    "a seed of draws": ("seed", lambda value: make_causal_lm(COLORS).generate(1, seed=value)),
+    "a batch of draws": ("batch_size", lambda value: make_causal_lm(COLORS).generate(1, batch_size=value)),
+    "tokens to draw among": ("top_k", lambda value: make_causal_lm(COLORS).generate(1, top_k=value)),
+    "rows to keep": ("keep_rows", lambda value: make_causal_lm(COLORS).complete(IMAGES, value)),
+    "rounds": ("num_rounds", lambda value: make_masked_lm().fill_tokens(TOKENS, TOKENS > 3, value)),
+    "depths of a probe": ("layers", lambda value: igpt.LinearProbe(make_causal_lm(), layers=[value])),
+    "depths side by side": ("concatenate", lambda value: igpt.LinearProbe(make_causal_lm(), concatenate=value)),
+    "iterations of a probe": ("max_iterations", lambda value: igpt.LinearProbe(make_causal_lm(), max_iterations=value)),
+    "rows of a probe": ("batch_size", lambda value: igpt.LinearProbe(make_causal_lm(), batch_size=value)),
+    "seeds of subsets": ("seed", lambda value: igpt.low_data_table(make_causal_lm(), SPLITS, [1], seeds=[0, value])),
+    "labels of subsets": ("labels_per_class", lambda value: igpt.low_data_table(make_causal_lm(), SPLITS, [value])),
+    "labels of a subset": ("labels_per_class", lambda value: low_data_subset(tokens(), value)),
+    "steps of pre-training": ("steps", lambda value: igpt.pretraining_recipe("igpt_nano", "ar", value)),
+    "steps of an epoch": ("steps_per_epoch", lambda value: igpt.pretraining_recipe("igpt_nano", "ar", 10, value)),
+    "steps of a probe": ("steps", lambda value: igpt.probing_recipe(0.1, value)),
+    "batches of an update": ("accumulation_steps", lambda value: igpt.finetuning_recipe(0.1, value)),
+    "rows of an estimate": ("batch_size", lambda value: igpt.estimate("igpt_nano", value)),
+    "side of an estimate": ("image_size", lambda value: igpt.estimate("igpt_nano", 1, value)),
+    "rows of a description": ("batch_size", lambda value: igpt.describe("igpt_nano", value)),
+    "a border": ("padding", lambda value: igpt.PaddedCrop(value)),
+    "a crop": ("crop", lambda value: igpt.RandomResizedCrop(crop=value)),
+    "a resized side": ("shorter_side", lambda value: igpt.RandomResizedCrop(shorter_side=(256, value))),
+    "rows of training": ("batch_size", lambda value: igpt.TrainingBatches(tokens(), None, value)),
+    "rows of evaluation": ("batch_size", lambda value: igpt.EvaluationBatches(tokens(), None, value)),
+    "a seed of batches": ("seed", lambda value: igpt.TrainingBatches(tokens(), None, 2, value)),
+    "a first step": ("first_step", lambda value: igpt.TrainingBatches(tokens(), None, 2, first_step=value)),
+    "threads": ("workers", lambda value: igpt.TrainingBatches(tokens(), None, 2, workers=value)),
+    "shards": ("shard", lambda value: igpt.TrainingBatches(tokens(), None, 2, shard=(0, value))),
+    "colours of tokens": ("num_colors", lambda value: tokens(value)),
+    "colours to fit": ("num_colors", lambda value: ColorPalette.fit(IMAGES, value)),
+    "a seed of a palette": ("seed", lambda value: ColorPalette.fit(IMAGES, 1, value)),
+    "a size to resize to": ("size", lambda value: resize_images(IMAGES, value)),
+    "steps between checkpoints": ("every", lambda value: igpt.ExactResume("nowhere", value)),
+}
+NUMBERS = {
+    "a share of masks": ("mask_rate", lambda value: make_masked_lm(mask_rate=value)),
+    "a share of masks in batches": (
+        "mask_rate",
+        lambda value: igpt.TrainingBatches(tokens(), None, 2, mask_rate=value),
+    ),
+    "a weight": ("generative_weight", lambda value: igpt.ImageGPTImageClassifier(make_causal_lm(), 2, value)),
+    "a temperature": ("temperature", lambda value: make_causal_lm(COLORS).generate(1, temperature=value)),
+    "a share of tokens": ("top_p", lambda value: make_causal_lm(COLORS).generate(1, top_p=value)),
+    "a rate of pre-training": (
+        "learning_rate",
+        lambda value: igpt.pretraining_recipe("igpt_nano", "ar", 10, learning_rate=value),
+    ),
+    "a rate of fine-tuning": ("learning_rate", lambda value: igpt.finetuning_recipe(value)),
+    "a rate of a probe": ("learning_rate", lambda value: igpt.probing_recipe(value, 10)),
+    "a norm to clip to": ("clip_norm", lambda value: igpt.finetuning_recipe(0.1, clip_norm=value)),
+    "a moving average": ("ema_momentum", lambda value: igpt.finetuning_recipe(0.1, ema_momentum=value)),
+    "values of C": ("strengths", lambda value: igpt.LinearProbe(make_causal_lm(), strengths=[value])),
+    "a share to split off": ("share", lambda value: split_off(labeled(IMAGES), value)),
+}
+
+
+@pytest.mark.parametrize("case", INTEGERS)
+def test_what_is_no_integer_is_named_in_one_line(case):
+    argument, call = INTEGERS[case]
+    for value in ("3", 3.0, True, float("nan"), -(2**70), np.float32(3), [3]):
+        with pytest.raises(ValueError, match=f"^`{argument}` .*Received: [^\\n]*$"):
+            call(value)
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_what_is_no_number_is_named_in_one_line(case):
+    argument, call = NUMBERS[case]
+    for value in ("0.5", True, float("nan"), np.float32("inf"), -1.0, 10**400, [0.5], b"1"):
+        with pytest.raises(ValueError, match=f"^`{argument}` .*Received: [^\\n]*$"):
+            call(value)
+
+
+@pytest.mark.parametrize("case", [name for name in INTEGERS if name.startswith("a seed of") and "masks" not in name])
+def test_seeds_have_64_bits(case):
+    argument, call = INTEGERS[case]
+    with pytest.raises(ValueError, match=f"^`{argument}` must be an integer in 0…[0-9]+. Received"):
+        call(2**64)
+
+
+def test_a_temperature_must_be_there():
+    with pytest.raises(ValueError, match=r"`temperature` must be a finite number of at least 0\. Received: .*None"):
+        make_causal_lm(COLORS).generate(1, temperature=None)
+
+
+def test_numpy_numbers_are_numbers():
+    """As `labels.max() + 1` gives them; what is kept of them can be written as JSON."""
+    sizes = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 8}
+    backbone = make_backbone(**{name: np.int64(size) for name, size in sizes.items()})
+    lm = igpt.ImageGPTCausalLM(backbone)
+    classifier = igpt.ImageGPTImageClassifier(lm, np.int64(3), np.float32(0.5), layer=np.int32(1))
+    masked = make_masked_lm(mask_rate=np.float64(0.15), mask_seed=np.int64(3))
+    for model in (backbone, lm, classifier, masked):
+        config = json.dumps(model.get_config())
+        assert config == json.dumps(type(model).from_config(model.get_config()).get_config())
+    assert classifier.get_config()["num_classes"] == 3
+    assert igpt.LinearProbe(lm, layers=np.arange(2), concatenate=None)._extractor.depths == (0, 1)
+    probe = igpt.LinearProbe(lm, layers=np.array([1, 2]), strengths=np.array([0.1, 1.0]))
+    assert json.dumps(probe._strengths) == "[0.1, 1.0]"
+    assert igpt.estimate("igpt_nano", np.int64(2), np.int64(4)).tokens == 32
+    steps = igpt.pretraining_recipe("igpt_nano", "ar", np.int64(10), np.int64(2), np.float32(0.5))
+    assert json.dumps(steps["optimizer"].get_config())
+    json.dumps(igpt.TrainingBatches(tokens(), None, np.int64(2), np.uint64(2**64 - 1)).description)
+    assert repr(igpt.PaddedCrop(np.int64(2))) == repr(igpt.PaddedCrop(2))
+
+
+def test_whole_numbers_stay_as_they_were_given():
+    """Searches compare configurations as text: 1 and 1.0 are two."""
+    classifier = igpt.ImageGPTImageClassifier(make_causal_lm(), 2, generative_weight=1)
+    assert json.dumps(classifier.get_config()["generative_weight"]) == "1"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,5 +1,6 @@
 """Estimates against what the frameworks themselves count."""
 
+import warnings
 import weakref
 
 import keras
@@ -7,7 +8,10 @@ import numpy as np
 import pytest
 from conftest import make_causal_lm, make_masked_lm
 
+import keras_igpt as igpt
+from keras_igpt import memory_warning
 from keras_igpt.estimate import estimate, forward_flops
+from keras_igpt.memory_warning import warn_if_too_large
 from keras_igpt.presets import PRESETS
 
 SHAPE = {"vocabulary_size": 64, "image_size": 16, "num_layers": 3, "num_heads": 2, "hidden_dim": 128}
@@ -201,9 +205,9 @@ def test_it_reads_as_a_table():
         (("igpt_huge", 1), "`name` must be one of"),
         (({"num_layers": 1}, 1), "`preset` must have the keys"),
         (({**SHAPE, "dtype": "float32"}, 1), "`preset` must have the keys"),
-        (({**SHAPE, "num_layers": 0}, 1), "`num_layers` must be a positive integer"),
-        (("igpt_small", 0), "`batch_size` must be a positive integer"),
-        (("igpt_small", 1, 0), "`image_size` must be a positive integer"),
+        (({**SHAPE, "num_layers": 0}, 1), "`num_layers` must be an integer of at least 1"),
+        (("igpt_small", 0), "`batch_size` must be an integer of at least 1"),
+        (("igpt_small", 1, 0), "`image_size` must be an integer of at least 1"),
     ],
 )
 def test_errors_name_the_argument(arguments, message):
@@ -216,3 +220,66 @@ def test_an_unknown_backend_or_dtype_is_refused():
         estimate("igpt_small", 1, backend="theano")
     with pytest.raises(ValueError, match="`dtype` must be"):
         estimate("igpt_small", 1, dtype="int8")
+
+
+# === A warning before training ===
+
+
+def test_a_model_too_large_is_said_beforehand(monkeypatch):
+    model = make_causal_lm(**SHAPE)
+    model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=10))
+    needed = estimate(SHAPE, 64).training_memory
+    monkeypatch.setattr(memory_warning, "device_memory", lambda: needed)
+    with pytest.warns(UserWarning, match=r"^A training step with batch_size=64 .* there are 0\.\d GiB\.") as warned:
+        warn_if_too_large(model, 64)
+    message = str(warned[0].message)
+    assert "\n" not in message
+    for lower in ("`batch_size` to 32", "`accumulation_steps`", "`remat=True`", "'mixed_bfloat16'", "pictures"):
+        assert lower in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_too_large(model, 32)
+        monkeypatch.setattr(memory_warning, "device_memory", lambda: None)
+        warn_if_too_large(model, 10**6)
+
+
+def test_the_optimizer_that_is_there_counts():
+    model = make_causal_lm()
+    adam = estimate(model_sizes(model), 1 << 16)
+    for optimizer, copies in [
+        (keras.optimizers.Adam(), 2),
+        (keras.optimizers.Adam(use_ema=True), 3),
+        (keras.optimizers.SGD(), 0),
+    ]:
+        model.compile(optimizer=optimizer)
+        needed = adam.training_memory + (copies - 2) * adam.weights
+        assert memory_warning._training_memory(model, 1 << 16) == needed
+
+
+def test_nothing_is_said_where_nothing_is_known(monkeypatch):
+    """And nothing of tiny models on this machine, as it is."""
+    lm = make_causal_lm()
+    frozen = igpt.ImageGPTImageClassifier(lm, 2, generative_weight=0, frozen=True)
+    shallow = igpt.ImageGPTImageClassifier(lm, 2, generative_weight=0, layer=0)
+    mixed = make_masked_lm(dtype="mixed_float16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_too_large(lm, 128)  # not compiled
+        for model in (lm, frozen, shallow, mixed):
+            model.compile(optimizer="adam")
+            warn_if_too_large(model, 128)
+            warn_if_too_large(model, None)
+        monkeypatch.setattr(memory_warning, "device_memory", lambda: 1)
+        warn_if_too_large(frozen, 128)
+    with pytest.warns(UserWarning, match="lower the memory of activations by `remat=True`, dtype"):
+        warn_if_too_large(shallow, 128)
+
+
+def test_the_memory_of_this_machine_is_found():
+    found = memory_warning.device_memory()
+    assert found is None or 2**28 < found < 2**50
+
+
+def model_sizes(model):
+    names = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim")
+    return {name: getattr(model.backbone, name) for name in names}

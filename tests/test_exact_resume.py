@@ -255,7 +255,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     if keras.backend.backend() != "torch":
         with pytest.raises(ValueError, match=r"`steps_per_execution` must be 1.*Received: steps_per_execution=2"):
             train(model, [igpt.ExactResume(tmp_path, every=1)])
-    with pytest.raises(ValueError, match=r"`every` must be a positive integer. Received: every=0"):
+    with pytest.raises(ValueError, match=r"`every` must be an integer of at least 1\. Received: every=0"):
         igpt.ExactResume(tmp_path, every=0)
 
 

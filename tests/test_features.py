@@ -117,3 +117,13 @@ def test_errors_name_the_argument(palette):
     for argument, call in errors(palette).values():
         with pytest.raises(ValueError, match=f"`{argument}` .*Received"):
             call()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others keep no list of gradients")
+def test_no_program_of_a_probe_is_kept():
+    from tensorflow.python.framework import ops as framework
+
+    lm = make_causal_lm()
+    before = set(framework.gradient_registry._registry)
+    FeatureExtractor(lm, layers=[1]).extract(random_tokens(4), batch_size=4)
+    assert set(framework.gradient_registry._registry) == before

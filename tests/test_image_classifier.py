@@ -181,7 +181,7 @@ def test_a_frozen_bert_model_draws_new_masks_in_each_step():
 
 @pytest.mark.parametrize("layer", [-1, 3, 1.0, "last"])
 def test_a_depth_that_is_not_there(layer):
-    with pytest.raises(ValueError, match=r"`layer` must be a depth in 0…2, or None for 2. Received: layer="):
+    with pytest.raises(ValueError, match=r"`layer` must be an integer in 0…2\. Received: layer="):
         igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes=4, layer=layer)
 
 

@@ -13,14 +13,15 @@ PACKAGE = Path(__file__).parent.parent / "keras_igpt"
 
 # From the bottom up: each module may import those before it.
 ORDER = """
-    arguments atomic_file untracked direct_call recomputation row_reductions compilation_cache finite_loss presets
-    color_table palette distribution whole_steps quantization inference exact_resume estimate training
+    arguments atomic_file untracked direct_call recomputation row_reductions compilation_cache finite_loss
+    traced_gradients presets color_table palette distribution whole_steps quantization inference exact_resume estimate training
     data.repeatable data.augmentation data.examples data.image_files data.tfds_reader data.datasets data.batches
-    data.token_cache data.checked
+    data.token_cache data.checked memory_warning
     preset_weights attention layers backbone token_model
     mask_vote sampling given_pictures plotting given_examples generation masked_generation scoring pixel_models
     image_classifier
-    lbfgs logistic_regression features attention_maps linear_probe low_data learning_rate_oracle tuning
+    lbfgs logistic_regression features attention_maps linear_probe low_data learning_rate_oracle
+    search_records tuning
     checkpoint_tensors openai_checkpoint huggingface_files huggingface_checkpoint palette_change export describe
 """.split()  # noqa: SIM905
 

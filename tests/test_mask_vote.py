@@ -90,9 +90,9 @@ def test_a_vote_refuses_what_it_cannot_do(classifier):
     autoregressive = igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes=4)
     with pytest.raises(ValueError, match=r"`language_model` must be an ImageGPTMaskedLM .* Received: ImageGPTCausalLM"):
         autoregressive.vote(token_ids)
-    with pytest.raises(ValueError, match=r"`num_masks` must be a positive integer. Received: num_masks=0"):
+    with pytest.raises(ValueError, match=r"`num_masks` must be an integer of at least 1\. Received: num_masks=0"):
         classifier.vote(token_ids, num_masks=0)
-    with pytest.raises(ValueError, match=r"`seed` must be a non-negative integer. Received: seed=-1"):
+    with pytest.raises(ValueError, match=r"`seed` must be an integer in 0…[0-9]+\. Received: seed=-1"):
         classifier.vote(token_ids, seed=-1)
     with pytest.raises(ValueError, match="`inputs` must lie in 0…15"):
         classifier.vote(token_ids + 16)

@@ -1,7 +1,9 @@
 import os
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ BACKENDS = ("jax", "tensorflow", "torch")
 # Runs in a process of its own that imports keras_igpt alone before it loads the file.
 OPEN_ELSEWHERE = """
 import sys
+import zipfile
 import numpy as np
 import keras_igpt
+import h5py
 import keras
 path, arrays, result = sys.argv[1:]
 model = keras.saving.load_model(path)
@@ -108,3 +112,26 @@ def test_where_a_file_opens_decides_whether_it_is_compiled(chosen, tmp_path):
     assert model.get_compile_config()["jit_compile"] == expected
     model.save(tmp_path / "model.keras")
     assert keras.saving.load_model(tmp_path / "model.keras").jit_compile == model.jit_compile
+
+
+def test_a_file_opened_without_its_optimizer_passes_none_on(palette, tmp_path):
+    """Neither alone nor inside a classifier, whose own is all that its file has."""
+    model, _, _ = make_trained("causal", palette)
+    model.save(tmp_path / "model.keras")
+    without = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert getattr(without, "optimizer", None) is None
+    without.save(tmp_path / "without.keras")
+    classifier = igpt.ImageGPTImageClassifier(without, num_classes=4)
+    classifier.compile(**igpt.finetuning_recipe(0.001))
+    classifier.optimizer.build(classifier.trainable_variables)
+    classifier.save(tmp_path / "classifier.keras")
+    stored = {}
+    for name in ("model", "without", "classifier"):
+        with zipfile.ZipFile(tmp_path / f"{name}.keras") as file, file.open("model.weights.h5") as weights:
+            paths = []
+            with h5py.File(weights) as tree:
+                tree.visit(paths.append)
+            stored[name] = [path for path in paths if "optimizer" in path]
+    assert stored["model"]
+    assert stored["without"] == []
+    assert all(path.startswith("optimizer") for path in stored["classifier"])

@@ -1,5 +1,6 @@
 """Search, fold-back, refit and the one test: nothing leaks, and a killed search ends as if it had not been killed."""
 
+import gc
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from conftest import make_causal_lm
 from tuning_process import RATES, evaluation_batches, make_data, make_model, run, training_batches
 
 import keras_igpt as igpt
+from keras_igpt.traced_gradients import traced_gradients_dropped
 
 keras_tuner = pytest.importorskip("keras_tuner")
 
@@ -79,7 +81,7 @@ def test_rates_descend_beside_another_oracle(tmp_path):
 
 @pytest.mark.parametrize("rates", [(), (0.1, 0.1), (0.1, 0.3), (0.1, 0.0)])
 def test_rates_must_fall(rates):
-    with pytest.raises(ValueError, match="`learning_rates` must be positive and fall"):
+    with pytest.raises(ValueError, match=r"`learning_rates` must (fall|be one or more finite numbers above 0)"):
         igpt.DescendingLearningRateOracle("val_loss", rates)
 
 
@@ -261,21 +263,164 @@ def test_what_cannot_be_searched_is_said_before_training(tmp_path):
         with_batches(objective="val_accuracy", oracle=None)
     with pytest.raises(ValueError, match="`oracle` must have the objective val_loss"):
         with_batches(oracle=igpt.DescendingLearningRateOracle("val_accuracy"))
-    with pytest.raises(ValueError, match="`epochs` must be a positive integer"):
+    with pytest.raises(ValueError, match="`epochs` must be an integer of at least 1"):
         with_batches(epochs=0)
     with pytest.raises(ValueError, match=r"`make_model` must return a compiled model.*that is not compiled"):
         with_batches(make_model=lambda hyperparameters: make_causal_lm(num_layers=1))
+    for name in ("patience", "steps_per_epoch", "checkpoint_every"):
+        for value in (0, "x", 1.5, True):
+            with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least 1. Received: {name}="):
+                with_batches(**{name: value})
+    for value in (np.nan, np.inf, "2.5", True):
+        with pytest.raises(ValueError, match=r"`to_beat` must be a finite number\. Received: to_beat="):
+            with_batches(to_beat=value)
+    with pytest.raises(ValueError, match=r"`seed` must be an integer in 0…4294967295\. Received: seed=-1"):
+        with_batches(seed=-1)
+    with pytest.raises(ValueError, match="`evaluate` must be a function of the model and the test examples"):
+        with_batches(evaluate="accuracy")
+    with pytest.raises(ValueError, match=r"`oracle` must be a keras_tuner\.Oracle\. Received: str"):
+        with_batches(oracle="random")
+    with pytest.raises(ValueError, match=r"`evaluation_batches` must return EvaluationBatches\. Received: LabeledTo"):
+        with_batches(evaluation_batches=lambda examples: examples)
+
+
+def test_an_oracle_serves_one_search(tmp_path):
+    """Given again it would be at its end at once, and a search without trials come of it."""
+    oracle = igpt.DescendingLearningRateOracle("val_loss", (0.03,))
+    run(tmp_path / "first", oracle=oracle, epochs=1)
+    with pytest.raises(ValueError, match=r"`oracle` must be new.* Received: one that has proposed 1 trial\(s\)"):
+        run(tmp_path / "second", oracle=oracle, epochs=1)
+    assert not (tmp_path / "second").exists()
+    space = keras_tuner.HyperParameters()
+    space.Choice("weight", [0.5])
+    beside = keras_tuner.oracles.GridSearchOracle("val_loss", hyperparameters=space)
+    drive(igpt.DescendingLearningRateOracle("val_loss", (0.03,), beside), lambda values: 1.0, tmp_path / "driven")
+    with pytest.raises(ValueError, match=r"`oracle` must be new"):
+        run(tmp_path / "second", oracle=igpt.DescendingLearningRateOracle("val_loss", (0.03,), beside))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (0.5, "`evaluate` must return metrics by name"),
+        ({"accuracy": [0.5]}, "`evaluate` must return a number for 'accuracy'"),
+        ({"accuracy": np.nan}, "`evaluate` must return a finite number for 'accuracy'"),
+    ],
+)
+def test_a_wrong_evaluation_loses_nothing(finished, tmp_path, metrics, message):
+    batches = []
+
+    class Counted(igpt.TrainingBatches):
+        def __getitem__(self, index):
+            batches.append(index)
+            return super().__getitem__(index)
+
+    def once_more(**options):
+        return run(tmp_path, training_batches=lambda examples: Counted(examples, None, 12), **options)
+
+    with pytest.raises(ValueError, match=f"{message}.* kept in .*model.keras.* Received: ") as raised:
+        once_more(evaluate=lambda model, test: metrics)
+    assert "\n" not in str(raised.value)
+    assert (tmp_path / "model.keras").is_file()
+    batches.clear()
+    final = once_more(evaluate=lambda model, test: {"accuracy": np.float32(0.5)})
+    # The first batch is looked at for its shapes; none is trained on.
+    assert set(batches) <= {0}
+    assert final.chosen_on_validation == finished[1].chosen_on_validation
+    assert final.final_on_test == {"accuracy": 0.5}
+
+
+def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
+    folder = finished[0]
+
+    def message(folder=folder, **options):
+        with pytest.raises(ValueError, match="`folder` must hold this search: ") as raised:
+            run(folder, **options)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    def other_model(hyperparameters):
+        model = make_model(hyperparameters)
+        recipe = igpt.pretraining_recipe("igpt_nano", "ar", steps=9, learning_rate=hyperparameters.get("learning_rate"))
+        model.compile(**recipe)
+        return model
+
+    said = message(make_model=other_model)
+    assert "compile.optimizer.config.learning_rate.config.decay_steps is 8 here" in said
+    assert "decay_steps=7 in " in said
+    assert "Give other settings another folder" in said
+    said = message(training_batches=lambda examples: igpt.TrainingBatches(examples, None, 12, seed=3))
+    assert "batches.seed is 3 here" in said
+    assert "batches.seed=0 in " in said
+    other = make_data()
+    other.validation.labels[0] += 1
+    said = message(data=other)
+    assert "data.validation has other pictures or labels here" in said
+    fewer = replace(make_data(), validation=make_data().validation.take(range(8)))
+    assert "the number of pictures of data.validation is 8 here" in message(data=fewer)
+
+    # A ledger of an earlier version: the hash alone, and nothing of what is described since.
+    ledger = json.loads((folder / "trials.json").read_text())
+    del ledger["settings"], ledger["search"]["batches"]["seed"]
+    (tmp_path / "trials.json").write_text(json.dumps(ledger))
+    assert "model has other settings here" in message(tmp_path, make_model=other_model)
+
+    class NotTrained(igpt.TrainingBatches):
+        def __getitem__(self, index):
+            raise RuntimeError("not trained on before the refit")
+
+    with pytest.raises(Exception, match="not trained on before the refit"):
+        run(tmp_path, training_batches=lambda examples: NotTrained(examples, None, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trials.json", "[]"),
+        ("trials.json", "{}"),
+        ("trials.json", '{"search": '),
+        ("trials.json", b"\xff\xfe\x00"),
+        ("trials.json", {"trials": [{"values": {}}]}),
+        ("trials.json", {"trials": [{"values": [], "objective": None, "epochs": 0, "history": {}}]}),
+        ("trials.json", {"trials": [{"values": {}, "objective": "low", "epochs": 0, "history": {}}]}),
+        ("trials.json", {"trials": None}),
+        ("trials.json", {"search": []}),
+        ("trials.json", {"search": {}}),
+        ("trials.json", {"bound": None}),
+        ("report.json", "[]"),
+        ("report.json", "{}"),
+        ("report.json", "{"),
+        ("report.json", {"steps": ...}),
+        ("report.json", {"more": 1}),
+        ("report.json", {"final_on_test": None}),
+    ],
+)
+def test_a_damaged_file_of_a_search_is_named(finished, tmp_path, name, content):
+    """Written over a good one: text as it is, or keys changed or left out."""
+    for path in ("trials.json", "report.json"):
+        (tmp_path / path).write_bytes((finished[0] / path).read_bytes())
+    if isinstance(content, dict):
+        whole = json.loads((tmp_path / name).read_text()) | content
+        content = json.dumps({key: value for key, value in whole.items() if value is not ...})
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(
+        ValueError, match=rf"`folder` must hold .*(Move it away|Delete it).* Received: .*{name}"
+    ) as raised:
+        run(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_of_another_search_is_refused(finished, tmp_path):
     folder = finished[0]
-    with pytest.raises(ValueError, match=r"`folder` must hold this search: epochs is 3 here\. Received: epochs=2"):
+    with pytest.raises(ValueError, match=r"`folder` must hold this search: epochs is 3 here\. .* Received: epochs=2"):
         run(folder, epochs=3)
     with pytest.raises(ValueError, match=r"it needs a seed: trial 1 was .*30.* Received: .*20"):
         run(folder, oracle=igpt.DescendingLearningRateOracle("val_loss", (100.0, 20.0)))
     other = make_data()
     other.train.labels[0] = 1
-    with pytest.raises(ValueError, match="`folder` must hold this search: train is"):
+    with pytest.raises(
+        ValueError, match=r"`folder` must hold this search: data\.train has other pictures or labels here"
+    ):
         run(folder, data=other)
 
     def other_model(hyperparameters):
@@ -284,7 +429,7 @@ def test_a_folder_of_another_search_is_refused(finished, tmp_path):
         model.compile(**recipe)
         return model
 
-    with pytest.raises(ValueError, match="`folder` must hold this search: model is"):
+    with pytest.raises(ValueError, match=r"`folder` must hold this search: compile\.optimizer.*decay_steps is 8 here"):
         run(folder, make_model=other_model)
     (tmp_path / "trials.json").write_text('{"search": ')
     with pytest.raises(ValueError, match="which is damaged"):
@@ -367,3 +512,27 @@ def test_search_knows_no_best_without_a_score(finished):
     search = finished[1].chosen_on_validation
     with pytest.raises(ValueError, match="No trial brought"):
         _ = replace(search, trials=search.trials[:2]).best
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others keep no list of gradients")
+def test_no_graph_of_an_ended_trial_is_kept(tmp_path):
+    """TensorFlow's list of custom gradients is for ever, and holds the graph that each was traced in."""
+    from tensorflow.python.framework.func_graph import FuncGraph
+
+    def graphs():
+        gc.collect()
+        return sum(isinstance(value, FuncGraph) for value in gc.get_objects())
+
+    before = graphs()
+    result = run(tmp_path, oracle=igpt.DescendingLearningRateOracle("val_loss", (0.03, 0.01)), epochs=1)
+    assert len(result.chosen_on_validation.trials) == 2
+    # TensorFlow may hold on to the last one; four training steps have more than a hundred.
+    assert graphs() <= before + 1
+    # A model whose own were dropped goes on, with programs that it has and with new ones.
+    rate = keras_tuner.HyperParameters()
+    rate.Fixed("learning_rate", 0.03)
+    trained = make_model(rate)
+    with traced_gradients_dropped():
+        trained.fit(training_batches(make_data().train), epochs=1, verbose=0)
+    trained.fit(training_batches(make_data().train), epochs=1, verbose=0)
+    trained.evaluate(evaluation_batches(make_data().test), verbose=0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
 from keras_igpt.data.repeatable import uniforms
 
 # Left, top and side of a square, in pixels of the stored picture.
@@ -42,12 +44,19 @@ class RandomResizedCrop:
     crop: int = 224
 
     def __post_init__(self) -> None:
-        smallest, largest = self.shorter_side
-        if not 1 <= self.crop <= smallest <= largest:
+        crop = check_integer("crop", self.crop)
+        sides = self.shorter_side
+        if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
+            raise ValueError(f"`shorter_side` must be a pair of integers. Received: shorter_side={sides!r}")
+        smallest, largest = (check_integer("shorter_side", side) for side in sides)
+        if not crop <= smallest <= largest:
             raise ValueError(
                 "`crop` must be positive and at most the smaller, `shorter_side` in ascending order. "
                 f"Received: crop={self.crop}, shorter_side={self.shorter_side}"
             )
+        # As int: what a step sees is described by `repr`.
+        object.__setattr__(self, "crop", crop)
+        object.__setattr__(self, "shorter_side", (smallest, largest))
 
     def window(self, width: int, height: int, seed: int, epoch: int, index: int) -> Window:
         """Finds the square of one picture.
@@ -80,7 +89,7 @@ class PaddedCrop:
         mirror: bool. Whether half of the crops are taken from the mirror image.
 
     Raises:
-        ValueError: if `padding` is negative.
+        ValueError: if `padding` is no integer of at least 0.
 
     Example:
     ```python
@@ -95,8 +104,7 @@ class PaddedCrop:
     mirror: bool = True
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise ValueError(f"`padding` must not be negative. Received: padding={self.padding}")
+        object.__setattr__(self, "padding", check_integer("padding", self.padding, 0))
 
     def sources(self, image_size: int, seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Finds for each place of each crop the place of the picture whose pixel moves there.

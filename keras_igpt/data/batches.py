@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
@@ -160,8 +161,8 @@ class TrainingBatches(keras.utils.PyDataset):
                 f"`augmentation` must pad by less than the {self._source.image_size} pixels of a side. "
                 f"Received: padding={augmentation.padding}"
             )
-        if mask_rate is not None and not 0 < mask_rate < 1:
-            raise ValueError(f"`mask_rate` must lie between 0 and 1. Received: mask_rate={mask_rate}")
+        if mask_rate is not None:
+            mask_rate = check_number("mask_rate", mask_rate, 0, 1, above=True, below=True)
         # Keras fills the queue anew each epoch and keeps what is left: more than an epoch's would pile up.
         super().__init__(**_threads(examples, workers, self.steps_per_epoch - 1))
         self._seed = check_seed(seed)
@@ -311,10 +312,13 @@ def _threads(examples: Source, workers: int | None, most_ahead: int) -> dict[str
 
 
 def _part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
-    part, count = shard
-    if not 0 <= part < count:
-        raise ValueError(f"`shard` must be (part, count) with 0 <= part < count. Received: shard={shard}")
+    if not isinstance(shard, Sequence) or isinstance(shard, str) or len(shard) != 2:
+        raise ValueError(f"`shard` must be a pair of integers, (part, count). Received: shard={shard!r}")
+    count = check_integer("shard", shard[1])
+    part = check_integer("shard", shard[0], 0, count - 1)
     if batch_size % count:
-        raise ValueError(f"`batch_size` must be a multiple of the {count} shard(s). Received: batch_size={batch_size}")
+        raise ValueError(
+            f"`batch_size` must be a positive multiple of the {count} shard(s). Received: batch_size={batch_size}"
+        )
     size = batch_size // count
     return slice(part * size, (part + 1) * size)

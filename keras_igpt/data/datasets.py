@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
+from keras_igpt.arguments import check_choice, check_integer, check_number
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
 from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
 from keras_igpt.data.repeatable import check_seed, permutation
@@ -68,8 +68,7 @@ def load_dataset(
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
     """
-    if name not in _HELD_OUT:
-        raise ValueError(f"`name` must be one of {', '.join(_HELD_OUT)}. Received: {name!r}")
+    check_choice("name", name, _HELD_OUT)
     in_memory = name != "imagenet2012"
     if image_size is None and not in_memory:
         raise ValueError("`image_size` must be given for 'imagenet2012'. Received: image_size=None")
@@ -130,8 +129,7 @@ def load_image_folder(
     import_pillow()
     check_seed(seed)
     check_integer("image_size", image_size)
-    if not 0 < held_out < 0.5:
-        raise ValueError(f"`held_out` must lie between 0 and 0.5. Received: held_out={held_out}")
+    held_out = check_number("held_out", held_out, 0, 0.5, above=True, below=True)
     classes = _class_folders(Path(folder), "folder")
     test_classes = None if test_folder is None else _class_folders(Path(test_folder), "test_folder")
     with_test = test_classes is None

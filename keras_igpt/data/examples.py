@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
+from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.data.repeatable import check_seed, permutation
 from keras_igpt.palette import ColorPalette, UInt8Images, check_images, check_token_ids
 
@@ -132,6 +132,7 @@ class LabeledTokens(Examples):
             raise ValueError(
                 f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {self.token_ids.shape}"
             )
+        object.__setattr__(self, "num_colors", check_integer("num_colors", self.num_colors))
         check_token_ids(self.token_ids, self.num_colors)
         object.__setattr__(self, "labels", _check_labels(self.labels, len(self.token_ids)))
 
@@ -218,8 +219,7 @@ def split_off(examples: ExamplesT, share: float, seed: int = 0) -> tuple[Example
     train, validation = split_off(LabeledImages(images, labels), share=0.1, seed=0)
     ```
     """
-    if not 0 < share < 1:
-        raise ValueError(f"`share` must lie between 0 and 1. Received: share={share}")
+    share = check_number("share", share, 0, 1, above=True, below=True)
     count = round(share * len(examples))
     if not 0 < count < len(examples):
         raise ValueError(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.arguments import check_integer
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -51,9 +53,8 @@ def permutation(count: int, purpose: str, *keys: int) -> npt.NDArray[np.int64]:
 
 def check_seed(seed: Any) -> int:
     """Returns a seed as int, or says what is wrong with it."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}")
-    return int(seed)
+    # All 64 bits count, and there are no more.
+    return check_integer("seed", seed, 0, 2**64 - 1)
 
 
 def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
