@@ -22,7 +22,7 @@ ALLOWED = {
     "row_reductions": set(),
     "attention": {"direct_call", "recomputation", "row_reductions"},
     "compilation_cache": set(),
-    "distribution": {"atomic_file"},
+    "distribution": set(),
     "estimate": {"presets"},
     "exact_resume": {"atomic_file", "distribution"},
     "finite_loss": set(),
@@ -85,7 +85,8 @@ ALLOWED = {
         "untracked",
     },
     "preset_weights": {"atomic_file", "presets", "quantization"},
-    "quantization": {"untracked"},
+    "quantization": {"untracked", "whole_saving"},
+    "whole_saving": {"atomic_file"},
     "sampling": {"arguments", "data.repeatable", "palette"},
     "scoring": {
         "arguments",
