@@ -113,11 +113,11 @@ def remove_partial(folder: str | os.PathLike[str], pattern: str = "*") -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a folder with all that is in it, or a symbolic link without what it points to."""
+    """Removes what there is: a file, a folder with all that is in it, or a link without what it points to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -140,7 +140,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """Makes an array of zeros that is mapped from a new `.npy` file, whose space on the disk is its own.
 
     NumPy leaves the file empty until it is written to, and a disk that is full by then ends Python without a word.
@@ -156,7 +156,7 @@ def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -
     Raises:
         OSError: if there is not enough space.
     """
-    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     size = path.stat().st_size
     try:
         with open(path, "r+b") as file:
@@ -168,9 +168,10 @@ def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -
         del array
         path.unlink()
         free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            error.errno, f"{error.strerror}: {size:,} bytes are needed where {free:,} are free", str(path.parent)
-        ) from error
+        # Not the temporary one.
+        folder = next(folder for folder in path.absolute().parents if not folder.name.startswith("."))
+        message = f"{error.strerror}: {path.name} needs {size:,} bytes where {free:,} are free"
+        raise OSError(error.errno, message, str(folder)) from error
     return array
 
 
