@@ -196,5 +196,5 @@ def test_checkpoints_of_keras_are_whole_too(tmp_path, monkeypatch):
     callback = keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
     callback.set_model(make_causal_lm(num_layers=1, hidden_dim=8))
     callback.on_epoch_end(0, {})
-    assert written[0] != tmp_path / "model.keras"
+    assert os.fspath(written[0]) != str(tmp_path / "model.keras")
     assert os.listdir(tmp_path) == ["model.keras"]
