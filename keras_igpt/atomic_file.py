@@ -1,24 +1,40 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files and folders that are whole or not there: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+# How the names of what is being written begin; see `remove_partial`.
+_PARTIAL = ".partial-"
+
+# Zeros that are written at once where the system cannot reserve space.
+_ZEROS = 1 << 24
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to, which takes its place when all went well.
+    """Gives a temporary path to write to, which takes the place of `path` when all went well.
+
+    The temporary path lies in a new folder beside `path`, which nobody else can have prepared. A process that is killed
+    leaves that folder behind.
 
     Args:
-        path: file that shall be there whole, or as it was. Its folder is made.
+        path: file that shall be there whole, or as it was. Its folder is made. A symbolic link is replaced, not
+            followed.
 
     Yields:
-        The temporary path; it keeps the ending of `path`.
+        The temporary path; its name is that of `path`.
 
     Example:
     ```python
@@ -27,14 +43,81 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     ```
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same: what a kill in mid-write leaves behind is overwritten by the next attempt.
-    partial = target.with_name(f".partial-{target.name}")
-    try:
+    with _new_folder_beside(target) as folder:
+        partial = folder / target.name
         yield partial
+        if target.is_file() and not target.is_symlink():
+            # A file that others may not read stays so.
+            shutil.copymode(target, partial)
         os.replace(partial, target)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str], replaces: bool = False) -> Iterator[Path]:
+    """Gives a temporary folder to write to, which takes the place of `path` when all went well.
+
+    Args:
+        path: folder that shall be there whole, or as it was.
+        replaces: bool. Whether a folder with content is replaced with all that is in it. This takes two renames: a
+            process that is killed between them leaves the old folder under a temporary name.
+
+    Yields:
+        The temporary folder, which is empty.
+
+    Raises:
+        OSError: if `path` is a folder with content that may not be replaced, or no folder.
+
+    Example:
+    ```python
+    with whole_folder("checkpoint") as partial:
+        write_json(partial / "config.json", {})
+    ```
+    """
+    target = Path(path)
+    with _new_folder_beside(target) as folder:
+        partial, old = folder / "new", folder / "old"
+        partial.mkdir()
+        yield partial
+        try:
+            os.replace(partial, target)
+        except OSError as error:
+            if not replaces or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            os.replace(target, old)
+            os.replace(partial, target)
+
+
+@contextmanager
+def _new_folder_beside(target: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{target.name}-", dir=target.parent))
+    try:
+        yield folder
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def remove_partial(folder: str | os.PathLike[str], pattern: str = "*") -> None:
+    """Removes what killed processes were writing into a folder.
+
+    Only for a folder that this package has for itself, while nobody else writes to it.
+
+    Args:
+        folder: where to look, not in its subfolders.
+        pattern: glob pattern of the names that were to be written.
+    """
+    # Without a suffix: as earlier versions named them.
+    for suffix in ("", "-*"):
+        for path in Path(folder).glob(f"{_PARTIAL}{pattern}{suffix}"):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes what there is: a file, a folder with all that is in it, or a link without what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -55,3 +138,54 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Makes an array of zeros that is mapped from a new `.npy` file, whose space on the disk is its own.
+
+    NumPy leaves the file empty until it is written to, and a disk that is full by then ends Python without a word.
+
+    Args:
+        path: file to make.
+        dtype: of the array.
+        shape: of the array.
+
+    Returns:
+        Array of that shape.
+
+    Raises:
+        OSError: if there is not enough space.
+    """
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    size = path.stat().st_size
+    try:
+        with open(path, "r+b") as file:
+            # Nothing but zeros lies behind the header.
+            _reserve(file.fileno(), size - array.nbytes, array.nbytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        del array
+        path.unlink()
+        free = shutil.disk_usage(path.parent).free
+        # Not the temporary one.
+        folder = next(folder for folder in path.absolute().parents if not folder.name.startswith("."))
+        message = f"{error.strerror}: {path.name} needs {size:,} bytes where {free:,} are free"
+        raise OSError(error.errno, message, str(folder)) from error
+    return array
+
+
+def _reserve(descriptor: int, start: int, size: int) -> None:
+    """Has the system find the place for `size` bytes of zeros."""
+    if not size:
+        return
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(descriptor, start, size)
+        except OSError as error:
+            # Some file systems cannot.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.lseek(descriptor, start, os.SEEK_SET)
+    while size > 0:
+        size -= os.write(descriptor, bytes(min(size, _ZEROS)))

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.arguments import check_integer
-from keras_igpt.atomic_file import whole_file
 
 # Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
 _LAYOUTS: dict[str, tuple[str | None, ...]] = {
@@ -261,12 +260,7 @@ def save_model(model: keras.Model, path: str | Path) -> None:
     if process_count() > 1:
         _save_from_first_process(model, path)
     else:
-        _save_whole(model, path)
-
-
-def _save_whole(model: keras.Model, path: Path) -> None:
-    with whole_file(path) as partial:
-        model.save(partial)
+        model.save(path)
 
 
 def _save_from_first_process(model: keras.Model, path: Path) -> None:
@@ -292,7 +286,7 @@ def _save_from_first_process(model: keras.Model, path: Path) -> None:
                 copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
                 for variable, array in zip(state(copy), arrays, strict=True):
                     variable.assign(array)
-                _save_whole(copy, path)
+                copy.save(path)
         finally:
             keras.distribution.set_distribution(distribution)
             # Making the copy drew seeds that the other processes did not draw.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.arguments import check_choice, check_depths, check_integer
-from keras_igpt.atomic_file import whole_file
+from keras_igpt.atomic_file import new_mapped_array, whole_file
 from keras_igpt.data.batches import EvaluationBatches, Source
 from keras_igpt.data.examples import Examples, Labels
 from keras_igpt.distribution import batch_divisor, check_one_process
@@ -155,6 +155,7 @@ class FeatureExtractor(WholeStepModel):
 
         Raises:
             ValueError: if an argument is out of its range, or inputs do not fit the model.
+            OSError: if there is not enough space for the file.
         """
         batch_size = check_integer("batch_size", batch_size)
         check_one_process("extract")
@@ -169,7 +170,7 @@ class FeatureExtractor(WholeStepModel):
             self._fill(features, source, batch_size)
         else:
             with whole_file(path) as partial:
-                mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+                mapped = new_mapped_array(partial, np.float32, shape)
                 self._fill(mapped, source, batch_size)
                 mapped.flush()
             features = np.load(path, mmap_mode="r")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.atomic_file import write_json
+from keras_igpt.atomic_file import whole_folder, write_json
 from keras_igpt.checkpoint_tensors import CheckpointTensors, Shape, Sizes, build_model, weight_variables
 from keras_igpt.distribution import check_one_process, host_array
 from keras_igpt.huggingface_files import (
@@ -162,20 +161,12 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
         backbone.vocabulary_size, backbone.num_tokens, backbone.num_layers, backbone.num_heads, backbone.hidden_dim
     )
     tensors = _tensors_of(lm, sizes)
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(target) as partial:
         # Older versions of transformers refuse a file that does not say that its tensors are laid out as PyTorch's.
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         write_json(partial / CONFIG, _config_of(sizes))
         if lm.palette is not None:
             write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, backbone.image_size))
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _names(num_layers: int, body: str) -> dict[str, str]:

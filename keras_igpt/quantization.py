@@ -8,11 +8,12 @@ from typing import Any, Self
 import keras
 
 from keras_igpt.untracked import Untracked
+from keras_igpt.whole_saving import WholeSavedModel
 
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool]
 
 
-class QuantizableModel(keras.Model):
+class QuantizableModel(WholeSavedModel):
     """A Keras model whose dense layers can be turned into int8, and whose file says which ones were."""
 
     def quantize(self, mode: str | None = None, config: Any = None, filters: Filters | None = None) -> None:

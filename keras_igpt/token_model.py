@@ -19,6 +19,7 @@ from keras_igpt.data.checked import CheckedData
 from keras_igpt.distribution import batch_divisor, check_one_process, check_rows
 from keras_igpt.exact_resume import ExactResume
 from keras_igpt.finite_loss import StopAtNonFiniteLoss
+from keras_igpt.memory_warning import warn_if_too_large
 from keras_igpt.palette import ColorPalette, check_token_ids
 from keras_igpt.quantization import QuantizableModel
 from keras_igpt.whole_steps import WholeStepModel, build_for
@@ -108,6 +109,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
         for callback in options["callbacks"] if isinstance(options["callbacks"], list) else ():
             if isinstance(callback, _BatchesOfEpoch):
                 callback.batches = data.data
+        example = token_ids_of(keras.utils.unpack_x_y_sample_weight(data.first)[0]) if data.first is not None else None
+        warn_if_too_large(self, (options.get("batch_size") or 32) if example is None else len(example))
         # Else Keras takes the first batch away from the data to do this.
         build_for(self, _as_example(data, y, options["sample_weight"]))
         _check_batch_size(x, options)

@@ -20,7 +20,7 @@ from keras import ops
 
 from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.atomic_file import whole_file, write_json
-from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
+from keras_igpt.data import DataSplits, EvaluationBatches, LabeledImages, LabeledTokens, TrainingBatches
 from keras_igpt.distribution import check_one_process
 from keras_igpt.exact_resume import ExactResume
 from keras_igpt.search_records import Ledger, Search, Trial, TunedResult, name_of, read_report
@@ -393,13 +393,8 @@ def _bound(untrained: float, objective: str, validation: Any) -> float:
 
 def _fingerprint(examples: Any) -> str:
     """How many examples there are and, where they are in memory, a hash of them."""
-    arrays = [getattr(examples, name) for name in ("images", "token_ids") if hasattr(examples, name)]
-    if not arrays:
-        return f"{len(examples)}"
-    digest = hashlib.sha256(examples.labels.tobytes())
-    for array in arrays:
-        digest.update(array.tobytes())
-    return f"{len(examples)} {digest.hexdigest()}"
+    in_memory = isinstance(examples, (LabeledImages, LabeledTokens))
+    return f"{len(examples)} {examples.digest()}" if in_memory else f"{len(examples)}"
 
 
 def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What several test modules share: tiny models, and how tensors are read and set."""
 
 import os
+import subprocess
 from pathlib import Path
 
 # Before Keras or a backend is imported.
@@ -160,3 +161,15 @@ def prepared(tmp_path_factory):
     prepare(root, "cifar100", {"train": 50, "test": 6}, size=9)
     prepare(root, "stl10", {"train": 50, "test": 6, "unlabelled": 5}, size=9)
     return root
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a disk of its own")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,5 +1,6 @@
 """Data sets as prepared by TensorFlow Datasets, and arrays: what is in which split."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_igpt as igpt
-from keras_igpt.data import load_arrays, low_data_subset, split_off
+from keras_igpt.data import examples, load_arrays, low_data_subset, split_off
 from keras_igpt.data.examples import LabeledImages
 
 PREPARED = Path(os.environ.get("KERAS_IGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data" / "tfds"))
@@ -311,3 +312,11 @@ def test_imagenet_pictures_of_every_kind_are_read():
     assert loaded.images.std() > 30
     crop, _ = data.train.read(0, igpt.RandomResizedCrop(), seed=0, epoch=1)
     assert crop.shape == (48, 48, 3)
+
+
+def test_digests_of_arrays_are_what_searches_on_disk_have(monkeypatch):
+    monkeypatch.setattr(examples, "_ROWS_DIGESTED", 3)
+    images = LabeledImages(np.arange(7 * 48, dtype="uint8").reshape(7, 4, 4, 3)[:, :, ::-1], np.arange(7))
+    expected = hashlib.sha256(images.labels.tobytes() + images.images.tobytes()).hexdigest()
+    assert images.digest() == expected
+    assert images.take([0, 1]).digest() != images.take([1, 0]).digest()

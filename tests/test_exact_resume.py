@@ -12,7 +12,10 @@ import pytest
 from conftest import make_causal_lm, make_masked_lm, random_tokens
 
 import keras_igpt as igpt
-from keras_igpt.data import LabeledTokens
+from keras_igpt import checkpoint_file
+from keras_igpt.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from keras_igpt.data import ImageFiles, LabeledTokens
+from keras_igpt.data.image_files import FolderReader
 
 STEPS = 5
 
@@ -36,9 +39,9 @@ class Crash(keras.callbacks.Callback):
             raise CrashError
 
 
-def make_batches(seed=0):
-    tokens = LabeledTokens(random_tokens(4 * STEPS), np.arange(4 * STEPS) % 3, 16)
-    return igpt.TrainingBatches(tokens, None, batch_size=4, seed=seed)
+def make_batches(seed=0, pictures=0, **options):
+    tokens = LabeledTokens(random_tokens(4 * STEPS, seed=pictures), np.arange(4 * STEPS) % 3, 16)
+    return igpt.TrainingBatches(tokens, None, batch_size=4, seed=seed, **options)
 
 
 def make_model(kind, **options):
@@ -54,10 +57,23 @@ def make_model(kind, **options):
 
 def train(model, callbacks=(), batches=None, **options):
     held_out = igpt.EvaluationBatches(LabeledTokens(random_tokens(4, seed=1), np.zeros(4, "int64"), 16), None, 4)
-    history = model.fit(
-        batches or make_batches(), epochs=3, verbose=0, validation_data=held_out, callbacks=[*callbacks], **options
-    )
-    return history.history
+    options = {"epochs": 3, "verbose": 0, "validation_data": held_out, **options}
+    return model.fit(batches or make_batches(), callbacks=[*callbacks], **options).history
+
+
+def visit(model, folder, batches=None, meanwhile=lambda: None):
+    """Goes on from the checkpoints in a folder and saves the state of step 3, without any training."""
+    resume = igpt.ExactResume(folder, every=1)
+
+    def fit(batches, **options):
+        meanwhile()
+        resume.set_model(model)
+        resume.on_epoch_begin(0)
+        for batch in (2, 3):
+            resume.on_train_batch_begin(batch)
+
+    options = {"callbacks": [resume], "steps_per_epoch": STEPS, "epochs": 3}
+    resume.fit(fit, model, batches or make_batches(), options)
 
 
 def assert_same_weights(model, other):
@@ -111,7 +127,34 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda path: path.write_bytes(b"")])
+def change_the_directory(offset, value):
+    """Changes a byte of the zip's directory: an entry has its flags at 8 and its method at 10."""
+
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[content.rindex(b"PK\x01\x02") + offset] ^= value
+        path.write_bytes(content)
+
+    return damage
+
+
+def save_an_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "flipped": flip_a_bit,
+    "empty": lambda path: path.write_bytes(b""),
+    "encrypted": change_the_directory(8, 1),
+    "compressed": change_the_directory(10, 1),
+    "misplaced": change_the_directory(45, 128),
+    "array": save_an_array,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_and_named(damage, tmp_path):
     with pytest.raises(CrashError):
         train(make_model("ar"), [igpt.ExactResume(tmp_path, every=3, keep=3), Crash(2, 3)])
@@ -131,6 +174,65 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path):
     with pytest.warns(UserWarning, match="is damaged"), pytest.raises(CrashError):
         train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(2, 1)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000012.npz", "step-00000010.npz"]
+
+
+def fail_in_the_middle(file):
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("failing", ["open", "testzip", "listdir"])
+def test_an_unreadable_checkpoint_is_not_taken_for_a_damaged_one(failing, tmp_path, monkeypatch):
+    visit(make_model("ar"), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    opening = Path.open
+
+    def refuse(path, *arguments):
+        if path.name == "step-00000003.npz":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opening(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        if failing == "open":
+            patch.setattr(Path, "open", refuse)
+        elif failing == "testzip":
+            patch.setattr(zipfile.ZipFile, "testzip", fail_in_the_middle)
+        else:
+            patch.setattr(checkpoint_file.os, "listdir", fail_in_the_middle)
+        expected = {"open": PermissionError}.get(failing, OSError)
+        with pytest.raises(expected, match=r"denied. The checkpoint may be whole: .*step-0+3|Input/output error"):
+            visit(make_model("ar"), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_read_is_what_was_written_or_damaged(tmp_path):
+    """One flipped bit at a time, all through a file."""
+    path = tmp_path / "step-00000003.npz"
+    header = {"version": 1, "step": 3, "finished": False, "batches": {}, "variables": []}
+    arrays = [np.arange(5, dtype="float32"), np.zeros((0, 2)), np.array(3)]
+    write_checkpoint(path, header, arrays)
+    content = path.read_bytes()
+    found = []
+    for bit in range(0, 8 * len(content), 61):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            read_header, read = read_checkpoint(path)
+        except DamagedCheckpointError:
+            found.append(bit)
+            continue
+        assert read_header == {**header, "dtypes": ["float32", "float64", "int64"]}
+        for array, expected in zip(read, arrays, strict=True):
+            np.testing.assert_array_equal(array, expected)
+    assert len(found) > 100
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    (tmp_path / ".partial-step-00000003.npz").touch()
+    (tmp_path / ".partial-step-00000003.npz-x1y2").mkdir()
+    (tmp_path / ".partial-step-00000003.npz-x1y2" / "step-00000003.npz").touch()
+    train(make_model("ar"), [igpt.ExactResume(tmp_path, every=100)])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000015.npz"]
 
 
 class StopEarly(keras.callbacks.Callback):
@@ -160,6 +262,45 @@ def test_a_run_that_early_stopping_ended_is_not_trained_again(tmp_path):
     assert len(history["loss"]) == 2
     assert train(again, [patience(), igpt.ExactResume(tmp_path, every=1)]) == {}
     assert_same_weights(again, first)
+
+
+class BestFirst(keras.callbacks.EarlyStopping):
+    """Takes the first epoch for the best and puts its weights back at the end."""
+
+    def __init__(self):
+        super().__init__("loss", mode="max", patience=99, restore_best_weights=True)
+
+    def get_monitor_value(self, logs):
+        return 0.0
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_momentum": 0.9}])
+def test_best_weights_of_a_run_through_all_epochs_are_those_of_the_finished_run(options, tmp_path):
+    first, again, alone = (make_model("bert", **options) for _ in range(3))
+    train(first, [BestFirst(), igpt.ExactResume(tmp_path, every=100)])
+    last = make_model("bert", **options)
+    train(last)
+    assert not all(map(np.array_equal, first.get_weights(), last.get_weights()))
+    for _ in range(2):
+        assert train(again, [BestFirst(), igpt.ExactResume(tmp_path, every=100)]) == {}
+        for weight, expected in zip(again.get_weights(), first.get_weights(), strict=True):
+            np.testing.assert_array_equal(weight, expected)
+    # More epochs go on from the last weights, as they would have.
+    train(again, [igpt.ExactResume(tmp_path, every=100)], epochs=4)
+    train(alone, epochs=4)
+    assert_same_weights(again, alone)
+    assert not list(tmp_path.glob("end-*"))
+
+
+def test_an_end_that_early_stopping_came_to_is_kept_with_averaged_weights(tmp_path):
+    def patience():
+        return keras.callbacks.EarlyStopping("loss", mode="max", patience=0, baseline=99, restore_best_weights=True)
+
+    first, again = (make_model("bert", ema_momentum=0.9) for _ in range(2))
+    for model in (first, again):
+        train(model, [patience(), igpt.ExactResume(tmp_path, every=100)])
+    for weight, expected in zip(again.get_weights(), first.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 def test_fewer_epochs_than_the_checkpoint_has_train_no_more(tmp_path):
@@ -244,6 +385,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     train(make_model("ar"), [igpt.ExactResume(tmp_path, every=100)])
     with pytest.raises(ValueError, match=r"`folder` must hold checkpoints of these batches: seed is 1 here.*seed=0"):
         train(make_model("ar"), [igpt.ExactResume(tmp_path, every=100)], make_batches(seed=1))
+    with pytest.raises(ValueError, match=r"model.class_name is 'ImageGPTMaskedLM' here and was 'ImageGPTCausalLM'"):
+        train(make_model("bert"), [igpt.ExactResume(tmp_path, every=100)])
+    without(tmp_path / "step-00000015.npz", "settings", "settings_reached")
     with pytest.raises(ValueError, match=r"`folder` must hold checkpoints of this model and optimizer: "):
         train(make_model("bert"), [igpt.ExactResume(tmp_path, every=100)])
     with pytest.raises(ValueError, match=r"`x` must be TrainingBatches where.*Received: ndarray"):
@@ -257,6 +401,156 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
             train(model, [igpt.ExactResume(tmp_path, every=1)])
     with pytest.raises(ValueError, match=r"`every` must be an integer of at least 1\. Received: every=0"):
         igpt.ExactResume(tmp_path, every=0)
+
+
+def test_other_pictures_are_refused(tmp_path):
+    visit(make_model("ar"), tmp_path)
+    with pytest.raises(ValueError, match=r"`folder` must hold checkpoints of this data: .*step-00000003.npz"):
+        visit(make_model("ar"), tmp_path, make_batches(pictures=1))
+
+
+def test_other_pictures_in_files_are_refused(tmp_path, palette):
+    """Not those that were copied elsewhere; without compression others may be of the same size."""
+    image = pytest.importorskip("PIL.Image")
+
+    def pictures(folder, seed=0, labels=range(4)):
+        random = np.random.default_rng(seed)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        files = [tmp_path / folder / f"{index}.bmp" for index in range(4)]
+        for file in files:
+            image.fromarray(random.integers(0, 256, (5, 5, 3)).astype("uint8")).save(file)
+        return ImageFiles(FolderReader(files, list(labels)), 4)
+
+    def batches(files, colors=palette):
+        return igpt.TrainingBatches(files, colors, batch_size=2).fingerprint
+
+    first = batches(pictures("first"))
+    assert batches(pictures("copied")) == first
+    others = igpt.ColorPalette.from_colors(palette.colors[::-1])
+    changed = [
+        batches(pictures("other", seed=1)),
+        batches(pictures("first", labels=(0, 0, 0, 0))),
+        batches(pictures("first").take([1, 0, 2, 3])),
+        batches(pictures("first"), others),
+    ]
+    assert len({first, *changed}) == 5
+
+
+def test_another_first_step_is_refused(tmp_path):
+    """Who counts the steps before a checkpoint himself would skip them twice."""
+    visit(make_model("ar"), tmp_path)
+    with pytest.raises(ValueError, match=r"first_step is 5 here. Received: first_step=0"):
+        visit(make_model("ar"), tmp_path, make_batches(first_step=5))
+    resumed, alone = make_model("ar"), make_model("ar")
+    callbacks = [igpt.ExactResume(tmp_path / "new", every=1), Crash(1, 2)]
+    with pytest.raises(CrashError):
+        train(make_model("ar"), callbacks, make_batches(first_step=7))
+    train(resumed, [igpt.ExactResume(tmp_path / "new", every=1)], make_batches(first_step=7))
+    train(alone, (), make_batches(first_step=7))
+    assert_same_weights(resumed, alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("learning_rate", r"optimizer.learning_rate is 0.25 here and was 0.5\. Received: .*step-0+6.npz"),
+        ("schedule", r"optimizer.learning_rate is None here and was 0.5; optimizer.learning_rate.class_name is 'Exp"),
+        ("mask_rate", r"model.language_model.mask_rate is 0.5 here and was 0.15\. Received"),
+        ("mask_seed", r"model.language_model.mask_seed is 7 here and was 0\. Received"),
+        ("generative_weight", r"model.generative_weight is 0.5 here and was 1.0\. Received"),
+        ("loss", r"loss.from_logits is False here and was True\. Received"),
+    ],
+)
+def test_other_settings_are_refused(change, message, tmp_path):
+    def make(mask_rate=0.15, mask_seed=0, generative_weight=1.0, learning_rate=0.5, from_logits=True):
+        keras.utils.set_random_seed(0)
+        lm = make_masked_lm(num_layers=1, hidden_dim=8, mask_rate=mask_rate, mask_seed=mask_seed)
+        model = igpt.ImageGPTImageClassifier(lm, num_classes=3, generative_weight=generative_weight)
+        model.compile(keras.optimizers.SGD(learning_rate), keras.losses.SparseCategoricalCrossentropy(from_logits))
+        return model
+
+    changes = {
+        "learning_rate": {"learning_rate": 0.25},
+        "schedule": {"learning_rate": keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)},
+        "mask_rate": {"mask_rate": 0.5},
+        "mask_seed": {"mask_seed": 7},
+        "generative_weight": {"generative_weight": 0.5},
+        "loss": {"from_logits": False},
+    }
+    visit(make(), tmp_path)
+    visit(make(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        visit(make(**changes[change]), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_rate_that_a_callback_has_changed_goes_on(tmp_path):
+    """In a model compiled as the run was, and in the same model again."""
+
+    def make(learning_rate=0.5):
+        model = make_model("ar")
+        model.compile(keras.optimizers.SGD(learning_rate))
+        return model
+
+    def rate(model):
+        return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+    model, again = make(), make()
+    visit(model, tmp_path, meanwhile=lambda: model.optimizer.learning_rate.assign(0.25))
+    for resumed in (model, again):
+        visit(resumed, tmp_path)
+        assert rate(resumed) == 0.25
+    with pytest.raises(ValueError, match=r"learning_rate is 0.125 here and was 0.5"):
+        visit(make(0.125), tmp_path)
+
+
+def without(path, *keys):
+    """Makes a checkpoint one of an earlier version, which did not write these."""
+    header, arrays = read_checkpoint(path)
+    header.pop("dtypes")
+    write_checkpoint(path, {key: value for key, value in header.items() if key not in keys}, arrays)
+
+
+def test_checkpoints_of_an_earlier_version_go_on(tmp_path):
+    alone = make_model("ar")
+    train(alone)
+    with pytest.raises(CrashError):
+        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(1, 3)])
+    without(max(tmp_path.glob("step-*")), "first_step", "data", "settings", "settings_reached")
+    resumed = make_model("ar")
+    train(resumed, [igpt.ExactResume(tmp_path, every=100)])
+    assert_same_weights(resumed, alone)
+    visit(make_model("ar"), tmp_path / "new")
+    without(tmp_path / "new" / "step-00000003.npz", "first_step", "data", "settings", "settings_reached")
+    with pytest.warns(UserWarning, match="does not say where its batches began: .*first_step=5 too"):
+        visit(make_model("ar"), tmp_path / "new", make_batches(first_step=5))
+
+
+def test_an_infinite_metric_is_no_reason_not_to_save(tmp_path):
+    def infinite(labels, outputs):
+        return keras.ops.sum(keras.ops.cast(labels, "float32")) + float("inf")
+
+    def make():
+        model = make_model("classifier")
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=[infinite])
+        return model
+
+    alone, resumed = make(), make()
+    train(alone)
+    with pytest.raises(CrashError):
+        train(make(), [igpt.ExactResume(tmp_path, every=1), Crash(1, 3)])
+    history = train(resumed, [igpt.ExactResume(tmp_path, every=1)])
+    assert history["infinite"] == [np.inf, np.inf]
+    assert_same_weights(resumed, alone)
+
+
+def test_weights_that_are_not_finite_are_said_once(tmp_path):
+    model = make_model("ar")
+    with pytest.warns(UserWarning, match="at step 2 there are numbers that are not finite") as warned:
+        visit(model, tmp_path, meanwhile=lambda: model.set_weights([weight + np.inf for weight in model.get_weights()]))
+    assert sum("not finite" in str(warning.message) for warning in warned) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):

@@ -79,6 +79,14 @@ def test_a_large_set_comes_in_pieces_and_may_stay_in_a_file(tmp_path, monkeypatc
     assert len(mapped) == 21  # the older file lives on for who reads it
 
 
+def test_a_disk_too_small_is_found_before_anything_is_computed(small_disk, monkeypatch):
+    extractor = FeatureExtractor(make_causal_lm())
+    monkeypatch.setattr(extractor, "predict", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(OSError, match=r"No space left on device: features.npy needs 1,152,128 bytes where"):
+        extractor.extract(random_tokens(3000), path=small_disk / "features.npy")
+    assert not list(small_disk.iterdir())
+
+
 def test_features_are_examples_like_others():
     values = np.arange(24, dtype="float32").reshape(6, 2, 2)
     examples = LabeledFeatures(values, np.array([0, 1, 0, 1, 0, 1]))

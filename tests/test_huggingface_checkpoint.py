@@ -81,12 +81,12 @@ def test_weights_from_transformers_and_back_are_the_same_bytes(tmp_path, sizes):
 def test_a_model_of_ours_has_the_same_logits_in_transformers(tmp_path, palette):
     lm = randomize(make_causal_lm(palette, normalization="rms_norm"), scale=0.1)
     (tmp_path / "folder").mkdir()
-    # What a killed process leaves.
+    # Somebody else's, whatever its name.
     (tmp_path / ".partial-folder").mkdir()
-    (tmp_path / ".partial-folder" / "rest").touch()
+    (tmp_path / ".partial-folder" / "thesis.tex").touch()
     save_huggingface_checkpoint(lm, tmp_path / "folder")
-    assert not (tmp_path / "folder" / "rest").exists()
-    assert sorted(os.listdir(tmp_path)) == ["folder"]
+    assert sorted(os.listdir(tmp_path)) == [".partial-folder", "folder"]
+    assert os.listdir(tmp_path / ".partial-folder") == ["thesis.tex"]
     model = transformers.ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "folder")
     assert model.config.resid_pdrop == model.config.embd_pdrop == model.config.attn_pdrop == 0
     tokens = random_tokens(3)

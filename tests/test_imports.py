@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "keras_igpt"
 # From the bottom up: each module may import those before it.
 ORDER = """
     arguments atomic_file untracked direct_call recomputation row_reductions compilation_cache finite_loss
-    traced_gradients presets color_table palette distribution whole_steps quantization inference exact_resume estimate training
+    traced_gradients presets color_table palette distribution whole_steps whole_saving quantization inference
+    checkpoint_file training_settings exact_resume estimate training
     data.repeatable data.augmentation data.examples data.image_files data.tfds_reader data.datasets data.batches
     data.token_cache data.checked memory_warning
     preset_weights attention layers backbone token_model

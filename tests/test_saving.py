@@ -135,3 +135,93 @@ def test_a_file_opened_without_its_optimizer_passes_none_on(palette, tmp_path):
     assert stored["model"]
     assert stored["without"] == []
     assert all(path.startswith("optimizer") for path in stored["classifier"])
+
+
+# Dies while it writes over what it has written, as by SIGKILL: `os._exit` runs nothing on its way out.
+DIE_WHILE_SAVING = """
+import os, shutil, sys
+import h5py
+import keras_igpt as igpt
+from keras_igpt.distribution import save_model
+kind, path, copy = sys.argv[1:]
+lm = igpt.ImageGPTCausalLM(igpt.ImageGPTBackbone(16, 4, 1, 2, 8, attention="causal"))
+lm.compile("sgd")
+save = {
+    "file": lambda: lm.save(path),
+    "folder": lambda: lm.save(path, zipped=False),
+    "weights": lambda: lm.save_weights(path),
+    "backbone": lambda: lm.backbone.save(path),
+    "save_model": lambda: save_model(lm, path),
+}[kind]
+save()
+(shutil.copytree if os.path.isdir(path) else shutil.copy)(path, copy)
+lm.set_weights([weight + 1 for weight in lm.get_weights()])
+close = h5py.File.close
+h5py.File.close = lambda file: (close(file), os._exit(9))
+save()
+"""
+
+
+def content_of(path):
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return {file.relative_to(path): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "weights", "backbone", "save_model"])
+def test_killed_while_it_is_written_over_a_file_is_as_it_was(kind, tmp_path):
+    if keras.backend.backend() != "torch" and kind != "file":
+        pytest.skip("the backend has no part in it, and each process takes seconds to begin")
+    ending = {"folder": "", "weights": ".weights.h5"}.get(kind, ".keras")
+    path, copy = tmp_path / f"model{ending}", tmp_path / f"copy{ending}"
+    result = subprocess.run([sys.executable, "-c", DIE_WHILE_SAVING, kind, str(path), str(copy)], capture_output=True)
+    assert result.returncode == 9, result.stderr[-2000:]
+    assert content_of(path) == content_of(copy)
+    assert len(list(tmp_path.glob(".partial-*"))) == 1
+
+
+def test_saving_means_what_it_means_in_keras(tmp_path, monkeypatch):
+    lm = make_causal_lm(num_layers=1, hidden_dim=8)
+    saves = [("model.keras", lm.save), ("weights.weights.h5", lm.save_weights)]
+    saves.append(("folder", lambda path, **options: lm.save(path, zipped=False, **options)))
+    asked = []
+    for name, save in saves:
+        path = tmp_path / "new" / name
+        save(str(path))
+        before = content_of(path)
+        lm.set_weights([weight + 1 for weight in lm.get_weights()])
+        for answers, expected in ((["n"], True), (["what?", "Y"], False)):
+            replies = iter(answers)
+            monkeypatch.setattr("builtins.input", lambda text, replies=replies: asked.append(text) or next(replies))
+            save(path, overwrite=False)
+            assert (content_of(path) == before) == expected
+        assert f" {path} already exists" in asked[-2]
+    assert ".partial" not in "".join(asked)
+    assert sorted(os.listdir(tmp_path / "new")) == ["folder", "model.keras", "weights.weights.h5"]
+    opened = [keras.saving.load_model(tmp_path / "new" / name) for name in ("model.keras", "folder")]
+    weights = make_causal_lm(num_layers=1, hidden_dim=8)
+    weights.load_weights(tmp_path / "new" / "weights.weights.h5")
+    for model, more in zip([*opened, weights], (-2, 0, -1), strict=True):
+        np.testing.assert_allclose(model.get_weights()[0], lm.get_weights()[0] + more, atol=1e-5)
+    # What else lies in a folder is not Keras' to remove.
+    (tmp_path / "notes.txt").touch()
+    lm.save(tmp_path, zipped=False)
+    assert {"notes.txt", "model.weights.h5"} <= {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"filepath=.*/model.txt"):
+        lm.save(tmp_path / "model.txt")
+    with pytest.raises(ValueError, match=r"filepath=.*/model.keras"):
+        lm.save(tmp_path / "model.keras", zipped=False)
+    sent = []
+    monkeypatch.setattr(keras.Model, "save", lambda self, path, **options: sent.append((path, options)))
+    lm.save("hf://somebody/model")
+    assert sent == [("hf://somebody/model", {"overwrite": True, "zipped": None})]
+
+
+def test_checkpoints_of_keras_are_whole_too(tmp_path, monkeypatch):
+    written = []
+    save = keras.Model.save
+    monkeypatch.setattr(keras.Model, "save", lambda self, path, **options: written.append(path) or save(self, path))
+    callback = keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
+    callback.set_model(make_causal_lm(num_layers=1, hidden_dim=8))
+    callback.on_epoch_end(0, {})
+    assert os.fspath(written[0]) != str(tmp_path / "model.keras")
+    assert os.listdir(tmp_path) == ["model.keras"]

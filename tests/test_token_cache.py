@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import subprocess
 import warnings
 
 import numpy as np
@@ -198,6 +199,127 @@ def test_damaged_notes_of_progress_start_the_work_again(tmp_path, files, palette
     with pytest.warns(UserWarning, match="begins again: .*labels.npy"):
         tokens = igpt.cache_tokens(files, palette, tmp_path / "cache")
     assert_right(tokens, files, palette)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]",
+        "{}",
+        '{"made_of": [], "checksums": {}}',
+        '{"made_of": null, "checksums": null}',
+        "[" * 100_000,
+        # Believed once, whatever the files were.
+        {"checksums": {}},
+        {"checksums": {"tokens.npy": 0}},
+        {"checksums": ["tokens.npy", "labels.npy"]},
+    ],
+)
+def test_a_damaged_manifest_is_not_believed(tmp_path, files, palette, manifest):
+    folder = tmp_path / "cache"
+    igpt.cache_tokens(files, palette, folder)
+    path = folder / "manifest.json"
+    written = json.loads(path.read_text())
+    path.write_text(manifest if isinstance(manifest, str) else json.dumps({**written, **manifest}))
+    (folder / "tokens.npy").write_bytes(b"other things")
+    with pytest.warns(UserWarning, match="made anew: its manifest is missing or cannot be read"):
+        tokens = igpt.cache_tokens(files, palette, folder)
+    assert_right(tokens, files, palette)
+
+
+@pytest.mark.parametrize("done", [None, "6", [], 11, -3, {}])
+def test_damaged_progress_is_not_believed(tmp_path, files, palette, monkeypatch, done):
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_checksum", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            igpt.cache_tokens(files, palette, tmp_path / "cache")
+    progress = tmp_path / ".cache.tokens-unfinished" / "progress.json"
+    state = json.loads(progress.read_text())
+    del state["done"]
+    progress.write_text(json.dumps(state if done is None else {**state, "done": done}))
+    np.save(tmp_path / ".cache.tokens-unfinished" / "tokens.npy", np.zeros((10, 16), "uint8"))
+    assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
+
+
+def test_unfinished_arrays_of_another_kind_are_not_gone_on_with(tmp_path, files, palette, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_checksum", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            igpt.cache_tokens(files, palette, tmp_path / "cache")
+    np.save(tmp_path / ".cache.tokens-unfinished" / "tokens.npy", np.zeros((9, 16), "uint8"))
+    with pytest.warns(UserWarning, match="begins again: arrays of another kind"):
+        assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
+
+
+def test_labels_are_those_of_the_examples(tmp_path, files, palette, reads):
+    """The same files in other classes, without reading them again."""
+    igpt.cache_tokens(files, palette, tmp_path / "cache")
+    others = ImageFiles(FolderReader(files._reader._files, [3] * 10), 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens = igpt.cache_tokens(others, palette, tmp_path / "cache")
+    assert len(reads) == 10
+    assert tokens.labels.tolist() == [3] * 10
+    assert_right(tokens, others, palette)
+
+
+def test_labels_of_work_that_was_gone_on_with_are_those_of_the_examples(tmp_path, files, palette, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_checksum", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            igpt.cache_tokens(files, palette, tmp_path / "cache")
+    others = ImageFiles(FolderReader(files._reader._files, [3] * 10), 4)
+    assert igpt.cache_tokens(others, palette, tmp_path / "cache").labels.tolist() == [3] * 10
+    assert np.load(tmp_path / "cache" / "labels.npy").tolist() == [3] * 10
+
+
+def test_links_that_were_planted_are_not_followed(tmp_path, files, palette):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    for name in ("thesis.tex", "tokens.npy"):
+        (victim / name).write_text("years of work")
+    lock = tmp_path / ".cache.tokens-lock"
+    lock.symlink_to(victim / "thesis.tex")
+    with pytest.raises(ValueError, match=r"`folder` must not have a link in the place of its lock. .*tokens-lock"):
+        igpt.cache_tokens(files, palette, tmp_path / "cache")
+    lock.unlink()
+    for purpose in ("unfinished", "replaced"):
+        (tmp_path / f".cache.tokens-{purpose}").symlink_to(victim)
+    assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
+    # A folder that somebody else has prepared.
+    unfinished = tmp_path / ".other.tokens-unfinished"
+    unfinished.mkdir()
+    (unfinished / "tokens.npy").symlink_to(victim / "tokens.npy")
+    assert_right(igpt.cache_tokens(files, palette, tmp_path / "other"), files, palette)
+    assert {path.read_text() for path in victim.iterdir()} == {"years of work"}
+
+
+def test_what_a_kill_leaves_in_unfinished_work_is_removed(tmp_path, files, palette, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_checksum", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            igpt.cache_tokens(files, palette, tmp_path / "cache")
+    (tmp_path / ".cache.tokens-unfinished" / ".partial-progress.json-x1y2").mkdir()
+    igpt.cache_tokens(files, palette, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_finished_cache_opens_where_nothing_can_be_written(files, palette, small_disk):
+    made = igpt.cache_tokens(files, palette, small_disk / "cache")
+    (small_disk / ".cache.tokens-lock").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    opened = igpt.cache_tokens(files, palette, small_disk / "cache")
+    np.testing.assert_array_equal(opened.token_ids, made.token_ids)
+    with pytest.raises(OSError, match=r"Read-only file system, and there is no such cache \(it was made of another ex"):
+        igpt.cache_tokens(files.take(range(3)), palette, small_disk / "cache")
+
+
+def test_a_disk_too_small_is_found_before_anything_is_encoded(palette, small_disk, monkeypatch):
+    monkeypatch.setattr(igpt.ColorPalette, "encode", lambda self, images: 1 / 0)
+    images = LabeledImages(np.zeros((300, 64, 64, 3), "uint8"), np.zeros(300, int))
+    with pytest.raises(OSError, match=r"No space left on device: tokens.npy needs 1,228,928 bytes where"):
+        igpt.cache_tokens(images, palette, small_disk / "cache")
+    assert [path.name for path in small_disk.iterdir()] == [".cache.tokens-lock"]
 
 
 def make_cache(files, palette, folder, reads):

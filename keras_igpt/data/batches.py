@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,14 +60,19 @@ class _TokenSource:
 
     @property
     def known_labels(self) -> Labels | None:
-        if isinstance(self.examples, LabeledTokens) or self.examples.knows_labels:
-            return self.examples.labels
-        return None
+        return self.examples.labels if isinstance(self.examples, LabeledTokens) else self.examples.known_labels
 
     @property
     def image_size(self) -> int:
         assert self.examples.image_size is not None
         return self.examples.image_size
+
+    def fingerprint(self) -> str:
+        """Returns what changes when the tokens or classes do."""
+        if isinstance(self.examples, LabeledTokens):
+            return self.examples.digest()
+        assert self._palette is not None
+        return hashlib.sha256(self.examples.digest().encode() + self._palette.centroids.tobytes()).hexdigest()
 
     def read(
         self,
@@ -187,7 +193,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides which batch a step sees, but for the pictures themselves; of types that JSON knows."""
+        """What decides which batch a step sees, but for the pictures and the first step; of types that JSON knows."""
         return {
             "examples": len(self._source),
             "batch_size": self._batch_size,
@@ -195,6 +201,16 @@ class TrainingBatches(keras.utils.PyDataset):
             "augmentation": repr(self._augmentation),
             "mask_rate": self._mask_rate,
         }
+
+    @property
+    def first_step(self) -> int:
+        """The step whose batch is item 0."""
+        return self._first_step
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest that changes when the examples do, or the palette of pictures in files; see `ImageFiles.digest`."""
+        return self._source.fingerprint()
 
     def starting_at(self, step: int) -> TrainingBatches:
         """Returns the same batches from a step on: its item 0 is item `step` here."""

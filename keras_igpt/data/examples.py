@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ Labels = npt.NDArray[np.int64]
 
 # Models take labels as int32.
 _LARGEST_LABEL = np.iinfo(np.int32).max
+_ROWS_DIGESTED = 1 << 12
 
 
 class Examples(ABC):
@@ -79,6 +81,10 @@ class LabeledImages(Examples):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def digest(self) -> str:
+        """Returns a hexadecimal digest of pictures and classes."""
+        return _digest(self.labels, self.images)
 
     def take(self, rows: npt.ArrayLike) -> Self:
         chosen = np.asarray(rows)
@@ -141,6 +147,10 @@ class LabeledTokens(Examples):
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def digest(self) -> str:
+        """Returns a hexadecimal digest of tokens and classes."""
+        return _digest(self.labels, self.token_ids)
 
     @property
     def image_size(self) -> int:
@@ -264,6 +274,15 @@ def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -
     order = permutation(len(examples), "low data", check_seed(seed))
     chosen = [order[examples.labels[order] == label][:labels_per_class] for label in classes]
     return examples.take(np.sort(np.concatenate(chosen)))
+
+
+def _digest(*arrays: npt.NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        # Some rows at a time: what is mapped from a file need not fit into memory.
+        for start in range(0, len(array), _ROWS_DIGESTED):
+            digest.update(np.ascontiguousarray(array[start : start + _ROWS_DIGESTED]).data)
+    return digest.hexdigest()
 
 
 def _check_labels(labels: npt.ArrayLike, count: int) -> Labels:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -34,13 +36,16 @@ _DECODING_VERSION = 1
 # CIFAR's 2 kB are decoded in half the time by one thread, ImageNet's 100 kB by many.
 _ENCODED_BYTES_FOR_THREADS = 1 << 13
 
+# Files whose content a digest of a folder has in it.
+_FILES_READ = 100
+
 
 class ImageReader(ABC):
     """Gives the encoded pictures of a store by number. Threads may read at once."""
 
     # Whether pictures are turned upright as their EXIF data say. Benchmarks' data sets were never read so.
     upright: bool
-    # Whether `label` reads no file.
+    # Whether `label` knows the class without reading the picture.
     knows_labels = False
 
     @abstractmethod
@@ -57,6 +62,10 @@ class ImageReader(ABC):
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Returns what changes when the store does, for JSON."""
+
+    def content(self) -> dict[str, Any]:
+        """Returns what changes when the pictures do and not when they are copied elsewhere, for JSON."""
+        return self.fingerprint()
 
     def label(self, number: int) -> int:
         """Returns the class of a picture."""
@@ -100,6 +109,15 @@ class FolderReader(ImageReader):
             ]
         }
 
+    def content(self) -> dict[str, Any]:
+        root = os.path.commonpath([file.parent for file in self._files])
+        sample = range(0, len(self), -(-len(self) // _FILES_READ))
+        return {
+            "files": [[os.path.relpath(file, root), file.stat().st_size] for file in self._files],
+            # Without compression other pictures may be as long.
+            "some": [hashlib.sha256(self.read(number)[0]).hexdigest() for number in sample],
+        }
+
 
 class ImageFiles(Examples):
     """Labelled pictures that are decoded when they are read, for sets larger than memory.
@@ -138,15 +156,15 @@ class ImageFiles(Examples):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @property
-    def knows_labels(self) -> bool:
-        """Whether `labels` reads no file."""
-        return self._reader.knows_labels
-
     @cached_property
     def labels(self) -> Labels:  # type: ignore[override]
         """Classes, int64 `(B,)`. For sets prepared by TensorFlow Datasets this reads every record, once."""
         return np.array([self._reader.label(number) for number in self._numbers.tolist()], np.int64)
+
+    @property
+    def known_labels(self) -> Labels | None:
+        """The classes where they are known without reading the pictures, or None."""
+        return self.labels if self._reader.knows_labels else None
 
     def take(self, rows: npt.ArrayLike) -> Self:
         return type(self)(self._reader, self.image_size, self._numbers[np.asarray(rows)], self.num_channels)
@@ -227,8 +245,21 @@ class ImageFiles(Examples):
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the pictures that `load` gives, for JSON."""
+        return self._described(self._reader.fingerprint())
+
+    def digest(self) -> str:
+        """Returns a hexadecimal digest that changes when the pictures or their classes do.
+
+        Files are told apart by their names, their sizes and the content of some: copies elsewhere have the same digest.
+        """
+        described = self._described(self._reader.content())
+        if self.known_labels is not None:
+            described["labels"] = self.known_labels.tolist()
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+    def _described(self, store: dict[str, Any]) -> dict[str, Any]:
         return {
-            "store": self._reader.fingerprint(),
+            "store": store,
             "numbers": self._numbers.tolist(),
             "decoding": _DECODING_VERSION,
             "image_size": self.image_size,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_igpt.atomic_file import write_json
-from keras_igpt.data.examples import LabeledImages, LabeledTokens
+from keras_igpt.atomic_file import new_mapped_array, remove, remove_partial, write_json
+from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
 from keras_igpt.palette import ColorPalette
 
@@ -25,10 +25,13 @@ from keras_igpt.palette import ColorPalette
 _VERSION = 1
 
 # What a cache's folder may hold; any other is somebody else's.
-_FILES = {"tokens.npy", "labels.npy", "manifest.json", "progress.json"}
+_ARRAYS = ("tokens.npy", "labels.npy")
+_FILES = {*_ARRAYS, "manifest.json", "progress.json"}
 
 # Pictures between two notes of how far the work has got.
 _CHUNK = 2048
+
+Layout = tuple[np.dtype[Any], tuple[int, ...]]
 
 
 def cache_tokens(
@@ -39,7 +42,11 @@ def cache_tokens(
     The folder holds `tokens.npy`, `labels.npy` and `manifest.json`, which says what they were made of: pictures, their
     size, split and version, and the palette. A cache of anything else, or one whose bytes have changed, is reported in
     a warning and made anew. The work shows its progress, goes on where it was killed, and appears under its
-    name only when it is whole. Of several processes one does it and the others wait.
+    name only when it is whole. Of several processes one does it and the others wait. A finished cache may lie where
+    nothing can be written.
+
+    Classes that are known without reading the pictures, as those of folders are, are taken from `examples`: tokens do
+    not depend on them, and `labels.npy` holds those of the time when they were made.
 
     Args:
         examples: the set. ImageNet at 32x32 pixels takes 2.6 GB.
@@ -51,6 +58,7 @@ def cache_tokens(
 
     Raises:
         ValueError: if a picture cannot be read or `folder` holds something else than a cache.
+        OSError: if there is not enough space, or nothing can be written where there is no such cache yet.
 
     Example:
     ```python
@@ -61,17 +69,23 @@ def cache_tokens(
         raise ValueError(f"`examples` must be ImageFiles or LabeledImages. Received: {type(examples).__name__}")
     target = Path(folder).resolve()
     key = _key(examples, palette)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _one_process(target):
+    with _one_process(target) as refusal:
         if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= _FILES):
             raise ValueError(f"`folder` must be a token cache or not exist yet. Received: {target}, another thing")
         fault = _fault(target, key)
         if fault is not None:
+            if refusal is not None:
+                raise OSError(refusal.errno, f"{refusal.strerror}, and there is no such cache ({fault})", str(target))
             if target.exists():
                 warnings.warn(f"The token cache {target} is made anew: {fault}.", stacklevel=2)
             _build(examples, palette, target, key)
         tokens, labels = np.load(target / "tokens.npy", mmap_mode="r"), np.load(target / "labels.npy")
-    return LabeledTokens(tokens, labels, palette.num_colors)
+    known = _known_labels(examples)
+    return LabeledTokens(tokens, labels if known is None else known, palette.num_colors)
+
+
+def _known_labels(examples: ImageFiles | LabeledImages) -> Labels | None:
+    return examples.known_labels if isinstance(examples, ImageFiles) else examples.labels
 
 
 def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[str, Any]:
@@ -99,12 +113,13 @@ def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[st
 def _fault(folder: Path, key: dict[str, Any]) -> str | None:
     """Says why a folder is not the cache of `key`, or None if it is."""
     manifest = _read_json(folder / "manifest.json")
-    if not {"made_of", "checksums"} <= manifest.keys():
+    made_of, checksums = manifest.get("made_of"), manifest.get("checksums")
+    if not isinstance(made_of, dict) or not isinstance(checksums, dict) or checksums.keys() != set(_ARRAYS):
         return "its manifest is missing or cannot be read"
-    changed = [name for name, value in key.items() if manifest["made_of"].get(name) != value]
+    changed = [name for name, value in key.items() if made_of.get(name) != value]
     if changed:
         return f"it was made of another {' and '.join(changed)}"
-    for name, checksum in manifest["checksums"].items():
+    for name, checksum in checksums.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -116,27 +131,7 @@ def _fault(folder: Path, key: dict[str, Any]) -> str | None:
 def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: Path, key: dict[str, Any]) -> None:
     partial = _beside(target, "unfinished")
     progress = partial / "progress.json"
-    dtype = np.min_scalar_type(palette.num_colors - 1)
-    layout = {
-        "tokens.npy": (np.dtype(dtype), (len(examples), key["image_size"] ** 2)),
-        "labels.npy": (np.dtype(np.int64), (len(examples),)),
-    }
-    state = _read_json(progress)
-    done = 0
-    if state.get("made_of") == key:
-        try:
-            arrays = [np.load(partial / name, mmap_mode="r+") for name in layout]
-        except (OSError, ValueError) as error:  # lost with the machine's power, say
-            warnings.warn(f"The unfinished token cache {partial} begins again: {error}.", stacklevel=3)
-        else:
-            done = state["done"]
-    if not done:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        arrays = [
-            np.lib.format.open_memmap(partial / name, mode="w+", dtype=dtype, shape=shape)
-            for name, (dtype, shape) in layout.items()
-        ]
+    arrays, done = _unfinished(partial, _layout(palette, key), key)
     tokens, labels = arrays
     bar = keras.utils.Progbar(len(examples), unit_name="picture")
     bar.update(done)
@@ -149,16 +144,55 @@ def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: 
         labels.flush()
         write_json(progress, {"made_of": key, "done": rows.stop})
         bar.update(rows.stop)
-    checksums = {name: _checksum(partial / name) for name in layout}
+    known = _known_labels(examples)
+    if known is not None:
+        # Those of rows that were done before may have been others.
+        labels[:] = known
+        labels.flush()
+    checksums = {name: _checksum(partial / name) for name in _ARRAYS}
     write_json(partial / "manifest.json", {"made_of": key, "checksums": checksums})
     # Wherever this is cut off, either a whole cache lies under the name or the finished work is found again.
     old = _beside(target, "replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     if target.exists():
         os.replace(target, old)
     os.replace(partial, target)
     (target / "progress.json").unlink()
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def _layout(palette: ColorPalette, key: dict[str, Any]) -> dict[str, Layout]:
+    tokens = np.dtype(np.min_scalar_type(palette.num_colors - 1))
+    return {
+        "tokens.npy": (tokens, (key["count"], key["image_size"] ** 2)),
+        "labels.npy": (np.dtype(np.int64), (key["count"],)),
+    }
+
+
+def _unfinished(partial: Path, layout: dict[str, Layout], key: dict[str, Any]) -> tuple[list[np.memmap[Any, Any]], int]:
+    """Opens the arrays of unfinished work, or makes new ones; how many rows are done."""
+    # What a link points to is somebody else's.
+    if partial.is_dir() and not any(path.is_symlink() for path in (partial, *partial.iterdir())):
+        remove_partial(partial)
+        state = _read_json(partial / "progress.json")
+        done = state.get("done")
+        if state.get("made_of") == key and isinstance(done, int) and 0 < done <= key["count"]:
+            try:
+                arrays = [np.load(partial / name, mmap_mode="r+") for name in layout]
+                found = [(array.dtype, array.shape) for array in arrays]
+                if found != [*layout.values()]:
+                    raise ValueError(f"arrays of another kind, {found}")
+            except (OSError, ValueError) as error:  # lost with the machine's power, say
+                warnings.warn(f"The unfinished token cache {partial} begins again: {error}.", stacklevel=4)
+            else:
+                return arrays, done
+    remove(partial)
+    partial.mkdir()
+    try:
+        return [new_mapped_array(partial / name, *kind) for name, kind in layout.items()], 0
+    except OSError:
+        remove(partial)
+        raise
 
 
 def _beside(target: Path, purpose: str) -> Path:
@@ -169,8 +203,8 @@ def _beside(target: Path, purpose: str) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     """Reads an object; an empty one where there is none or something else."""
     try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -184,10 +218,23 @@ def _checksum(path: Path) -> int:
 
 
 @contextmanager
-def _one_process(target: Path) -> Iterator[None]:
-    """Holds a lock that ends with the process, however that ends."""
+def _one_process(target: Path) -> Iterator[OSError | None]:
+    """Holds a lock that ends with the process, however that ends; gives the error where nothing can be written."""
     import fcntl  # on POSIX systems only, as JAX's and TensorFlow's accelerators are
 
-    with open(_beside(target, "lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    path = _beside(target, "lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Neither written to nor emptied.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"`folder` must not have a link in the place of its lock. Received: {path}") from error
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        # What nobody can write to needs no lock.
+        yield error
+        return
+    with open(descriptor, "rb"):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield None
