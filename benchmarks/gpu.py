@@ -38,9 +38,9 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.attention import attention_kernel
-from keras_igpt.estimate import estimate, forward_flops
-from keras_igpt.presets import get_preset
+from keras_igpt.model.attention import attention_kernel
+from keras_igpt.model.cost import estimate, forward_flops
+from keras_igpt.model.presets import get_preset
 
 MEMORY = 80e9
 # Fragments, the compiler's own work space and what the estimate does not see.

@@ -29,8 +29,8 @@ import numpy as np
 from timing import print_machine
 
 import keras_igpt as igpt
-from keras_igpt.features import FeatureExtractor
-from keras_igpt.logistic_regression import fit_logistic_regression
+from keras_igpt.evaluation.features import FeatureExtractor
+from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
 
 OURS, THEIRS, EXACT = "keras_igpt", "scikit-learn", "scikit-learn, tolerance 1e-8"
 DEPTHS = 49  # of iGPT-L

@@ -2,7 +2,7 @@
 
 Command: make benchmark   (or KERAS_BACKEND=jax python benchmarks/normalization.py)
 
-One training step of the quickstart's model with each of the two forms of `keras_igpt.layers.Normalization`: Keras' own
+One training step of the quickstart's model with each of the two forms of `model.layers.Normalization`: Keras' own
 operation, whose row sums XLA turns into scalar loops on CPU, and the same by matrix products. The contestants alternate
 in one run; after a step each to compile, medians and quartiles of the rest are printed.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from timing import alternate, print_machine
 
 import keras_igpt as igpt
-from keras_igpt import layers
+from keras_igpt.model import layers
 
 
 def make_step(by_products: bool, batch_size: int) -> Callable[[], None]:

@@ -22,7 +22,7 @@ import numpy as np
 from timing import alternate, print_machine, print_rates
 
 import keras_igpt as igpt
-from keras_igpt.color_table import build_color_table, nearest_colors, unpack_colors
+from keras_igpt.palette.nearest_color import build_color_table, nearest_colors, unpack_colors
 
 _CHUNK = 1 << 20
 

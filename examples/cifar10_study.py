@@ -33,10 +33,10 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.atomic_file import whole_file, write_json
 from keras_igpt.data import DataSplits, LabeledTokens, low_data_subset
-from keras_igpt.logistic_regression import fit_logistic_regression
-from keras_igpt.low_data import low_data_table
+from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
+from keras_igpt.evaluation.low_data import low_data_table
+from keras_igpt.support.files import whole_file, write_json
 
 RUNS = {"AR": "ar", "BERT": "bert", "AR, smaller": "small", "random weights": "random"}
 # What fine-tuning begins with, and the weight of L_GEN.

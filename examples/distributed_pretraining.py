@@ -34,9 +34,10 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
+from keras_igpt.backend.processes import data_shard
 from keras_igpt.data import DataSplits, LabeledImages
-from keras_igpt.distribution import data_shard, make_distribution, save_model
-from keras_igpt.presets import PRESETS, get_preset
+from keras_igpt.model.presets import PRESETS, get_preset
+from keras_igpt.training.distribution import make_distribution, save_model
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the wheel of scikit-image
 PATCHES = 1000  # of each photograph

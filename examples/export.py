@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 import keras_igpt as igpt
-from keras_igpt.export import ServingModel
-from keras_igpt.features import FeatureExtractor
+from keras_igpt.checkpoints.serving import ServingModel
+from keras_igpt.evaluation.features import FeatureExtractor
 
 # Pictures that the exported model is tried with, where its batch size is not fixed.
 _PICTURES = 4

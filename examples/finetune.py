@@ -29,7 +29,7 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt.data import DataSplits, load_splits
-from keras_igpt.distribution import save_model
+from keras_igpt.training.distribution import save_model
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.linear_probe import ProbeReport
+from keras_igpt.evaluation.linear_probe import ProbeReport
 
 
 def main(arguments: list[str] | None = None) -> ProbeReport:

@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 import keras_igpt as igpt
-from keras_igpt.low_data import LowDataTable, low_data_table
+from keras_igpt.evaluation.low_data import LowDataTable, low_data_table
 
 
 def main(arguments: list[str] | None = None) -> LowDataTable:

@@ -28,7 +28,7 @@ import keras
 import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.data import DataSplits, load_splits
-from keras_igpt.tuning import tune
+from keras_igpt.evaluation.study import tune
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

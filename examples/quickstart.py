@@ -29,7 +29,7 @@ import numpy as np
 import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.data import DataSplits, LabeledImages, load_splits
-from keras_igpt.logistic_regression import fit_logistic_regression
+from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.data import ImageFiles
 from keras_igpt.data.image_files import FolderReader
-from keras_igpt.given_pictures import pictures_of_size
+from keras_igpt.data.inputs import pictures_of_size
 
 # Pictures of which the animation and the surprise map show something.
 SHOWN = 8

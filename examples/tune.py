@@ -26,7 +26,7 @@ import keras
 
 import keras_igpt as igpt
 from keras_igpt.data import DataSplits, load_splits
-from keras_igpt.tuning import TunedResult
+from keras_igpt.evaluation.study import TunedResult
 
 
 def main(arguments: list[str] | None = None) -> TunedResult:

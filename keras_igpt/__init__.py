@@ -21,9 +21,10 @@ except ImportError as error:
         f"'keras_igpt[torch]'. Received: {error}"
     ) from error
 
-from keras_igpt.attention_maps import attention_maps
-from keras_igpt.backbone import ImageGPTBackbone
-from keras_igpt.compilation_cache import enable_compilation_cache
+from keras_igpt.checkpoints.huggingface import load_huggingface_checkpoint, save_huggingface_checkpoint
+from keras_igpt.checkpoints.openai import load_openai_checkpoint
+from keras_igpt.checkpoints.refit_palette import refit_palette
+from keras_igpt.checkpoints.serving import ServingModel
 from keras_igpt.data import (
     EvaluationBatches,
     PaddedCrop,
@@ -35,25 +36,19 @@ from keras_igpt.data import (
     load_image_folder,
 )
 from keras_igpt.describe import describe
-from keras_igpt.estimate import estimate
-from keras_igpt.exact_resume import ExactResume
-from keras_igpt.export import ServingModel
-from keras_igpt.huggingface_checkpoint import load_huggingface_checkpoint, save_huggingface_checkpoint
-from keras_igpt.image_classifier import ImageGPTImageClassifier
-from keras_igpt.linear_probe import LinearProbe
-from keras_igpt.low_data import low_data_table
-from keras_igpt.openai_checkpoint import load_openai_checkpoint
-from keras_igpt.palette import ColorPalette
-from keras_igpt.palette_change import refit_palette
-from keras_igpt.pixel_models import ImageGPTCausalLM, ImageGPTMaskedLM
-from keras_igpt.training import (
-    ApplyLeftoverGradients,
-    apply_leftover_gradients,
-    finetuning_recipe,
-    pretraining_recipe,
-    probing_recipe,
-)
-from keras_igpt.tuning import tune, tune_and_refit
+from keras_igpt.evaluation.attention_maps import attention_maps
+from keras_igpt.evaluation.linear_probe import LinearProbe
+from keras_igpt.evaluation.low_data import low_data_table
+from keras_igpt.evaluation.study import tune, tune_and_refit
+from keras_igpt.model.backbone import ImageGPTBackbone
+from keras_igpt.model.cost import estimate
+from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
+from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
+from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
+from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.training.accumulation import ApplyLeftoverGradients, apply_leftover_gradients
+from keras_igpt.training.recipes import finetuning_recipe, pretraining_recipe, probing_recipe
+from keras_igpt.training.resume import ExactResume
 
 __version__ = "0.1.0"
 
@@ -76,7 +71,6 @@ __all__ = [
     "attention_maps",
     "cache_tokens",
     "describe",
-    "enable_compilation_cache",
     "estimate",
     "finetuning_recipe",
     "load_arrays",
@@ -97,7 +91,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # A class of KerasTuner's kind, which cannot be defined before KerasTuner is there.
     if name == "DescendingLearningRateOracle":
-        from keras_igpt.learning_rate_oracle import DescendingLearningRateOracle
+        from keras_igpt.evaluation.learning_rate_descent import DescendingLearningRateOracle
 
         return DescendingLearningRateOracle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

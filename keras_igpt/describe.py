@@ -7,15 +7,15 @@ from typing import Any
 
 import keras
 
-from keras_igpt.arguments import check_integer
-from keras_igpt.backbone import ImageGPTBackbone
-from keras_igpt.estimate import Estimate, estimate
-from keras_igpt.image_classifier import ImageGPTImageClassifier
-from keras_igpt.pixel_models import PixelModel
-from keras_igpt.presets import PRESETS, Preset, get_preset
-from keras_igpt.quantization import int8_layers
-from keras_igpt.token_model import TokenModel
-from keras_igpt.training import pretraining_recipe
+from keras_igpt.model.backbone import ImageGPTBackbone
+from keras_igpt.model.cost import Estimate, estimate
+from keras_igpt.model.presets import PRESETS, Preset, get_preset
+from keras_igpt.model.quantization import int8_layers
+from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
+from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.objectives.token_model import TokenModel
+from keras_igpt.support.checks import check_integer
+from keras_igpt.training.recipes import pretraining_recipe
 
 _SIZES = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim")
 

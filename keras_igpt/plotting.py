@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer, check_number
-from keras_igpt.given_pictures import pictures_of_size
-from keras_igpt.palette import ColorPalette, UInt8Images, check_images
+from keras_igpt.data.inputs import pictures_of_size
+from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images
+from keras_igpt.support.checks import check_integer, check_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,6 +8,11 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# On JAX most of the suite's time is compiling the same small programs again, for each model and process anew.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import keras
 import numpy as np
@@ -16,13 +21,6 @@ import pytest
 import keras_igpt as igpt
 
 TINY = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiled_once():
-    """On JAX most of the suite's time is compiling the same small programs again, for each model anew."""
-    if keras.backend.backend() == "jax":
-        igpt.enable_compilation_cache(Path(__file__).parent.parent / ".cache" / "programs")
 
 
 @pytest.fixture(autouse=True)

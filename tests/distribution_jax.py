@@ -6,8 +6,9 @@ import pytest
 from conftest import TINY, make_causal_lm, make_masked_lm, random_tokens, randomize
 
 import keras_igpt as igpt
+from keras_igpt.backend.processes import data_shard, host_array
 from keras_igpt.data import LabeledTokens
-from keras_igpt.distribution import data_shard, host_array, make_distribution, save_model
+from keras_igpt.training.distribution import make_distribution, save_model
 
 SIZES = {"num_layers": 1, "num_heads": 4, "hidden_dim": 16}
 ARCHITECTURE = {**TINY, **SIZES}

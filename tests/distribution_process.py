@@ -10,7 +10,8 @@ import numpy as np
 from distribution_jax import ARCHITECTURE, EXAMPLES, make
 
 import keras_igpt as igpt
-from keras_igpt.distribution import data_shard, make_distribution, save_model
+from keras_igpt.backend.processes import data_shard
+from keras_igpt.training.distribution import make_distribution, save_model
 
 address, count, rank, folder = sys.argv[1:]
 keras.distribution.initialize(address, int(count), int(rank))

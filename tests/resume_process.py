@@ -34,8 +34,6 @@ class Signs(keras.callbacks.Callback):
 
 
 def train(folder, result, pipe=None):
-    if keras.backend.backend() == "jax":
-        igpt.enable_compilation_cache(folder / "programs")
     keras.utils.set_random_seed(0)
     model = make_causal_lm(num_layers=1, hidden_dim=8)
     model.compile(**igpt.pretraining_recipe("igpt_small", "ar", steps=EPOCHS * STEPS, accumulation_steps=2))

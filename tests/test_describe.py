@@ -4,7 +4,7 @@ from conftest import TINY, make_backbone, make_causal_lm
 
 import keras_igpt as igpt
 from keras_igpt.describe import describe
-from keras_igpt.presets import get_preset
+from keras_igpt.model.presets import get_preset
 
 
 def row(text, name):

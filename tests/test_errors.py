@@ -18,9 +18,9 @@ from keras_igpt.data import (
     split_off,
 )
 from keras_igpt.data.image_files import FolderReader
-from keras_igpt.logistic_regression import fit_logistic_regression
-from keras_igpt.palette import ColorPalette
-from keras_igpt.presets import get_preset
+from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
+from keras_igpt.model.presets import get_preset
+from keras_igpt.palette.color_palette import ColorPalette
 
 GREY = ColorPalette.from_colors(np.arange(16, dtype="uint8")[:, None])
 COLORS = ColorPalette.from_colors(np.random.default_rng(0).integers(0, 256, (16, 3)).astype("uint8"))

@@ -11,20 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "keras_igpt"
 
-# From the bottom up: each module may import those before it.
-ORDER = """
-    arguments atomic_file untracked direct_call recomputation row_reductions compilation_cache finite_loss
-    traced_gradients presets color_table palette distribution whole_steps whole_saving quantization inference
-    checkpoint_file training_settings exact_resume estimate training
-    data.repeatable data.augmentation data.examples data.image_files data.tfds_reader data.datasets data.batches
-    data.token_cache data.checked memory_warning
-    preset_weights attention layers backbone token_model
-    mask_vote sampling given_pictures plotting given_examples generation masked_generation scoring pixel_models
-    image_classifier
-    lbfgs logistic_regression features attention_maps linear_probe low_data learning_rate_oracle
-    search_records tuning
-    checkpoint_tensors openai_checkpoint huggingface_files huggingface_checkpoint palette_change export describe
-""".split()  # noqa: SIM905
+# From the bottom up: each room imports its own modules and those of lower floors.
+FLOORS = [
+    {"support"},
+    {"backend"},
+    {"palette"},
+    {"data", "model"},
+    {"inference", "training", "plotting"},
+    {"objectives"},
+    {"evaluation", "describe"},
+    {"checkpoints"},
+]
 
 # Imported where they are used, and nowhere at the top.
 LATE = {
@@ -44,8 +41,13 @@ LATE = {
 }
 
 
-def name_of(path):
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+MODULES = sorted(
+    path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.parts[-2:] != ("keras_igpt", "__init__.py")
+)
+
+
+def room_of(module):
+    return module.parts[0].removesuffix(".py")
 
 
 def imported_names(nodes):
@@ -57,21 +59,30 @@ def imported_names(nodes):
             yield node.module
 
 
-def test_the_order_names_every_module():
-    modules = sorted(name_of(path) for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
-    assert modules == sorted(ORDER)
+def own_imports(module):
+    tree = ast.parse((PACKAGE / module).read_text())
+    return [name.split(".") for name in imported_names(ast.walk(tree)) if name.startswith("keras_igpt")]
 
 
-@pytest.mark.parametrize("module", ORDER)
+def test_each_room_has_its_floor():
+    assert {room_of(module) for module in MODULES} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_run_one_way(module):
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    own = {
-        name.removeprefix("keras_igpt.") for name in imported_names(ast.walk(tree)) if name.startswith("keras_igpt.")
-    }
-    # `data` stands for all of its modules.
-    before = {*ORDER[: ORDER.index(module)], "data"}
-    assert own <= before
-    assert not LATE & {name.split(".")[0] for name in imported_names(tree.body)}
+    room = room_of(module)
+    floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+    allowed = {room}.union(*FLOORS[:floor])
+    assert all(len(parts) > 1 and parts[1] in allowed for parts in own_imports(module))
+    assert not LATE & {name.split(".")[0] for name in imported_names(ast.parse((PACKAGE / module).read_text()).body)}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    names = {".".join(module.with_suffix("").parts): module for module in MODULES if module.name != "__init__.py"}
+    above = {name: {".".join(parts[1:]) for parts in own_imports(module)} for name, module in names.items()}
+    while ready := {name for name, below in above.items() if not below & above.keys()}:
+        above = {name: below for name, below in above.items() if name not in ready}
+    assert not above
 
 
 def run(script, **environment):

@@ -20,13 +20,13 @@ from conftest import make_causal_lm, make_masked_lm, to_numpy
 
 import keras_igpt as igpt
 from keras_igpt.data import LabeledTokens, load_splits, low_data_subset, split_off
+from keras_igpt.inference.filling import filling_rounds
+from keras_igpt.inference.sampling import sample_tokens, sampling_inputs
 
 # Not public: where these live may change, what they give may not.
-from keras_igpt.mask_vote import majority, vote_mask
-from keras_igpt.masked_generation import filling_rounds
-from keras_igpt.sampling import sample_tokens, sampling_inputs
+from keras_igpt.model.masking import majority, vote_mask
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "old_files"
 BACKEND = keras.backend.backend()
 # Weights that training has changed differ by backend, and so do the files of them.
 MODELS = ("causal_lm", "masked_lm", "int8_causal_lm", f"classifier_{BACKEND}")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
-from keras_igpt.data.repeatable import uniforms
+from keras_igpt.support.checks import check_integer
+from keras_igpt.support.randomness import uniforms
 
 # Left, top and side of a square, in pixels of the stored picture.
 Window = tuple[float, float, float]

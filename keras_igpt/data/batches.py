@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer, check_number
 from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
-from keras_igpt.data.repeatable import check_seed, permutation, uniforms
-from keras_igpt.palette import ColorPalette, TokenIds
+from keras_igpt.palette.color_palette import ColorPalette, TokenIds
+from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.randomness import check_seed, permutation, uniforms
 
 Source = LabeledImages | LabeledTokens | ImageFiles
 

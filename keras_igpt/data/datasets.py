@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_choice, check_integer, check_number
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
 from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
-from keras_igpt.data.repeatable import check_seed, permutation
 from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
+from keras_igpt.support.checks import check_choice, check_integer, check_number
+from keras_igpt.support.randomness import check_seed, permutation
 
 # Share of the official training set that is held out (section 3.1).
 _HELD_OUT = {"imagenet2012": 0.04, "cifar10": 0.1, "cifar100": 0.1, "stl10": 0.1}

@@ -12,9 +12,9 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer, check_number
-from keras_igpt.data.repeatable import check_seed, permutation
-from keras_igpt.palette import ColorPalette, UInt8Images, check_images, check_token_ids
+from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids
+from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.randomness import check_seed, permutation
 
 Labels = npt.NDArray[np.int64]
 

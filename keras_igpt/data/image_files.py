@@ -17,10 +17,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.arguments import check_integer
 from keras_igpt.data.augmentation import RandomResizedCrop, Window
 from keras_igpt.data.examples import Examples, LabeledImages, Labels
-from keras_igpt.palette import UInt8Images, check_images
+from keras_igpt.palette.color_palette import UInt8Images, check_images
+from keras_igpt.support.checks import check_integer
 
 # JPEGs are decoded at a half, a quarter or an eighth of their size where this many pixels are left for each target
 # pixel in either direction.

@@ -16,10 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_igpt.atomic_file import new_mapped_array, remove, remove_partial, write_json
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
-from keras_igpt.palette import ColorPalette
+from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.support.files import new_mapped_array, remove, remove_partial, write_json
 
 # Of the files' layout; caches of another are made anew.
 _VERSION = 1

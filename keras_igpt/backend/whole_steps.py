@@ -1,0 +1,235 @@
+"""Models whose weights are those of the last whole step, whatever ends `fit`, `evaluate` or `predict`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from keras_igpt.backend.processes import host_array, process_count
+
+Kind = Literal["train", "test", "predict"]
+
+
+class WholeStepModel(keras.Model):
+    """A Keras model that works on after an interrupt or an error, with the weights of the last whole step.
+
+    Keras on JAX takes the weights out of the model while it runs, and gives the memory of the old ones to each step; an
+    exception at the wrong moment leaves neither. On PyTorch an interrupt may come between two weights of one update.
+    Here Ctrl-C waits for the step that is under way, and what was taken out is put back. On JAX `evaluate` and
+    `predict` leave the weights where they are.
+    """
+
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model; `keras.Model.fit`."""
+        with _weights_kept(self):
+            return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes loss and metrics; `keras.Model.evaluate`."""
+        with _weights_kept(self):
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the outputs in batches; `keras.Model.predict`."""
+        with _weights_kept(self):
+            return super().predict(*args, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch; `keras.Model.train_on_batch`."""
+        with _weights_kept(self):
+            return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes loss and metrics of one batch; `keras.Model.test_on_batch`."""
+        with _weights_kept(self):
+            return super().test_on_batch(*args, **kwargs)
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the outputs of one batch; `keras.Model.predict_on_batch`."""
+        with _weights_kept(self):
+            return super().predict_on_batch(*args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes what runs a training step; Keras calls this."""
+        before = self.train_function
+        super().make_train_function(force)
+        if self.train_function is not before:
+            self.train_function = _whole(self, "train", self.train_function)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes what evaluates a batch; Keras calls this."""
+        before = self.test_function
+        if self._donates_weights() and (before is None or force):
+            self.test_function = self._make_function(_jitted(self.test_step))
+        else:
+            super().make_test_function(force)
+        if self.test_function is not before:
+            self.test_function = _whole(self, "test", self.test_function)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes what computes a batch's outputs; Keras calls this."""
+        before = self.predict_function
+        if self._donates_weights() and (before is None or force):
+
+            def step(state: Any, data: Any) -> Any:
+                outputs, non_trainable_variables = self.predict_step(state, data)
+                return outputs, (state[0], non_trainable_variables)
+
+            self.predict_function = self._make_function(_jitted(step), concatenate_outputs=True)
+        else:
+            super().make_predict_function(force)
+        if self.predict_function is not before:
+            self.predict_function = _whole(self, "predict", self.predict_function)
+
+    def _donates_weights(self) -> bool:
+        """Whether Keras would give the memory of the weights to a step that does not change them."""
+        return keras.backend.backend() == "jax" and bool(self.jit_compile) and not self.run_eagerly
+
+
+def build_for(model: keras.Model, batch: Any) -> None:
+    """Builds a compiled model's metrics and loss for batches like this one.
+
+    Otherwise Keras takes a batch from the data for it, which is then not trained on where data come from a generator,
+    or from a `PyDataset` with several workers.
+
+    Args:
+        model: a compiled model whose layers are built.
+        batch: inputs, targets and weights, or fewer, in a tuple.
+    """
+    model._symbolic_build(data_batch=batch)
+
+
+def _jitted(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step compiled by JAX that leaves its inputs as they are."""
+    import jax
+
+    return jax.jit(step)
+
+
+class _Interrupts:
+    """Ctrl-C, which waits while a step has the weights."""
+
+    def __init__(self) -> None:
+        self._handler: Any = None
+        self._waiting = self._in_step = False
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Runs what calls `before_step` and `step_begins`, and lets an interrupt that waits come at its end."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handler: Any = signal.getsignal(signal.SIGINT) if in_main_thread else None
+        if self._handler is not None or not callable(handler):
+            # Inside another such call, or where Python does not handle interrupts.
+            yield
+            return
+        self._handler, self._waiting, self._in_step = handler, False, False
+        signal.signal(signal.SIGINT, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            waiting, self._waiting, self._in_step, self._handler = self._waiting, False, False, None
+            if waiting:
+                handler(signal.SIGINT, None)
+
+    def before_step(self) -> None:
+        """Lets interrupts come again, one that waits at once."""
+        self._in_step = False
+        if self._waiting:
+            self._waiting = False
+            self._handler(signal.SIGINT, None)
+
+    def step_begins(self) -> None:
+        """Holds interrupts back from here on: until Keras has noted what the step gave, and the next one begins."""
+        self._in_step = True
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._in_step:
+            self._waiting = True
+        else:
+            self._handler(number, frame)
+
+
+# Signals come to the process, not to a model.
+_interrupts = _Interrupts()
+
+
+@contextmanager
+def _weights_kept(model: keras.Model) -> Iterator[None]:
+    with _interrupts.held_back():
+        try:
+            yield
+        except BaseException:
+            if keras.backend.backend() == "jax":
+                # What the last whole step gave, where Keras has not put it back itself.
+                model.jax_state_sync()
+            raise
+
+
+def _whole(model: keras.Model, kind: Kind, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a step that is either run to its end or leaves the model as it was."""
+    if keras.backend.backend() == "jax":
+        return _whole_on_jax(model, kind, function)
+
+    def run(data: Any) -> Any:
+        _interrupts.before_step()
+        _interrupts.step_begins()
+        return function(data)
+
+    return run
+
+
+def _whole_on_jax(model: keras.Model, kind: Kind, function: Callable[..., Any]) -> Callable[..., Any]:
+    # A first step may want more memory than there is, and the weights' own is given away by then.
+    copies = kind == "train" and process_count() == 1
+    proven = False
+
+    def run(state: Any, iterator: Iterator[Any]) -> Any:
+        nonlocal proven
+        kept = None
+        try:
+            _interrupts.before_step()
+            # Waiting for data may be interrupted, and data may fail.
+            batches = list(islice(iterator, model.steps_per_execution))
+            if not batches:
+                raise StopIteration
+            if copies and not proven:
+                kept = [[np.array(host_array(value)) for value in values] for values in state]
+            _interrupts.step_begins()
+            result = function(state, iter(batches))
+        except BaseException:
+            _put_back(model, kind, state, kept)
+            raise
+        proven = True
+        return result
+
+    return run
+
+
+def _put_back(model: keras.Model, kind: Kind, state: Any, copies: Any) -> None:
+    """Gives the model the values that a step which failed was given."""
+    groups = [model.trainable_variables, model.non_trainable_variables]
+    if kind == "train":
+        groups.append(model.optimizer.variables)
+    if kind != "predict":
+        groups.append(model.metrics_variables)
+    for position, variables in enumerate(groups):
+        for index, variable in enumerate(variables):
+            value = state[position][index]
+            if not value.is_deleted():
+                variable.assign(value)
+            elif copies is not None:
+                variable.assign(copies[position][index])
+    # Or Keras would put older ones back.
+    model._jax_state, model._jax_state_synced = None, True

@@ -1,0 +1,311 @@
+"""Weights from and to Hugging Face's transformers: its ImageGPT, which is autoregressive and on PyTorch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.backend.processes import check_one_process, host_array
+from keras_igpt.checkpoints.huggingface_files import (
+    CONFIG,
+    PREPROCESSOR,
+    SAFETENSORS_NEEDED,
+    WEIGHTS,
+    find_folder,
+    open_tensors,
+    read_json,
+)
+from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, Sizes, build_model, weight_variables
+from keras_igpt.model.quantization import check_not_quantized
+from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
+from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.support.files import whole_folder, write_json
+
+_MODEL_TYPE = "imagegpt"
+_SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
+
+# What a configuration has to say for its weights to mean the same here. Where it says nothing, it means this.
+_MEANING = {
+    "activation_function": "quick_gelu",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": False,
+}
+
+# Our roles and transformers' names of the weights that hold the same numbers in the same order in both; those of the
+# attention are folded differently. `wte` has the start vector as its last row, and `lm_head` is transposed.
+_SHARED = {"position_embedding": "wpe.weight", "final_norm": "ln_f.weight"}
+_SHARED_OF_BLOCK = {
+    "attention_norm": "ln_1.weight",
+    "query_key_value": "attn.c_attn.weight",
+    "output_projection": "attn.c_proj.weight",
+    "feed_forward_norm": "ln_2.weight",
+    "expansion": "mlp.c_fc.weight",
+    "contraction": "mlp.c_proj.weight",
+}
+_TABLE = "wte.weight"
+_HEAD = "lm_head.weight"
+_BODY = "transformer."
+
+
+def load_huggingface_checkpoint(
+    folder: str | os.PathLike[str], *, download: bool = False, dtype: Any = None, remat: bool = False
+) -> ImageGPTCausalLM:
+    """Makes a model of an ImageGPT checkpoint of Hugging Face's transformers.
+
+    The folder has `config.json` and `model.safetensors` or `pytorch_model.bin`, or an index and shards of either, of an
+    `ImageGPTForCausalImageModeling`; and perhaps `preprocessor_config.json`, whose clusters become the palette. The
+    last row of its embeddings, one more than there are colours, is the start vector. transformers neither puts it
+    first nor shifts the inputs, while this model does both, as the released weights were trained: its logits are those
+    of transformers for `[V, x_1, …, x_{T-1}]`. The model is not compiled; compile it with a recipe to go on with its
+    pre-training.
+
+    A bare `ImageGPTModel` has no pixel head. The head stays zero then, of which a warning tells: the features are
+    those of the checkpoint, while all colours are equally probable.
+
+    Args:
+        folder: folder with the files; or, with `download`, the name of a repository of the Hugging Face hub.
+        download: bool. Whether to fetch a repository where there is no folder of that name. Files of the hub's
+            large-file storage are compared with the SHA-256 it states. Its pickled weights are read as weights only.
+        dtype: dtype policy of the blocks, as in `ImageGPTBackbone`.
+        remat: bool, as in `ImageGPTBackbone`.
+
+    Returns:
+        An `ImageGPTCausalLM` with `normalization="rms_norm"`.
+
+    Raises:
+        ValueError: if files or tensors are missing, damaged, unknown or of another shape, or the configuration is of a
+            model that this package has not: another activation, projections with biases.
+        ImportError: if safetensors (PyTorch for `pytorch_model.bin`, huggingface_hub for a download) is absent.
+
+    Example:
+    ```python
+    lm = load_huggingface_checkpoint("openai/imagegpt-small", download=True)
+    images = lm.generate(num_images=4, seed=0)
+    ```
+    """
+    path = find_folder(folder, download)
+    sizes = _read_config(path / CONFIG)
+    palette = _read_palette(path / PREPROCESSOR)
+    sizes.check(path / CONFIG, palette)
+    tensors = open_tensors(path)
+    # Before as many names are made as the configuration says.
+    if sizes.num_layers > len(tensors.shapes):
+        raise ValueError(
+            f"{path / CONFIG} must have the layers that the weights are of. "
+            f"Received: n_layer={sizes.num_layers}, while {tensors.path} has {len(tensors.shapes)} tensors"
+        )
+    body = _BODY if any(name.startswith(_BODY) for name in tensors.shapes) else ""
+    expected = _expected_shapes(sizes, body)
+    biases = [name for name in expected if name.endswith(".bias")]
+    tensors.check(expected, optional=biases if body else [*biases, _HEAD])
+    _check_biases(tensors, [name for name in biases if name in tensors.shapes])
+    if _HEAD not in tensors.shapes:
+        warnings.warn(
+            f"{tensors.path} has no {_HEAD}: the pixel head stays zero, and all colours are equally probable until it "
+            "is trained.",
+            stacklevel=2,
+        )
+
+    model = build_model(sizes, "causal", palette, dtype, remat)
+    variables = weight_variables(model)
+    for role, name in _names(sizes.num_layers, body).items():
+        variables[role].assign(tensors[name].reshape(variables[role].shape))
+    table = tensors[body + _TABLE]
+    variables["token_embedding"].assign(table[:-1])
+    variables["start_vector"].assign(table[-1])
+    if _HEAD in tensors.shapes:
+        variables["pixel_head"].assign(tensors[_HEAD].T)
+    return model
+
+
+def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[str]) -> None:
+    """Writes a model so that Hugging Face's transformers opens it: `ImageGPTForCausalImageModeling.from_pretrained`.
+
+    `config.json`, `model.safetensors` and, where the model has a palette, `preprocessor_config.json` with its colours.
+    transformers gives the same logits for `[V, x_1, …, x_{T-1}]`, V being the start vector's id. The configuration has
+    no dropout, as the paper. The folder is written under a temporary name and renamed.
+
+    Args:
+        lm: an `ImageGPTCausalLM` with `normalization="rms_norm"`, whose palette is in colour or None: transformers has
+            no other norm, no objective but the autoregressive one, and no grey clusters.
+        folder: folder to make; one that exists must be empty.
+
+    Raises:
+        ValueError: if transformers has no such model, a weight is not finite, or the folder is not empty.
+        ImportError: if safetensors is absent.
+
+    Example:
+    ```python
+    save_huggingface_checkpoint(lm, "for-transformers")
+    model = transformers.ImageGPTForCausalImageModeling.from_pretrained("for-transformers")
+    ```
+    """
+    target = Path(folder).absolute()
+    _check_exportable(lm, target)
+    check_not_quantized(lm, "lm")
+    check_one_process("save_huggingface_checkpoint")
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError(SAFETENSORS_NEEDED) from error
+    backbone = lm.backbone
+    sizes = Sizes(
+        backbone.vocabulary_size, backbone.num_tokens, backbone.num_layers, backbone.num_heads, backbone.hidden_dim
+    )
+    tensors = _tensors_of(lm, sizes)
+    with whole_folder(target) as partial:
+        # Older versions of transformers refuse a file that does not say that its tensors are laid out as PyTorch's.
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        write_json(partial / CONFIG, _config_of(sizes))
+        if lm.palette is not None:
+            write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, backbone.image_size))
+
+
+def _names(num_layers: int, body: str) -> dict[str, str]:
+    """What transformers calls the weights that hold the same numbers in the same order, by our roles."""
+    names = {role: body + name for role, name in _SHARED.items()}
+    for layer in range(num_layers):
+        names |= {f"block_{layer}.{role}": f"{body}h.{layer}.{name}" for role, name in _SHARED_OF_BLOCK.items()}
+    return names
+
+
+def _expected_shapes(sizes: Sizes, body: str) -> dict[str, Shape]:
+    width = sizes.hidden_dim
+    shapes: dict[str, Shape] = {
+        body + _TABLE: (sizes.vocabulary_size + 1, width),
+        body + "wpe.weight": (sizes.num_tokens, width),
+        body + "ln_f.weight": (width,),
+        _HEAD: (sizes.vocabulary_size, width),
+    }
+    for layer in range(sizes.num_layers):
+        prefix = f"{body}h.{layer}."
+        shapes |= {prefix + "ln_1.weight": (width,), prefix + "ln_2.weight": (width,)}
+        for name, inputs, outputs in (
+            ("attn.c_attn", width, 3 * width),
+            ("attn.c_proj", width, width),
+            ("mlp.c_fc", width, 4 * width),
+            ("mlp.c_proj", 4 * width, width),
+        ):
+            shapes |= {f"{prefix}{name}.weight": (inputs, outputs), f"{prefix}{name}.bias": (outputs,)}
+    return shapes
+
+
+def _check_biases(tensors: CheckpointTensors, names: list[str]) -> None:
+    trained = [name for name in names if tensors[name].any()]
+    if trained:
+        raise ValueError(
+            f"{tensors.path} must have biases of zero, since the released code's projections have none. "
+            f"Received: other values in {', '.join(trained)}"
+        )
+
+
+def _read_config(path: Path) -> Sizes:
+    if not path.exists():
+        raise ValueError(f"`folder` must have {CONFIG}. Received: {os.fspath(path.parent)!r} without one")
+    config = read_json(path)
+    if config.get("model_type") != _MODEL_TYPE:
+        raise ValueError(
+            f"{path} must have model_type={_MODEL_TYPE!r}. Received: model_type={config.get('model_type')!r}"
+        )
+    if not all(type(config.get(name)) is int and config[name] > 0 for name in _SIZES):
+        sizes = ", ".join(f"{name}={config.get(name)!r}" for name in _SIZES)
+        raise ValueError(f"{path} must have positive whole numbers for all of the sizes. Received: {sizes}")
+    faults = [
+        f"{name}={config[name]!r} instead of {value!r}"
+        for name, value in _MEANING.items()
+        if config.get(name, value) != value
+    ]
+    if config.get("n_inner") not in (None, 4 * config["n_embd"]):
+        faults.append(f"n_inner={config['n_inner']!r} instead of {4 * config['n_embd']}")
+    if faults:
+        raise ValueError(f"{path} must describe the released architecture. Received: {', '.join(faults)}")
+    vocabulary_with_start, *others = (config[name] for name in _SIZES)
+    return Sizes(vocabulary_with_start - 1, *others)
+
+
+def _read_palette(path: Path) -> ColorPalette | None:
+    clusters = read_json(path).get("clusters") if path.exists() else None
+    if clusters is None:
+        return None
+    try:
+        return ColorPalette(np.asarray(clusters, np.float32))
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold the colour clusters, a list of triples in [-1, 1]. {error}") from error
+
+
+def _check_exportable(lm: ImageGPTCausalLM, target: Path) -> None:
+    if not isinstance(lm, ImageGPTCausalLM):
+        raise ValueError(
+            "`lm` must be an ImageGPTCausalLM, since transformers has no other ImageGPT of pixels. "
+            f"Received: {type(lm).__name__}"
+        )
+    if lm.backbone.normalization != "rms_norm":
+        raise ValueError(
+            "`lm` must have normalization='rms_norm', the only norm of transformers' ImageGPT. "
+            f"Received: normalization={lm.backbone.normalization!r}"
+        )
+    if lm.palette is not None and lm.palette.num_channels != 3:
+        raise ValueError(
+            "`lm` must have a palette in colour, since transformers' clusters are; with `lm.palette = None` the "
+            f"weights are written alone. Received: {lm.palette!r}"
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"`folder` must be a new or empty folder. Received: {os.fspath(target)!r}, which has content")
+
+
+def _tensors_of(lm: ImageGPTCausalLM, sizes: Sizes) -> dict[str, npt.NDArray[np.float32]]:
+    """The tensors of transformers' model: the weights, and the biases that it has as zeros."""
+    weights = {role: np.asarray(host_array(variable), np.float32) for role, variable in weight_variables(lm).items()}
+    shapes = _expected_shapes(sizes, _BODY)
+    tensors = {name: weights[role].reshape(shapes[name]) for role, name in _names(sizes.num_layers, _BODY).items()}
+    tensors[_BODY + _TABLE] = np.concatenate([weights["token_embedding"], weights["start_vector"][None]])
+    tensors[_HEAD] = weights["pixel_head"].T
+    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(
+            "`lm` must have finite weights. "
+            f"Received: inf or NaN in {', '.join(broken[:3])}{' and others' if len(broken) > 3 else ''}"
+        )
+    tensors |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.endswith(".bias")}
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
+def _config_of(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "architectures": ["ImageGPTForCausalImageModeling"],
+        "model_type": _MODEL_TYPE,
+        "vocab_size": sizes.vocabulary_size + 1,
+        "n_positions": sizes.num_tokens,
+        "n_layer": sizes.num_layers,
+        "n_head": sizes.num_heads,
+        "n_embd": sizes.hidden_dim,
+        "n_inner": None,
+        **_MEANING,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+def _preprocessor_of(palette: ColorPalette, image_size: int) -> dict[str, Any]:
+    return {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "clusters": palette.centroids.tolist(),
+        "do_color_quantize": True,
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 2,  # bilinear, transformers' own
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }

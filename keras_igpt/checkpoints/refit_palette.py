@@ -1,0 +1,66 @@
+"""Going on from a model's weights with another palette."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+
+from keras_igpt.backend.processes import check_one_process, host_array
+from keras_igpt.model.quantization import check_not_quantized
+from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.palette.color_palette import ColorPalette
+
+Model = TypeVar("Model", bound=PixelModel)
+
+
+def refit_palette(lm: Model, palette: ColorPalette) -> Model:
+    """Makes a model of another palette from the weights of one that is trained.
+
+    Each new colour takes over the embedding and the pixel-head column of the old colour nearest to it; all other
+    weights stay. It is a start to train on from, not an equal model: new colours with the same old one begin alike,
+    and share its probability only after training, for each begins with the whole of it. A palette whose colours are
+    the old ones in another order gives the same model of the same images.
+
+    Args:
+        lm: an `ImageGPTCausalLM` or `ImageGPTMaskedLM` with a palette.
+        palette: a `ColorPalette` of any number of colours and the same number of channels.
+
+    Returns:
+        A new model of the same class, not compiled; `lm` stays as it is.
+
+    Raises:
+        ValueError: if `lm` has no palette, or one of another number of channels.
+
+    Example:
+    ```python
+    lm = load_openai_checkpoint("downloads")
+    mine = refit_palette(lm, ColorPalette.fit(images, num_colors=256))
+    mine.compile(**pretraining_recipe("igpt_small", objective="ar", steps=10_000))
+    mine.fit(mine.palette.encode(images), batch_size=128)
+    ```
+    """
+    if lm.palette is None:
+        raise ValueError("`lm` must have a palette: set `lm.palette` to the one it was trained with. Received: None")
+    if palette.num_channels != lm.palette.num_channels:
+        raise ValueError(
+            f"`palette` must have {lm.palette.num_channels} channel(s) as the model's has. Received: {palette!r}"
+        )
+    check_not_quantized(lm, "lm")
+    check_one_process("refit_palette")
+    differences = palette.centroids[:, None].astype(np.float64) - lm.palette.centroids  # (V new, V old, C)
+    nearest = np.square(differences).sum(axis=-1).argmin(axis=-1)
+
+    config = lm.get_config()
+    config["palette"] = palette.get_config()
+    config["backbone"]["config"]["vocabulary_size"] = palette.num_colors
+    changed = type(lm).from_config(config)
+    (table,) = lm.backbone.pixel_embedding.token_embedding.weights
+    for old, new in zip(lm.weights, changed.weights, strict=True):
+        values = host_array(old)
+        if old is table:
+            values = values[nearest]
+        elif old is lm.pixel_head.kernel:
+            values = values[:, nearest]
+        new.assign(values)
+    return changed

@@ -1,0 +1,1 @@
+"""What the features are good for: probes, few labels, and the paper's way to a result."""

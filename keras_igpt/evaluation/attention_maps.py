@@ -1,0 +1,67 @@
+"""Which pixels a pixel looks at: attention probabilities of one block, which no kernel of the model ever keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from keras_igpt.inference.sampling import check_prompt
+from keras_igpt.support.checks import check_integer
+
+
+def attention_maps(
+    language_model: keras.Model,
+    inputs: npt.ArrayLike,
+    layer: int,
+    head: int | None = None,
+    position_mask: npt.ArrayLike | None = None,
+) -> npt.NDArray[np.float32]:
+    """Computes the attention probabilities of one block, for a few pictures to look at.
+
+    The whole `T x T` matrix of each head is in memory, 4 MiB at 1024 positions, and nothing is compiled: slow, and
+    apart from the kernels that training runs.
+
+    Args:
+        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
+        inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes, or token ids `(B, T)`.
+        layer: int in 0…L-1. The block.
+        head: int in 0…N-1; all heads by default.
+        position_mask: bool array `(B, T)`, True where a pixel is hidden from a BERT model; none is by default.
+
+    Returns:
+        float32 array `(B, N, T, T)`, or `(B, T, T)` of one head. Row i sums to one: how much position i attends to each
+        position. Position i of an autoregressive model predicts pixel i, and what it finds at position j is pixel
+        j - 1; at position 0 the start vector.
+
+    Raises:
+        ValueError: if an argument is out of its range, or inputs do not fit the model.
+
+    Example:
+    ```python
+    maps = attention_maps(lm, images[:1], layer=6)   # (1, N, T, T)
+    ```
+    """
+    backbone: Any = language_model.backbone
+    layer = check_integer("layer", layer, 0, backbone.num_layers - 1)
+    if head is not None:
+        head = check_integer("head", head, 0, backbone.num_heads - 1)
+    token_ids = language_model.token_array(inputs).astype(np.int32)
+    mask = None
+    if position_mask is not None:
+        _, hidden = check_prompt(backbone, {"inputs": token_ids}, {"position_mask": position_mask}, drawn=False)
+        mask = ops.convert_to_tensor(hidden)
+    (states,) = backbone.normed_states(ops.convert_to_tensor(token_ids), (layer,), mask)
+    projected = ops.cast(backbone.blocks[layer].attention.query_key_value(states), "float32")  # (B, T, 3, N, H)
+    query, key = projected[:, :, 0], projected[:, :, 1]
+    if head is not None:
+        query, key = query[:, :, head : head + 1], key[:, :, head : head + 1]
+    scores = ops.einsum("bqnh,bknh->bnqk", query * backbone.head_dim**-0.5, key)
+    if backbone.attention == "causal":
+        visible = ops.convert_to_tensor(np.tri(backbone.num_tokens, dtype=bool))
+        scores = ops.where(visible, scores, float("-inf"))
+    maps: npt.NDArray[np.float32] = ops.convert_to_numpy(ops.softmax(scores, axis=-1))
+    return maps if head is None else maps[:, 0]

@@ -1,0 +1,375 @@
+"""Linear probes: how much of the classes can be read off the features of each depth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import keras
+import numpy.typing as npt
+
+from keras_igpt.data.batches import Source
+from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.evaluation.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
+from keras_igpt.evaluation.logistic_regression import (
+    REGULARIZATION_STRENGTHS,
+    LogisticFit,
+    check_classes,
+    check_strengths,
+    fit_logistic_regression,
+)
+from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
+from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.plotting import plot_depth_curves
+from keras_igpt.support.checks import check_integer
+from keras_igpt.support.files import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SOLVER = "L-BFGS, multinomial, L2 penalty, standardised features"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What validation chose for the features of one depth, or of several side by side; see `LogisticFit`.
+
+    Attributes:
+        layers: tuple of int in 0…L. The depth or depths.
+        regularization_strength: float. The chosen C.
+        validation_accuracy: float in 0…1, of the fit on train alone.
+        iterations: int. L-BFGS iterations of the refit on train and validation.
+        converged: bool. Whether the refit and all fits that chose C did.
+    """
+
+    layers: tuple[int, ...]
+    regularization_strength: float
+    validation_accuracy: float
+    iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What was chosen on validation.
+
+    Attributes:
+        layers: tuple of `LayerReport`, by depth as asked for.
+        best_layer: int. Depth of the best validation accuracy, the lower one of a tie.
+        concatenation: `LayerReport` of the depths around the best one side by side, or None.
+    """
+
+    layers: tuple[LayerReport, ...]
+    best_layer: int
+    concatenation: LayerReport | None
+
+
+@dataclass(frozen=True)
+class FinalReport:
+    """What the refits on train and validation scored on test. Nothing was chosen by it.
+
+    Attributes:
+        num_test: int. Test pictures.
+        accuracies: dict of float in 0…1 by depth.
+        concatenation: float in 0…1 of the depths side by side, or None.
+    """
+
+    num_test: int
+    accuracies: dict[int, float]
+    concatenation: float | None
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What a linear probe did, enough to repeat it.
+
+    Attributes:
+        chosen_on_validation: `ValidationReport`.
+        final_on_test: `FinalReport` of the last set scored, or None before.
+        model: dict. Kind and sizes of the language model.
+        which: `"normed"` or `"residual"`.
+        pooling: str. How positions become one.
+        solver: str. Method of the regression.
+        strengths: tuple of float. The values of C that were tried.
+        max_iterations: int. L-BFGS iterations at most.
+        num_train: int. Training pictures.
+        num_validation: int. Validation pictures.
+        num_classes: int.
+        mask_seed: int. Of a BERT model's masks; None where nothing is random.
+        backend: str. Keras' backend.
+    """
+
+    chosen_on_validation: ValidationReport
+    final_on_test: FinalReport | None
+    model: dict[str, Any]
+    which: Which
+    pooling: str
+    solver: str
+    strengths: tuple[float, ...]
+    max_iterations: int
+    num_train: int
+    num_validation: int
+    num_classes: int
+    mask_seed: int | None
+    backend: str
+
+    @property
+    def best_layer(self) -> int:
+        """Depth that validation chose."""
+        return self.chosen_on_validation.best_layer
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report as JSON, whole or not at all.
+
+        Args:
+            path: file to write.
+        """
+        write_json(path, asdict(self))
+
+    def plot(self) -> Figure:
+        """Draws accuracy against depth on validation and, once scored, on test; the chosen depth is ringed.
+
+        Returns:
+            A Matplotlib figure.
+
+        Raises:
+            ImportError: if Matplotlib is absent.
+
+        Example:
+        ```python
+        probe.report.plot().savefig("depth_curve.png")
+        ```
+        """
+        chosen, final = self.chosen_on_validation, self.final_on_test
+        curves = {"validation": {line.layers[0]: line.validation_accuracy for line in chosen.layers}}
+        references = {}
+        if chosen.concatenation is not None:
+            many = f"{len(chosen.concatenation.layers)} depths side by side"
+            references[f"{many}, validation"] = chosen.concatenation.validation_accuracy
+            if final is not None and final.concatenation is not None:
+                references[f"{many}, test"] = final.concatenation
+        if final is not None:
+            curves["test"] = final.accuracies
+        return plot_depth_curves(curves, references, dict.fromkeys(curves, chosen.best_layer))
+
+
+class LinearProbe:
+    """Reads classes off the frozen features of every depth with logistic regression.
+
+    Features are f^l, means over positions of the normed input of block l; l = L is the final norm's output. They are
+    computed once, pictures in files decoded as they are read, without augmentation. A BERT model's inputs are masked,
+    as they were in training. The weights of the model are not changed.
+
+    Args:
+        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, trained or not.
+        layers: `"all"` for 0…L, or a sequence of depths.
+        which: `"normed"`, the paper's, or `"residual"` for the raw stream h^l.
+        concatenate: int. Besides the single depths, so many of them side by side, those centred on the best one (moved
+            inwards at the ends); an odd number. The paper has 5, for iGPT-XL alone. None for single depths only.
+        strengths: sequence of float. Values of C to choose from on validation.
+        max_iterations: int. L-BFGS iterations at most.
+        batch_size: int. Pictures whose features are computed together.
+        folder: folder for files of features (`train.npy`, `validation.npy`, `test.npy`) where memory is too small for
+            them: `4 · B · depths · D` bytes. None keeps them in memory.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+    ```python
+    probe = LinearProbe(lm, layers="all").fit(data.train, data.validation)   # or pairs of arrays
+    print(probe.report.best_layer)
+    accuracies = probe.score(data.test)   # by depth
+    probe.report.save("probe.json")
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), sections 2.5, 3.4
+    """
+
+    def __init__(
+        self,
+        language_model: PixelModel,
+        layers: Literal["all"] | Sequence[int] = "all",
+        which: Which = "normed",
+        concatenate: int | None = None,
+        strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
+        max_iterations: int = 1000,
+        batch_size: int = 128,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._extractor = FeatureExtractor(language_model, layers, which)
+        depths = self._extractor.depths
+        if concatenate is not None:
+            concatenate = check_integer("concatenate", concatenate)
+            if not 1 < concatenate <= len(depths) or not concatenate % 2:
+                raise ValueError(
+                    f"`concatenate` must be an odd number of depths from 3 to {len(depths)}, or None. "
+                    f"Received: concatenate={concatenate}"
+                )
+        self._concatenate = concatenate
+        self._strengths = check_strengths(strengths)
+        self._max_iterations = check_integer("max_iterations", max_iterations)
+        self._batch_size = check_integer("batch_size", batch_size)
+        self._folder = None if folder is None else Path(folder)
+        self._fits: dict[tuple[int, ...], LogisticFit] | None = None
+        self._report: ProbeReport | None = None
+
+    @property
+    def report(self) -> ProbeReport:
+        """What `fit` did, and `score` found; raises `ValueError` before `fit`."""
+        self._fitted()
+        assert self._report is not None
+        return self._report
+
+    def features(self, inputs: npt.ArrayLike | Source) -> Float32Array:
+        """Computes the pooled features of the chosen depths.
+
+        Args:
+            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
+                `LabeledImages`, `LabeledTokens` or `ImageFiles`.
+
+        Returns:
+            float32 array `(B, len(layers), D)`.
+
+        Raises:
+            ValueError: if inputs do not fit the model.
+        """
+        return self._extractor.extract(inputs, self._batch_size)
+
+    def fit(self, train: LabeledPictures, validation: LabeledPictures) -> Self:
+        """Fits one regression a depth: C chosen on validation, then refitted on train and validation.
+
+        Args:
+            train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of inputs (as in `features`) and integer
+                labels `(B,)`.
+            validation: the same of other pictures; they also choose the best depth.
+
+        Returns:
+            The probe itself.
+
+        Raises:
+            ValueError: if inputs and labels do not fit.
+        """
+        language_model = self._extractor.language_model
+        sources = {
+            "train": as_examples(language_model, train),
+            "validation": as_examples(language_model, validation),
+        }
+        classes = check_classes(sources["train"].labels, sources["validation"].labels)
+        learned, held_out = (self._extract(name, source) for name, source in sources.items())
+        fits: dict[tuple[int, ...], LogisticFit] = {}
+
+        def fit(layers: tuple[int, ...]) -> LayerReport:
+            positions = [self._extractor.depths.index(layer) for layer in layers]
+            fits[layers] = fitted = fit_logistic_regression(
+                (learned.at(*positions), learned.labels),
+                (held_out.at(*positions), held_out.labels),
+                self._strengths,
+                self._max_iterations,
+            )
+            return LayerReport(
+                layers,
+                fitted.regularization_strength,
+                fitted.validation_accuracy,
+                fitted.iterations,
+                fitted.converged,
+            )
+
+        lines = tuple(fit((layer,)) for layer in self._extractor.depths)
+        best = max(lines, key=lambda line: (line.validation_accuracy, -line.layers[0])).layers[0]
+        concatenation = None if self._concatenate is None else fit(self._around(best, self._concatenate))
+        self._fits = fits
+        self._report = self._make_report(
+            ValidationReport(lines, best, concatenation), len(learned), len(held_out), len(classes)
+        )
+        return self
+
+    def score(self, test: LabeledPictures) -> dict[int, float]:
+        """Computes the accuracy of every depth, and notes it in the report.
+
+        Args:
+            test: as in `fit`.
+
+        Returns:
+            Accuracy in 0…1 by depth. That of the depths side by side is in `report.final_on_test.concatenation`.
+
+        Raises:
+            ValueError: if the probe is not fitted, or inputs and labels do not fit.
+        """
+        fits = self._fitted()
+        examples = self._extract("test", as_examples(self._extractor.language_model, test))
+        scores = {}
+        for layers, fitted in fits.items():
+            positions = [self._extractor.depths.index(layer) for layer in layers]
+            scores[layers] = fitted.score(examples.at(*positions), examples.labels)
+        accuracies = {layers[0]: score for layers, score in scores.items() if len(layers) == 1}
+        side_by_side = [score for layers, score in scores.items() if len(layers) > 1]
+        self._report = replace(
+            self.report,
+            final_on_test=FinalReport(len(examples), accuracies, side_by_side[0] if side_by_side else None),
+        )
+        return accuracies
+
+    def predict(self, inputs: npt.ArrayLike | Source, layer: int | None = None) -> npt.NDArray[Any]:
+        """Predicts classes from one depth.
+
+        Args:
+            inputs: as in `features`.
+            layer: int. The depth; the best one on validation by default.
+
+        Returns:
+            Array `(B,)` of labels.
+
+        Raises:
+            ValueError: if the probe is not fitted, or not at that depth.
+        """
+        fits = self._fitted()
+        layer = self.report.best_layer if layer is None else check_integer("layer", layer, 0)
+        if (layer,) not in fits:
+            raise ValueError(f"`layer` must be one of {list(self._extractor.depths)}. Received: layer={layer}")
+        return fits[layer,].predict(self.features(inputs)[:, self._extractor.depths.index(layer)])
+
+    def _fitted(self) -> dict[tuple[int, ...], LogisticFit]:
+        if self._fits is None:
+            raise ValueError(
+                "The probe must be fitted before it is read: call `fit(train, validation)`. "
+                "Received: an unfitted LinearProbe"
+            )
+        return self._fits
+
+    def _extract(self, name: str, examples: Source) -> LabeledFeatures:
+        path = None if self._folder is None else self._folder / f"{name}.npy"
+        return self._extractor.extract_labeled(examples, self._batch_size, path)
+
+    def _around(self, best: int, count: int) -> tuple[int, ...]:
+        """The `count` depths centred on the best one."""
+        depths = sorted(self._extractor.depths)
+        first = min(max(depths.index(best) - count // 2, 0), len(depths) - count)
+        return tuple(depths[first : first + count])
+
+    def _make_report(
+        self, chosen: ValidationReport, num_train: int, num_validation: int, num_classes: int
+    ) -> ProbeReport:
+        language_model = self._extractor.language_model
+        masked = isinstance(language_model, ImageGPTMaskedLM)
+        sizes = ("num_layers", "num_heads", "hidden_dim", "image_size", "vocabulary_size", "attention", "normalization")
+        return ProbeReport(
+            chosen_on_validation=chosen,
+            final_on_test=None,
+            model={"kind": type(language_model).__name__}
+            | {name: getattr(language_model.backbone, name) for name in sizes},
+            which=self._extractor.which,
+            pooling="mean over positions",
+            solver=_SOLVER,
+            strengths=self._strengths,
+            max_iterations=self._max_iterations,
+            num_train=num_train,
+            num_validation=num_validation,
+            num_classes=num_classes,
+            mask_seed=language_model.mask_seed if masked else None,
+            backend=keras.backend.backend(),
+        )

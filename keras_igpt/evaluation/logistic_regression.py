@@ -1,0 +1,430 @@
+"""Multinomial logistic regression by L-BFGS, with its large matrix products on the Keras backend."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from keras_igpt.backend.row_reductions import row_max, row_sum
+from keras_igpt.evaluation.lbfgs import Float64Array, minimize
+from keras_igpt.support.checks import check_integer, check_positive_numbers
+
+Float32Array = npt.NDArray[np.float32]
+Examples = tuple[Float32Array, npt.NDArray[Any]]
+
+# Ours: decades around the values that features of 512 to 1536 dimensions prefer. The paper does not state its own.
+REGULARIZATION_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+
+# Rows whose logits exist at once: 32 MB of them with a thousand classes.
+_CHUNK_ROWS = 8192
+
+# Rows that tell how features vary together, and columns of which all pairs are looked at.
+_PRECONDITIONING_ROWS = 16384
+_PRECONDITIONING_WIDTH = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class LogisticFit:
+    """A multinomial logistic regression whose strength was chosen on validation.
+
+    Attributes:
+        classes: array `(K,)`. Labels in increasing order.
+        mean: float32 array `(D,)`. What is taken from the features first.
+        scale: float32 array `(D,)`. What they are divided by then.
+        coefficients: float64 array `(K, D)`, of standardised features.
+        intercept: float64 array `(K,)`.
+        regularization_strength: float. The chosen C, the inverse of the penalty's weight against the summed loss.
+        strengths: tuple of float. The values of C that were tried, increasing.
+        validation_accuracies: tuple of float in 0…1, by strength, each of the fit on train alone.
+        iterations: int. L-BFGS iterations of the fit that is kept.
+        converged: bool. Whether it and all fits that chose C ended by their tolerance.
+    """
+
+    classes: npt.NDArray[Any]
+    mean: Float32Array
+    scale: Float32Array
+    coefficients: Float64Array
+    intercept: Float64Array
+    regularization_strength: float
+    strengths: tuple[float, ...]
+    validation_accuracies: tuple[float, ...]
+    iterations: int
+    converged: bool
+
+    @property
+    def validation_accuracy(self) -> float:
+        """Accuracy in 0…1 on validation of the chosen strength's fit on train alone."""
+        return self.validation_accuracies[self.strengths.index(self.regularization_strength)]
+
+    def predict(self, features: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Predicts classes.
+
+        Args:
+            features: float array `(B, D)`.
+
+        Returns:
+            Array `(B,)` of labels.
+
+        Raises:
+            ValueError: if the features do not fit or are not finite.
+        """
+        inputs = _check_features("features", features)
+        if inputs.shape[1] != len(self.mean):
+            raise ValueError(f"`features` must have shape (B, {len(self.mean)}). Received: shape {inputs.shape}")
+        parameters = np.concatenate([self.coefficients, self.intercept[:, None]], axis=1)
+        return np.asarray(self.classes[_predict(_chunks(inputs, self.mean, self.scale), parameters)])
+
+    def score(self, features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+        """Computes the accuracy.
+
+        Args:
+            features: float array `(B, D)`.
+            labels: array `(B,)`.
+
+        Returns:
+            float in 0…1.
+
+        Raises:
+            ValueError: if features and labels do not fit.
+        """
+        inputs, expected = check_examples("test", features, labels)
+        return float((self.predict(inputs) == expected).mean())
+
+
+def fit_logistic_regression(
+    train: tuple[npt.ArrayLike, npt.ArrayLike],
+    validation: tuple[npt.ArrayLike, npt.ArrayLike],
+    strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
+    max_iterations: int = 1000,
+    refit: bool = True,
+) -> LogisticFit:
+    """Fits multinomial logistic regression by L-BFGS: strength chosen on validation, then refitted on both.
+
+    The objective is that of scikit-learn's `LogisticRegression`: the mean cross-entropy plus the halved sum of squared
+    coefficients over C·B, intercepts free (two classes as one difference of coefficients, whose square is penalised).
+    So is the tolerance, 1e-4 on the largest entry of the gradient; besides, no step may promise more than 1e-5 of the
+    value. L-BFGS starts from the inverse of the Hessian at zero instead of the identity: some 30 iterations where
+    directions in which the features vary little would take over a thousand. Each fit starts from that of the C before.
+
+    Features are standardised with the statistics of what is fitted, which makes C mean the same at every depth. The
+    paper states the solver, not these, nor its strengths.
+
+    One float32 copy of the features goes to the device; logits exist for 8,192 rows at a time.
+
+    Args:
+        train: features `(B, D)` and labels `(B,)`.
+        validation: the same of other examples.
+        strengths: sequence of float. Values of C to try; the smallest of equally good ones is taken.
+        max_iterations: int. L-BFGS iterations of each fit at most.
+        refit: bool. Whether the chosen strength is fitted again on train and validation; False keeps the fit on train.
+
+    Returns:
+        A `LogisticFit`.
+
+    Raises:
+        ValueError: if shapes do not fit, there are fewer than two classes, validation has a class that train has not,
+            or features are not finite.
+
+    Example:
+    ```python
+    raw_pixels = fit_logistic_regression(
+        (images.reshape(len(images), -1), labels), (other.reshape(len(other), -1), other_labels)
+    )
+    accuracy = raw_pixels.score(test_images.reshape(len(test_images), -1), test_labels)
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
+    """
+    values = check_strengths(strengths)
+    max_iterations = check_integer("max_iterations", max_iterations)
+    train_features, train_labels = check_examples("train", *train)
+    validation_features, validation_labels = check_examples("validation", *validation)
+    classes = check_classes(train_labels, validation_labels)
+    if validation_features.shape[1] != train_features.shape[1]:
+        raise ValueError(
+            f"`validation` must have {train_features.shape[1]} features, as `train`. "
+            f"Received: {validation_features.shape[1]}"
+        )
+    parts = [
+        (train_features, np.searchsorted(classes, train_labels)),
+        (validation_features, np.searchsorted(classes, validation_labels)),
+    ]
+
+    mean, scale = _statistics([train_features])
+    hessian = _HessianAtZero(train_features, mean, scale, len(classes))
+    objective = _Objective(parts[:1], mean, scale, len(classes))
+    held_out = list(_chunks(validation_features, mean, scale))
+    accuracies: list[float] = []
+    converged = True
+    chosen = parameters = np.zeros((len(classes), train_features.shape[1] + 1))
+    iterations = chosen_iterations = 0
+    for strength in values:
+        parameters, iterations, ended = _fit(objective, hessian, strength, parameters, max_iterations)
+        converged = converged and ended
+        accuracy = float((_predict(held_out, parameters) == parts[1][1]).mean())
+        if not accuracies or accuracy > max(accuracies):
+            chosen, chosen_iterations = parameters, iterations
+        accuracies.append(accuracy)
+    strength = values[int(np.argmax(accuracies))]
+
+    if refit:
+        del objective, held_out  # two copies of the features on the device would be one too many
+        mean, scale = _statistics([train_features, validation_features])
+        both = _Objective(parts, mean, scale, len(classes))
+        chosen, chosen_iterations, ended = _fit(both, hessian, strength, chosen, max_iterations)
+        converged = converged and ended
+    return LogisticFit(
+        classes=classes,
+        mean=mean,
+        scale=scale,
+        coefficients=chosen[:, :-1],
+        intercept=chosen[:, -1],
+        regularization_strength=strength,
+        strengths=values,
+        validation_accuracies=tuple(accuracies),
+        iterations=chosen_iterations,
+        converged=converged,
+    )
+
+
+def check_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
+    """Returns values of C in increasing order, or says what is wrong with them."""
+    return tuple(sorted(check_positive_numbers("strengths", strengths)))
+
+
+def check_classes(train_labels: npt.NDArray[Any], validation_labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns the classes in increasing order, or says why they cannot be learned and chosen with."""
+    classes = np.unique(train_labels)
+    if len(classes) < 2:
+        raise ValueError(
+            f"`train` must have at least two classes. Received: {len(classes)} in {len(train_labels)} example(s)"
+        )
+    unknown = np.setdiff1d(validation_labels, classes)
+    if len(unknown):
+        raise ValueError(f"`validation` must have classes that `train` has too. Received: {unknown[:5].tolist()}")
+    return classes
+
+
+def check_examples(name: str, features: npt.ArrayLike, labels: npt.ArrayLike) -> Examples:
+    """Returns features as float32 `(B, D)` and labels `(B,)`, or says what is wrong with them."""
+    inputs, classes = _check_features(name, features), np.asarray(labels)
+    if classes.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"`{name}` must be features (B, D) and labels (B,). Received: shapes {inputs.shape} and {classes.shape}"
+        )
+    return inputs, classes
+
+
+def _check_features(name: str, features: npt.ArrayLike) -> Float32Array:
+    inputs = np.asarray(features, np.float32)
+    if inputs.ndim != 2 or not inputs.size:
+        raise ValueError(f"`{name}` must be features (B, D) with B at least 1. Received: shape {inputs.shape}")
+    if not all(np.isfinite(inputs[rows]).all() for rows in _slices(len(inputs))):
+        raise ValueError(f"`{name}` must have finite features. Received: NaN or infinity")
+    return inputs
+
+
+# === Data ===
+
+
+def _slices(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + _CHUNK_ROWS, count)) for start in range(0, count, _CHUNK_ROWS))
+
+
+def _statistics(parts: Sequence[Float32Array]) -> tuple[Float32Array, Float32Array]:
+    """Mean and standard deviation of each feature over all parts; 1 for the deviation of what does not vary."""
+    count = sum(map(len, parts))
+    mean = sum(part[rows].sum(axis=0, dtype=np.float64) for part in parts for rows in _slices(len(part))) / count
+    squares = sum(
+        np.square(part[rows] - mean, dtype=np.float64).sum(axis=0) for part in parts for rows in _slices(len(part))
+    )
+    deviation = np.sqrt(squares / count)
+    # What is left of a constant by float32's rounding would become noise of deviation 1.
+    varies = deviation > 1e-6 * np.abs(mean)
+    return mean.astype(np.float32), np.where(varies, deviation, 1.0).astype(np.float32)
+
+
+def _standardize(features: Float32Array, mean: Float32Array, scale: Float32Array) -> Float32Array:
+    rows: Float32Array = features - mean
+    rows /= scale
+    return rows
+
+
+def _chunks(features: Float32Array, mean: Float32Array, scale: Float32Array) -> Iterator[tuple[Any, int]]:
+    """Yields standardised rows on the device and how many they are; rows of zeros fill the last chunk.
+
+    A last column of ones makes the intercept one of the coefficients. Few sizes are compiled: whole chunks, or the next
+    power of two of a set that is smaller.
+    """
+    size = min(_CHUNK_ROWS, 1 << (len(features) - 1).bit_length())
+    for rows in _slices(len(features)):
+        count = rows.stop - rows.start
+        chunk = np.zeros((size, features.shape[1] + 1), np.float32)
+        chunk[:count, :-1] = _standardize(features[rows], mean, scale)
+        chunk[:count, -1] = 1.0
+        yield ops.convert_to_tensor(chunk), count
+
+
+# === What the device computes ===
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled once a shape, without gradients and with products in full float32.
+
+    Tensor cores would round what is multiplied to ten bits, and the line search would stop at their noise. How to
+    compile and how to ask for the precision is each backend's own.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        def precise(*arguments: Any) -> Any:
+            with jax.default_matmul_precision("float32"):
+                return function(*arguments)
+
+        return jax.jit(precise)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        traced = tf.function(function)
+
+        def run_tensorflow(*arguments: Any) -> Any:
+            before = tf.config.experimental.tensor_float_32_execution_enabled()
+            tf.config.experimental.enable_tensor_float_32_execution(False)
+            try:
+                return traced(*arguments)
+            finally:
+                tf.config.experimental.enable_tensor_float_32_execution(before)
+
+        return run_tensorflow
+    import torch
+
+    def run_torch(*arguments: Any) -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.no_grad():
+                return function(*arguments)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return run_torch
+
+
+def _losses_and_gradient(features: Any, labels: Any, parameters: Any, gradient: Any) -> tuple[Any, Any]:
+    """The cross-entropy of each row, and `gradient` plus that of their sum; rows of zeros add nothing to it."""
+    logits = ops.matmul(features, ops.transpose(parameters))
+    shifted = logits - row_max(logits)
+    exponentials = ops.exp(shifted)
+    total = row_sum(exponentials)
+    expected = ops.one_hot(labels, parameters.shape[0], dtype="float32")
+    losses = ops.log(total) - row_sum(expected * shifted)
+    # This way round the small matrix is the one that is transposed: a third of the time in PyTorch.
+    return losses[:, 0], gradient + ops.matmul(ops.transpose(exponentials / total - expected), features)
+
+
+def _most_likely(features: Any, parameters: Any) -> Any:
+    return ops.argmax(ops.matmul(features, ops.transpose(parameters)), axis=-1)
+
+
+def _predict(chunks: Iterator[tuple[Any, int]] | list[tuple[Any, int]], parameters: Float64Array) -> Any:
+    """Indices of the most likely classes, int array `(B,)`."""
+    on_device = ops.convert_to_tensor(parameters.astype(np.float32))
+    predict = _compiled(_most_likely)
+    return np.concatenate([ops.convert_to_numpy(predict(rows, on_device))[:count] for rows, count in chunks])
+
+
+class _Objective:
+    """The mean cross-entropy of rows that lie on the device, and its gradient, by parameters `(K, D + 1)`."""
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[Float32Array, npt.NDArray[Any]]],
+        mean: Float32Array,
+        scale: Float32Array,
+        num_classes: int,
+    ) -> None:
+        self.num_classes = num_classes
+        self.count = sum(len(labels) for _, labels in parts)
+        self._chunks = []
+        for features, labels in parts:
+            for rows, (chunk, count) in zip(_slices(len(labels)), _chunks(features, mean, scale), strict=True):
+                padded = np.pad(labels[rows].astype(np.int32), (0, chunk.shape[0] - count))
+                self._chunks.append((chunk, ops.convert_to_tensor(padded), count))
+
+    def __call__(self, parameters: Float64Array) -> tuple[float, Float64Array]:
+        step = _compiled(_losses_and_gradient)
+        on_device = ops.convert_to_tensor(parameters.astype(np.float32))
+        gradient = ops.zeros(parameters.shape, "float32")
+        losses = []
+        for chunk, labels, count in self._chunks:
+            chunk_losses, gradient = step(chunk, labels, on_device, gradient)
+            losses.append((chunk_losses, count))
+        # Row by row, and added in float64: a float32 sum of many rows would be too coarse for the line search.
+        total = sum(ops.convert_to_numpy(rows)[:count].sum(dtype=np.float64) for rows, count in losses)
+        return float(total) / self.count, ops.convert_to_numpy(gradient).astype(np.float64) / self.count
+
+
+# === One fit ===
+
+
+class _HessianAtZero:
+    """The inverse Hessian at zero coefficients, where all classes are equally likely: (covariance / K + penalty)⁻¹.
+
+    Directions in which the features hardly vary are stretched by it as far as the penalty allows. Covariances are those
+    of some of the rows, and between columns of the same block of at most 2,048.
+    """
+
+    def __init__(self, features: Float32Array, mean: Float32Array, scale: Float32Array, num_classes: int) -> None:
+        count = min(len(features), _PRECONDITIONING_ROWS)
+        some = np.linspace(0, len(features) - 1, count).astype(np.int64)
+        width = features.shape[1]
+        blocks = np.array_split(np.arange(width), -(-width // _PRECONDITIONING_WIDTH))
+        self._num_classes = num_classes
+        self._blocks = []
+        for block in blocks:
+            columns = slice(block[0], block[-1] + 1)
+            rows = _standardize(features[some, columns], mean[columns], scale[columns])
+            if count < rows.shape[1]:
+                _, values, directions = np.linalg.svd(rows.astype(np.float64), full_matrices=False)
+                variances = values**2 / count
+            else:
+                variances, vectors = np.linalg.eigh((rows.T @ rows / count).astype(np.float64))
+                directions = vectors.T
+            self._blocks.append((columns, np.maximum(variances, 0.0), directions))
+
+    def solve(self, gradient: Float64Array, penalty: float) -> Float64Array:
+        """The inverse Hessian's product with a gradient `(K, D + 1)`."""
+        product = np.empty_like(gradient)
+        for columns, variances, directions in self._blocks:
+            # Where there are fewer rows than columns, no variance is left in the other directions.
+            part = gradient[:, columns]
+            excess = 1 / (variances / self._num_classes + penalty) - 1 / penalty
+            product[:, columns] = part / penalty + ((part @ directions.T) * excess) @ directions
+        product[:, -1] = gradient[:, -1] * self._num_classes
+        return product
+
+
+def _fit(
+    data_loss: _Objective, hessian: _HessianAtZero, strength: float, start: Float64Array, max_iterations: int
+) -> tuple[Float64Array, int, bool]:
+    """Minimises the penalised loss at one C; parameters, iterations, and whether it converged."""
+    # Two classes are one difference w of coefficients ±w/2 whose squares add up to half of w's.
+    penalty = (2.0 if data_loss.num_classes == 2 else 1.0) / (strength * data_loss.count)
+
+    def objective(parameters: Float64Array) -> tuple[float, Float64Array]:
+        value, gradient = data_loss(parameters)
+        coefficients = parameters[:, :-1]
+        gradient[:, :-1] += penalty * coefficients
+        return value + 0.5 * penalty * float(np.square(coefficients).sum()), gradient
+
+    return minimize(objective, start, lambda gradient: hessian.solve(gradient, penalty), max_iterations)

@@ -1,0 +1,228 @@
+"""Classification from few labels: logistic regression on frozen features of random subsets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_igpt.data.batches import Source
+from keras_igpt.data.examples import DataSplits, LabeledImages, LabeledTokens, low_data_subset
+from keras_igpt.data.inputs import as_examples
+from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures, Which
+from keras_igpt.evaluation.logistic_regression import (
+    REGULARIZATION_STRENGTHS,
+    check_classes,
+    check_strengths,
+    fit_logistic_regression,
+)
+from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.support.checks import check_integer
+from keras_igpt.support.files import write_json
+from keras_igpt.support.randomness import check_seed
+
+RAW_PIXELS = "raw pixels"
+
+
+@dataclass(frozen=True)
+class LowDataLine:
+    """Test accuracy of one kind of features from so many labels a class, over random subsets.
+
+    Attributes:
+        features: str. `"features"` of the model or `"raw pixels"`.
+        labels_per_class: int.
+        layer: int in 0…L. Depth that validation chose, None for raw pixels.
+        seeds: tuple of int, one a subset.
+        accuracies: tuple of float in 0…1, on test, by subset.
+        strengths: tuple of float. The C that validation chose, by subset.
+        converged: bool. Whether all fits did.
+    """
+
+    features: str
+    labels_per_class: int
+    layer: int | None
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    strengths: tuple[float, ...]
+    converged: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the subsets."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation of the accuracy over the subsets."""
+        return float(np.std(self.accuracies, ddof=1))
+
+
+@dataclass(frozen=True)
+class LowDataTable:
+    """Accuracies from few labels; printed, a table.
+
+    Attributes:
+        lines: tuple of `LowDataLine`.
+        num_classes: int.
+        num_validation: int. Pictures that chose depth and C; their labels are not among the few.
+        num_test: int.
+        which: `"normed"` or `"residual"`.
+    """
+
+    lines: tuple[LowDataLine, ...]
+    num_classes: int
+    num_validation: int
+    num_test: int
+    which: Which
+
+    def __str__(self) -> str:
+        header = ["labels a class", "labels", "features", "depth", "test accuracy, mean ± standard deviation"]
+        rows = [
+            [
+                str(line.labels_per_class),
+                str(line.labels_per_class * self.num_classes),
+                line.features,
+                "" if line.layer is None else str(line.layer),
+                f"{line.mean:.1%} ± {line.deviation:.1%} ({len(line.seeds)} subsets)",
+            ]
+            for line in self.lines
+        ]
+        table = [header, ["---"] * len(header), *rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table as JSON, whole or not at all.
+
+        Args:
+            path: file to write.
+        """
+        lines = [{**asdict(line), "mean": line.mean, "deviation": line.deviation} for line in self.lines]
+        write_json(path, {**asdict(self), "lines": lines})
+
+
+def low_data_table(
+    language_model: PixelModel,
+    data: DataSplits[Any],
+    labels_per_class: Sequence[int] = (4, 25, 400),
+    seeds: Sequence[int] = range(5),
+    layers: Sequence[int] | None = None,
+    which: Which = "normed",
+    strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
+    batch_size: int = 128,
+) -> LowDataTable:
+    """Measures how well few labels do with the frozen features, and with raw pixels.
+
+    Features of all pictures are computed once. For each number of labels and each seed a random subset of train,
+    equally many of each class, is fitted with logistic regression: no augmentation, no pseudo-labels, no fine-tuning.
+
+    The paper does not say how depth and C are chosen. Here the validation split chooses both: C for each subset, the
+    depth for each number of labels by the mean over its subsets. That takes more labels than the few that are fitted,
+    which is common in this field and flatters every method with something to choose; the labels of validation are never
+    fitted, and raw pixels are given the same choice.
+
+    Args:
+        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
+        data: `DataSplits` of `LabeledImages`, of `ImageFiles` (whose pixels all come to memory), or of `LabeledTokens`
+            of the model's palette.
+        labels_per_class: sequence of int.
+        seeds: sequence of int, at least two. One subset each (`low_data_subset`), the same for all features.
+        layers: sequence of depths in 0…L to choose from; all of them by default.
+        which: `"normed"`, the paper's, or `"residual"`.
+        strengths: sequence of float. Values of C to choose from.
+        batch_size: int. Pictures whose features are computed together.
+
+    Returns:
+        A `LowDataTable`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the pictures do not fit the model.
+
+    Example:
+    ```python
+    table = low_data_table(lm, load_dataset("cifar10"), layers=[probe.report.best_layer])
+    print(table)
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 4.7
+    """
+    extractor = FeatureExtractor(language_model, "all" if layers is None else layers, which)
+    values = check_strengths(strengths)
+    seeds = tuple(check_seed(seed) for seed in seeds)
+    if len(set(seeds)) < max(2, len(seeds)):
+        raise ValueError(f"`seeds` must be at least two, all different. Received: seeds={seeds}")
+    labels_per_class = tuple(check_integer("labels_per_class", count) for count in labels_per_class)
+    if not labels_per_class:
+        raise ValueError("`labels_per_class` must have at least one number. Received: none")
+    batch_size = check_integer("batch_size", batch_size)
+    parts: dict[str, Source] = {
+        name: as_examples(extractor.language_model, part)
+        for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+    }
+    for count in labels_per_class:  # each is possible, before anything is computed
+        for seed in seeds:
+            low_data_subset(
+                LabeledFeatures(np.empty((len(data.train), 0, 0), np.float32), data.train.labels), count, seed
+            )
+    classes = check_classes(data.train.labels, data.validation.labels)
+    pixels = {name: _pixels(part, language_model.palette) for name, part in parts.items()}
+    features = {name: extractor.extract_labeled(part, batch_size) for name, part in parts.items()}
+    lines = []
+    for count in labels_per_class:
+        lines.append(_line("features", features, extractor.depths, count, seeds, values))
+        lines.append(_line(RAW_PIXELS, pixels, (None,), count, seeds, values))
+    return LowDataTable(tuple(lines), len(classes), len(data.validation), len(data.test), which)
+
+
+def _line(
+    name: str,
+    parts: Mapping[str, LabeledFeatures],
+    depths: Sequence[int | None],
+    labels_per_class: int,
+    seeds: tuple[int, ...],
+    strengths: Sequence[float],
+) -> LowDataLine:
+    """Fits all subsets at every depth, and scores on test at the depth of the best mean on validation."""
+    subsets = [low_data_subset(parts["train"], labels_per_class, seed) for seed in seeds]
+    validation, test = parts["validation"], parts["test"]
+    fits = [
+        [
+            fit_logistic_regression(
+                (subset.at(position), subset.labels),
+                (validation.at(position), validation.labels),
+                strengths,
+                refit=False,
+            )
+            for subset in subsets
+        ]
+        for position in range(len(depths))
+    ]
+    best = int(np.argmax([np.mean([fit.validation_accuracy for fit in fitted]) for fitted in fits]))
+    return LowDataLine(
+        features=name,
+        labels_per_class=labels_per_class,
+        layer=depths[best],
+        seeds=seeds,
+        accuracies=tuple(fit.score(test.at(best), test.labels) for fit in fits[best]),
+        strengths=tuple(fit.regularization_strength for fit in fits[best]),
+        converged=all(fit.converged for fitted in fits for fit in fitted),
+    )
+
+
+def _pixels(examples: Source, palette: ColorPalette | None) -> LabeledFeatures:
+    """Pixels in 0…1 as features of a single depth."""
+    if isinstance(examples, LabeledImages):
+        images = examples.images
+    elif isinstance(examples, LabeledTokens):
+        if palette is None:
+            raise ValueError(
+                "`data` must be images, since the model has no palette to see tokens with. Received: tokens"
+            )
+        images = palette.decode(examples.token_ids)
+    else:
+        images = examples.load().images
+    return LabeledFeatures((images.reshape(len(images), 1, -1) / np.float32(255)).astype(np.float32), examples.labels)

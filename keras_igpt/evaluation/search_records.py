@@ -1,0 +1,262 @@
+"""What a search found, and the files that keep it."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from keras_igpt.support.files import write_json
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a search and what came of it.
+
+    Attributes:
+        values: hyperparameters by name.
+        objective: float. Its value on validation at `epochs`; None where training diverged.
+        epochs: int. Epochs up to that value; 0 where training diverged.
+        history: one value an epoch of each metric, as `fit` returns them, None where it was no number; empty where the
+            training loss was none.
+    """
+
+    values: dict[str, Any]
+    objective: float | None
+    epochs: int
+    history: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was chosen on validation, and from what.
+
+    Attributes:
+        objective: str. Name of the metric that decided.
+        direction: `"min"` or `"max"`.
+        to_beat: float. What the objective had to be better than: trials that did not beat it diverged.
+        trials: tuple of `Trial`, in their order.
+        steps_per_epoch: int. Batches an epoch.
+        seed: int. Of the weights that are drawn at random.
+        backend: str. Keras' backend.
+        num_train: int. Pictures trained on.
+        num_validation: int. Pictures the choice was made on.
+    """
+
+    objective: str
+    direction: str
+    to_beat: float
+    trials: tuple[Trial, ...]
+    steps_per_epoch: int
+    seed: int
+    backend: str
+    num_train: int
+    num_validation: int
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the best objective, the first of equal ones; raises `ValueError` if all diverged."""
+        sign = 1 if self.direction == "max" else -1
+        scored = [(sign * trial.objective, trial) for trial in self.trials if trial.objective is not None]
+        if not scored:
+            raise ValueError(
+                f"No trial brought {self.objective} to better than {self.to_beat:.6g}, which it had to beat. "
+                f"Received: {[trial.values for trial in self.trials]}"
+            )
+        return max(scored, key=lambda pair: pair[0])[1]
+
+    def __str__(self) -> str:
+        lines = [f"{self.objective} of each trial (to beat: {self.to_beat:.4f})"]
+        for trial in self.trials:
+            shown = "diverged" if trial.objective is None else f"{trial.objective:.4f} after {trial.epochs} epoch(s)"
+            lines.append(f"  {name_of(trial.values)}: {shown}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class TunedResult:
+    """A whole evaluation: what validation chose, and what the test set says of it.
+
+    Attributes:
+        chosen_on_validation: the `Search`.
+        values: hyperparameters of the refit.
+        steps: int. Batches of the refit, as many as the best trial's.
+        num_refit: int. Pictures of train and validation together, which the refit saw.
+        num_test: int. Pictures tested on.
+        final_on_test: metric by name, of the refitted model.
+    """
+
+    chosen_on_validation: Search
+    values: dict[str, Any]
+    steps: int
+    num_refit: int
+    num_test: int
+    final_on_test: dict[str, float]
+
+    def __str__(self) -> str:
+        final = ", ".join(f"{name} {value:.4f}" for name, value in self.final_on_test.items())
+        return (
+            f"Chosen on validation ({self.chosen_on_validation.num_validation:,} pictures): {name_of(self.values)}, "
+            f"{self.steps:,} steps\n{self.chosen_on_validation}\n"
+            f"Final on test ({self.num_test:,} pictures), refitted on train and validation: {final}"
+        )
+
+
+class Ledger:
+    """The finished trials of a search, in a file that is whole at any time.
+
+    What makes it this search is compared by `description`. The model's settings are there as a hash, and beside it as
+    they are, to say what differs; files of earlier versions have the hash alone.
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any], settings: Any, bound: float) -> None:
+        self._path, self._description, self._settings = path, json.loads(json.dumps(description)), settings
+        self._trials: list[Trial] = []
+        # The one that the first trials were compared with: on a GPU it may be another the next time, by a last bit.
+        self.bound = bound
+        if path.is_file():
+            content = self._read(path)
+            self._compare(content)
+            self._trials, self.bound = content["trials"], content["bound"]
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        content = _read_json(path, "a search", "Move it away, and the search begins anew")
+        try:
+            trials = [Trial(**entry) for entry in content["trials"]]
+            whole = (
+                isinstance(content["search"]["start"], dict)
+                and isinstance(content["bound"], (int, float))
+                and all(
+                    isinstance(trial.values, dict)
+                    and isinstance(trial.objective, (int, float, type(None)))
+                    and isinstance(trial.epochs, int)
+                    and isinstance(trial.history, dict)
+                    for trial in trials
+                )
+            )
+        except (KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise _damaged(path, "a search", "Move it away, and the search begins anew", "not what was written there")
+        return {**content, "trials": trials}
+
+    def _compare(self, content: dict[str, Any]) -> None:
+        """Says what differs, where it is another search."""
+        recorded = content["search"]
+        for name, here in self._description.items():
+            there = recorded.get(name)
+            # What earlier versions did not describe cannot be compared.
+            if name == "batches" and isinstance(there, dict):
+                here = {key: value for key, value in here.items() if key in there}
+            if here == there:
+                continue
+            if name == "model" and "settings" in content:
+                path, here, there = _first_difference("", self._settings, content["settings"])
+            elif name in ("train", "validation"):
+                # A number of pictures and a hash of them.
+                counts = [str(fingerprint).partition(" ")[0] for fingerprint in (here, there)]
+                if counts[0] == counts[1]:
+                    raise self._other_search(
+                        f"data.{name} has other pictures or labels here", f"as many in {self._path}"
+                    )
+                path, here, there = f"the number of pictures of data.{name}", *map(int, counts)
+            elif name in ("model", "start"):
+                what = "model has other settings" if name == "model" else "make_model begins with other weights"
+                raise self._other_search(f"{what} here", f"those in {self._path}")
+            else:
+                path, here, there = _first_difference(name, here, there)
+            raise self._other_search(
+                f"{path.lstrip('.')} is {reprlib.repr(here)} here",
+                f"{path.lstrip('.')}={reprlib.repr(there)} in {self._path}",
+            )
+
+    @staticmethod
+    def _other_search(difference: str, received: str) -> ValueError:
+        return ValueError(
+            f"`folder` must hold this search: {difference}. Give other settings another folder. Received: {received}"
+        )
+
+    @classmethod
+    def start_in(cls, path: Path) -> dict[str, str]:
+        """Digests of the weights that the models of a search began with."""
+        start: dict[str, str] = cls._read(path)["search"]["start"]
+        return start
+
+    def recorded(self, index: int, values: dict[str, Any]) -> Trial | None:
+        """Returns the trial of that number, if it was finished before."""
+        if index >= len(self._trials):
+            return None
+        trial = self._trials[index]
+        if trial.values != values:
+            raise ValueError(
+                "`oracle` must propose what it proposed before the search was stopped, so it needs a seed: trial "
+                f"{index} was {trial.values}. Received: {values}"
+            )
+        return trial
+
+    def record(self, trial: Trial) -> None:
+        """Adds a trial that has finished."""
+        self._trials.append(trial)
+        content = {"search": self._description, "settings": self._settings, "bound": self.bound}
+        write_json(self._path, {**content, "trials": [asdict(trial) for trial in self._trials]})
+
+
+def _read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise _damaged(path, what, remedy, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, what, remedy, "not what was written there")
+    return content
+
+
+def _damaged(path: Path, what: str, remedy: str, fault: str) -> ValueError:
+    return ValueError(f"`folder` must hold {what}. {remedy}. Received: {path}, which is damaged ({fault})")
+
+
+def _first_difference(path: str, here: Any, there: Any) -> tuple[str, Any, Any]:
+    """The path to the first setting that differs, and its two values."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        pairs = [(f"{path}.{key}", here.get(key), there.get(key)) for key in sorted(here.keys() | there.keys())]
+    elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        pairs = [(f"{path}[{index}]", *pair) for index, pair in enumerate(zip(here, there, strict=True))]
+    else:
+        return path, here, there
+    # Keys that are absent on one side and None on the other differ too.
+    return next((_first_difference(*pair) for pair in pairs if pair[1] != pair[2]), (path, here, there))
+
+
+def read_report(path: Path, search: Search) -> TunedResult:
+    """Reads what came of the refit.
+
+    Args:
+        path: `report.json`.
+        search: the search that it must be of.
+
+    Returns:
+        The `TunedResult`.
+
+    Raises:
+        ValueError: if the file is damaged or of another search.
+    """
+    remedy = "Delete it, and the refit is trained and tested anew"
+    content = _read_json(path, "this search's report", remedy)
+    if content.get("chosen_on_validation") != json.loads(json.dumps(asdict(search))):
+        raise ValueError(
+            f"`folder` must hold this search's report. {remedy}. Received: {path}, which is of another search"
+        )
+    if set(content) != {field.name for field in fields(TunedResult)} or not isinstance(content["final_on_test"], dict):
+        raise _damaged(path, "this search's report", remedy, "not what was written there")
+    return TunedResult(**{**content, "chosen_on_validation": search})
+
+
+def name_of(values: Mapping[str, Any]) -> str:
+    """Hyperparameters in one line."""
+    return ", ".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )

@@ -1,0 +1,475 @@
+"""The paper's way to a result: search on validation, fold validation back in, refit, test once."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_igpt.backend.processes import check_one_process
+from keras_igpt.backend.traced_gradients import traced_gradients_dropped
+from keras_igpt.data import DataSplits, EvaluationBatches, LabeledImages, LabeledTokens, TrainingBatches
+from keras_igpt.evaluation.search_records import Ledger, Search, Trial, TunedResult, name_of, read_report
+from keras_igpt.objectives.token_model import TokenModel
+from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.files import whole_file, write_json
+from keras_igpt.training.resume import ExactResume
+
+MakeModel = Callable[[Any], keras.Model]
+BatchesT = TypeVar("BatchesT", TrainingBatches, EvaluationBatches)
+
+
+def tune(
+    make_model: MakeModel,
+    data: DataSplits[Any],
+    training_batches: Callable[[Any], TrainingBatches],
+    evaluation_batches: Callable[[Any], EvaluationBatches],
+    objective: Any,
+    folder: str | os.PathLike[str],
+    epochs: int,
+    oracle: Any = None,
+    patience: int | None = None,
+    steps_per_epoch: int | None = None,
+    to_beat: float | None = None,
+    seed: int = 0,
+    verbose: Any = 2,
+) -> Search:
+    """Searches hyperparameters on the validation set; the test set is not looked at.
+
+    By default learning rates are tried from large to small until the objective worsens, as in the paper
+    (`DescendingLearningRateOracle`). Any other of KerasTuner's oracles can be given, or one to sweep `beside` the
+    rates; `Hyperband`, whose trials go on from one another, cannot.
+
+    Each trial begins with the same weights: the seed is set before `make_model`, which has to make the model and load
+    what it starts from anew, and the weights are compared. A trial whose loss is no number, or whose model is not
+    better than `to_beat`, has diverged: it has no score, and a descent of rates passes it over. Any other error
+    is raised.
+
+    Each finished trial is written to `trials.json`. Run the same search again after it was killed: finished trials are
+    taken from there, and the one that was interrupted is trained again from its beginning. Trials leave no weights on
+    the disk, and their models and compiled programs leave the memory before the next one begins.
+
+    Args:
+        make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled
+            model that takes tokens.
+        data: `DataSplits`.
+        training_batches: takes examples, returns their `TrainingBatches`.
+        evaluation_batches: takes examples, returns their `EvaluationBatches`.
+        objective: str or `keras_tuner.Objective`. A metric that `fit` reports, such as `"val_loss"` or
+            `"val_accuracy"`; of a metric that KerasTuner does not know it needs the direction.
+        folder: where the search keeps its state. Of one search.
+        epochs: int. Epochs of each trial, at most.
+        oracle: a `keras_tuner.Oracle` of the same objective. One that draws at random needs a seed, a positive one.
+        patience: int. Epochs without a better objective after which a trial ends; its value is then the best epoch's.
+            If None, all epochs are run and the last one counts, which is right with a schedule that ends there.
+        steps_per_epoch: int. Batches an epoch; by default one pass through the training set.
+        to_beat: float. What the objective must be better than; by default its value before training, and for an
+            accuracy also that of always saying the most frequent class, as a spoilt model does.
+        seed: int. Of the weights that are drawn at random.
+        verbose: as in `fit`.
+
+    Returns:
+        A `Search`.
+
+    Raises:
+        ValueError: if the objective is not among the metrics, the models of two trials begin with different weights,
+            or `folder` is of another search.
+        ImportError: if KerasTuner is absent.
+
+    Example:
+    ```python
+    def make_model(hyperparameters):
+        classifier = ImageGPTImageClassifier(keras.saving.load_model("igpt.keras", compile=False), num_classes=10)
+        classifier.compile(**finetuning_recipe(hyperparameters.get("learning_rate")))
+        return classifier
+
+    search = tune(
+        make_model,
+        data,
+        lambda examples: TrainingBatches(examples, palette, 128, augmentation=PaddedCrop()),
+        lambda examples: EvaluationBatches(examples, palette, 128),
+        objective="val_accuracy",
+        folder="runs/finetuning",
+        epochs=20,
+        patience=3,
+    )
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), sections 3.3, 3.4
+    """
+    epochs = check_integer("epochs", epochs)
+    patience = None if patience is None else check_integer("patience", patience)
+    steps_per_epoch = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch)
+    to_beat = None if to_beat is None else float(check_number("to_beat", to_beat))
+    # NumPy's and PyTorch's generators take 32 bits.
+    seed = check_integer("seed", seed, 0, 2**32 - 1)
+    oracle = _new_oracle(oracle, objective)
+    check_one_process("tune")
+    folder = Path(folder)
+    batches = _batches("training_batches", training_batches, data.train, TrainingBatches)
+    held_out = _batches("evaluation_batches", evaluation_batches, data.validation, EvaluationBatches)
+    steps = steps_per_epoch or batches.steps_per_epoch
+    space = oracle.get_space()
+    untrained, start, settings = _untrained(make_model, space, held_out, oracle.objective.name, seed)
+    # What `make_model` asked for beyond what was declared.
+    oracle.update_space(space)
+    # However many settings fail, the next one may do; KerasTuner's own oracles give up after three.
+    oracle.max_consecutive_failed_trials = -1
+    ledger = Ledger(
+        folder / "trials.json",
+        {
+            "objective": oracle.objective.name,
+            "epochs": epochs,
+            "patience": patience,
+            "steps_per_epoch": steps,
+            "to_beat": to_beat,
+            "seed": seed,
+            "backend": keras.backend.backend(),
+            "batches": batches.description,
+            "train": _fingerprint(data.train),
+            "validation": _fingerprint(data.validation),
+            "model": hashlib.sha256(settings.encode()).hexdigest(),
+            "start": start,
+        },
+        dict(zip(("model", "compile"), json.loads(settings), strict=True)),
+        _bound(untrained, oracle.objective.name, data.validation) if to_beat is None else to_beat,
+    )
+    search = Search(
+        objective=oracle.objective.name,
+        direction=oracle.objective.direction,
+        to_beat=ledger.bound,
+        trials=(),
+        steps_per_epoch=steps,
+        seed=seed,
+        backend=keras.backend.backend(),
+        num_train=len(data.train),
+        num_validation=len(data.validation),
+    )
+    # KerasTuner's own files cannot be read back after a kill in mid-write: they begin anew, and finished trials are
+    # played back to the oracle from the ledger. Its own tuner sets the folder by this private method too.
+    oracle._set_project_dir(str(folder), "oracle")
+    oracle.verbose = 0
+    while (proposed := oracle.create_trial("search")).status == "RUNNING":
+        values = dict(proposed.hyperparameters.values)
+        trial = ledger.recorded(len(search.trials), values)
+        if trial is None:
+            print(f"Trial {len(search.trials)}: {name_of(values)}", flush=True)
+            with traced_gradients_dropped():
+                model = _make(make_model, proposed.hyperparameters, seed, start)
+                trial = _train(model, batches, held_out, search, values, epochs, patience, verbose)
+            # Its memory is the next one's. Models refer to themselves: they go when the collector comes.
+            del model
+            gc.collect()
+            ledger.record(trial)
+            shown = "diverged" if trial.objective is None else f"{search.objective} {trial.objective:.6g}"
+            print(f"Trial {len(search.trials)}: {name_of(values)}: {shown}", flush=True)
+        search = replace(search, trials=(*search.trials, trial))
+        if trial.objective is not None:
+            oracle.update_trial(proposed.trial_id, {search.objective: trial.objective}, step=trial.epochs - 1)
+        proposed.status = "FAILED" if trial.objective is None else "COMPLETED"
+        oracle.end_trial(proposed)
+    if proposed.status != "STOPPED":
+        raise ValueError(
+            f"`oracle` must propose a trial once the one before has ended. Received: status {proposed.status!r} of "
+            f"{type(oracle).__name__}"
+        )
+    return search
+
+
+def tune_and_refit(
+    make_model: MakeModel,
+    data: DataSplits[Any],
+    training_batches: Callable[[Any], TrainingBatches],
+    evaluation_batches: Callable[[Any], EvaluationBatches],
+    objective: Any,
+    folder: str | os.PathLike[str],
+    epochs: int,
+    oracle: Any = None,
+    patience: int | None = None,
+    steps_per_epoch: int | None = None,
+    to_beat: float | None = None,
+    seed: int = 0,
+    checkpoint_every: int | None = None,
+    evaluate: Callable[[keras.Model, Any], Mapping[str, float]] | None = None,
+    verbose: Any = 2,
+) -> TunedResult:
+    """Searches on validation, folds validation back in, refits with what was chosen, and tests once.
+
+    The refit begins with the weights that each trial began with, and takes as many steps as the best trial did until
+    its value. The set being larger, these are a little less than as many epochs; a schedule counted in steps stays
+    right. The refit's model is in `model.keras`, the report in `report.json`; with a report in `folder` nothing is
+    trained again, nor tested.
+
+    Killed, it goes on where it was: in the search as `tune` does, in the refit from its last checkpoint.
+
+    Args:
+        make_model: as in `tune`.
+        data: as in `tune`.
+        training_batches: as in `tune`.
+        evaluation_batches: as in `tune`.
+        objective: as in `tune`.
+        folder: as in `tune`; the refit's files too.
+        epochs: as in `tune`.
+        oracle: as in `tune`.
+        patience: as in `tune`.
+        steps_per_epoch: as in `tune`.
+        to_beat: as in `tune`.
+        seed: as in `tune`.
+        checkpoint_every: int. Steps between checkpoints of the refit; by default an epoch's.
+        evaluate: takes the refitted model and the test examples, returns metrics by name; by default `model.evaluate`
+            on their evaluation batches.
+        verbose: as in `fit`.
+
+    Returns:
+        A `TunedResult`.
+
+    Raises:
+        ValueError: as from `tune`, and if every trial diverged.
+        ImportError: if KerasTuner is absent.
+
+    Example:
+    ```python
+    result = tune_and_refit(
+        make_model, data, training_batches, evaluation_batches, "val_accuracy", folder="runs/tuned", epochs=20
+    )
+    print(result)
+    classifier = keras.saving.load_model("runs/tuned/model.keras")
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
+    """
+    folder = Path(folder)
+    if checkpoint_every is not None:
+        checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
+    if evaluate is not None and not callable(evaluate):
+        raise ValueError(
+            "`evaluate` must be a function of the model and the test examples, or None. "
+            f"Received: {type(evaluate).__name__}"
+        )
+    search = tune(
+        make_model,
+        data,
+        training_batches,
+        evaluation_batches,
+        objective,
+        folder,
+        epochs,
+        oracle,
+        patience,
+        steps_per_epoch,
+        to_beat,
+        seed,
+        verbose,
+    )
+    chosen = search.best
+    report = folder / "report.json"
+    if report.is_file():
+        return read_report(report, search)
+    together = data["train+validation"]
+    print(f"Refit on train and validation: {name_of(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
+    model = _make(make_model, _hyperparameters(chosen.values), seed, Ledger.start_in(folder / "trials.json"))
+    # Of this choice alone: a search that is taken further may choose another.
+    choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
+    checkpoints = folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
+    with traced_gradients_dropped():
+        model.fit(
+            training_batches(together),
+            epochs=chosen.epochs,
+            steps_per_epoch=search.steps_per_epoch,
+            callbacks=[ExactResume(checkpoints, every=checkpoint_every or search.steps_per_epoch, keep=1)],
+            verbose=verbose,
+        )
+    saved = folder / "model.keras"
+    with whole_file(saved) as partial:
+        model.save(partial)
+    if evaluate is None:
+        with traced_gradients_dropped():
+            final = model.evaluate(evaluation_batches(data.test), return_dict=True, verbose=0)
+    else:
+        final = evaluate(model, data.test)
+    result = TunedResult(
+        chosen_on_validation=search,
+        values=chosen.values,
+        steps=chosen.epochs * search.steps_per_epoch,
+        num_refit=len(together),
+        num_test=len(data.test),
+        final_on_test=_finite_metrics(final, saved),
+    )
+    write_json(report, asdict(result))
+    for finished in folder.glob("refit-*"):
+        shutil.rmtree(finished)
+    return result
+
+
+def _new_oracle(oracle: Any, objective: Any) -> Any:
+    """Returns the oracle, or the paper's where there is none; refuses one that has been asked before."""
+    import keras_tuner
+
+    from keras_igpt.evaluation.learning_rate_descent import DescendingLearningRateOracle
+
+    if oracle is None:
+        return DescendingLearningRateOracle(objective)
+    if not isinstance(oracle, keras_tuner.Oracle):
+        raise ValueError(f"`oracle` must be a keras_tuner.Oracle. Received: {type(oracle).__name__}")
+    if oracle.objective != DescendingLearningRateOracle(objective).objective:
+        raise ValueError(f"`oracle` must have the objective {objective}. Received: {oracle.objective}")
+    # It would go on where it was and, were it at its end, propose nothing.
+    asked = oracle.trials or getattr(getattr(oracle, "beside", None), "trials", None)
+    if asked:
+        raise ValueError(
+            "`oracle` must be new: make another one for each search, to resume one too. "
+            f"Received: one that has proposed {len(asked)} trial(s)"
+        )
+    return oracle
+
+
+def _batches(name: str, make: Callable[[Any], BatchesT], examples: Any, kind: type[BatchesT]) -> BatchesT:
+    batches = make(examples)
+    if not isinstance(batches, kind):
+        raise ValueError(f"`{name}` must return {kind.__name__}. Received: {type(batches).__name__}")
+    return batches
+
+
+def _finite_metrics(metrics: Any, saved: Path) -> dict[str, float]:
+    """Metrics of the test as floats; what is wrong with them is said with nothing lost."""
+    kept = f"The refitted model is kept in {saved}: run the same again, and nothing is trained again"
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"`evaluate` must return metrics by name. {kept}. Received: {type(metrics).__name__}")
+    finite = {}
+    for name, value in metrics.items():
+        try:
+            finite[str(name)] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`evaluate` must return a number for {name!r}. {kept}. Received: {type(value).__name__}"
+            ) from error
+        if not math.isfinite(finite[str(name)]):
+            raise ValueError(f"`evaluate` must return a finite number for {name!r}. {kept}. Received: {value}")
+    return finite
+
+
+def _untrained(
+    make_model: MakeModel, space: Any, held_out: EvaluationBatches, objective: str, seed: int
+) -> tuple[float, dict[str, str], str]:
+    """The objective before training, digests of the weights, and all settings of the model as JSON.
+
+    Finds a wrong objective before work is lost.
+    """
+    keras.utils.set_random_seed(seed)
+    model = make_model(space)
+    if not isinstance(model, TokenModel) or not model.compiled:
+        raise ValueError(
+            "`make_model` must return a compiled model of this package. "
+            f"Received: {type(model).__name__}{' that is not compiled' if isinstance(model, TokenModel) else ''}"
+        )
+    metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
+    if objective not in metrics:
+        raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
+    settings = json.dumps([model.get_config(), model.get_compile_config()], sort_keys=True, default=str)
+    # Keras numbers the names of what a process makes.
+    settings = re.sub(r'_\d+(?=")', "", settings)
+    return metrics[objective], _digest(model), settings
+
+
+def _bound(untrained: float, objective: str, validation: Any) -> float:
+    if not objective.endswith("accuracy"):
+        return untrained
+    return max(untrained, float(np.bincount(validation.labels).max() / len(validation)))
+
+
+def _fingerprint(examples: Any) -> str:
+    """How many examples there are and, where they are in memory, a hash of them."""
+    in_memory = isinstance(examples, (LabeledImages, LabeledTokens))
+    return f"{len(examples)} {examples.digest()}" if in_memory else f"{len(examples)}"
+
+
+def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float]:
+    metrics = model.evaluate(batches, return_dict=True, verbose=0)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _make(make_model: MakeModel, hyperparameters: Any, seed: int, start: dict[str, str]) -> keras.Model:
+    """Makes a model and compares the weights it begins with to those of the first model."""
+    keras.utils.set_random_seed(seed)
+    model = make_model(hyperparameters)
+    digest = _digest(model)
+    # Hyperparameters may add weights or leave some out; those there were must be the same.
+    changed = [name for name, value in digest.items() if start.get(name, value) != value]
+    if changed:
+        raise ValueError(
+            "`make_model` must return a model that begins with the same weights each time: make it anew, and load what "
+            f"it starts from. Received: other weights in {changed[0]}"
+        )
+    return model
+
+
+def _digest(model: keras.Model) -> dict[str, str]:
+    """A hash of each weight's values by its path, its shape and how many there were of that path before."""
+    digest: dict[str, str] = {}
+    for weight in model.weights:
+        path = f"{re.sub(r'_[0-9]+', '', weight.path)} {tuple(weight.shape)}"
+        count = sum(key.startswith(f"{path} ") for key in digest)
+        digest[f"{path} {count}"] = hashlib.sha256(np.asarray(ops.convert_to_numpy(weight)).tobytes()).hexdigest()
+    return digest
+
+
+def _train(
+    model: keras.Model,
+    batches: TrainingBatches,
+    held_out: EvaluationBatches,
+    search: Search,
+    values: dict[str, Any],
+    epochs: int,
+    patience: int | None,
+    verbose: Any,
+) -> Trial:
+    callbacks = []
+    if patience is not None:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(monitor=search.objective, mode=search.direction, patience=patience)
+        )
+    try:
+        history = model.fit(
+            batches,
+            epochs=epochs,
+            steps_per_epoch=search.steps_per_epoch,
+            validation_data=held_out,
+            callbacks=callbacks,
+            verbose=verbose,
+        ).history
+    except FloatingPointError as error:
+        print(f"  {error}", flush=True)
+        return Trial(values, None, 0, {})
+    column = np.array(history[search.objective], np.float64)
+    worst = -np.inf if search.direction == "max" else np.inf
+    finite = np.where(np.isfinite(column), column, worst)
+    best = finite.argmax() if search.direction == "max" else finite.argmin()
+    epoch = int(best) if patience is not None else len(column) - 1
+    value = float(finite[epoch])
+    better = value > search.to_beat if search.direction == "max" else value < search.to_beat
+    written = {
+        name: [float(entry) if np.isfinite(entry) else None for entry in entries] for name, entries in history.items()
+    }
+    return Trial(values, value, epoch + 1, written) if better else Trial(values, None, 0, written)
+
+
+def _hyperparameters(values: dict[str, Any]) -> Any:
+    import keras_tuner
+
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.values = dict(values)
+    return hyperparameters

@@ -1,0 +1,1 @@
+"""Compiled programs over rows of any number: drawing, filling and scoring pictures."""

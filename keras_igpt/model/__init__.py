@@ -1,0 +1,1 @@
+"""The transformer: sizes, layers, weights, and what it all costs."""

@@ -1,0 +1,465 @@
+"""The Image GPT transformer: one forward pass for training, probing and cached decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from keras_igpt.backend.direct_call import call_directly
+from keras_igpt.backend.processes import infers_shapes_of_replicas
+from keras_igpt.model.attention import Kernel, KeyValue, SelfAttention, attention_kernel, copy_closely
+from keras_igpt.model.embedding import PixelEmbedding
+from keras_igpt.model.layers import FeedForward, Normalization
+from keras_igpt.model.preset_weights import open_preset
+from keras_igpt.model.presets import get_preset
+from keras_igpt.model.quantization import QuantizableModel
+from keras_igpt.support.checks import check_choice, check_depths, check_integer
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class TransformerBlock(keras.layers.Layer):
+    """One pre-norm block: `a = h + MHA(norm(h))`, then `a + MLP(norm(a))`.
+
+    Args:
+        num_heads: int. Attention heads.
+        num_layers: int. Depth `L` of the network, for the initialisation.
+        attention: `"causal"` or `"bidirectional"`.
+        normalization: `"layer_norm"` or `"rms_norm"`.
+        kernel: `"auto"`, `"fused"` or `"blocks"`.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        hidden: tensor `(B, T, D)`, the residual stream.
+        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions; `T` is 1 then.
+        index: optional int or int tensor, the position of the single input, with `cache` only.
+
+    Returns:
+        Tensor `(B, T, D)` and the pair of keys and values.
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.3
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_layers: int,
+        attention: Literal["causal", "bidirectional"],
+        normalization: Literal["layer_norm", "rms_norm"],
+        kernel: Kernel = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._options: dict[str, Any] = {
+            "num_heads": num_heads,
+            "num_layers": num_layers,
+            "attention": attention,
+            "normalization": normalization,
+            "kernel": kernel,
+        }
+        self.attention_norm = Normalization(normalization, dtype=self.dtype_policy, name="attention_norm")
+        self.attention = SelfAttention(
+            num_heads, num_layers, attention, kernel, dtype=self.dtype_policy, name="attention"
+        )
+        self.feed_forward_norm = Normalization(normalization, dtype=self.dtype_policy, name="feed_forward_norm")
+        self.feed_forward = FeedForward(dtype=self.dtype_policy, name="feed_forward")
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        for layer in (
+            self.attention_norm,
+            self.attention,
+            self.feed_forward_norm,
+            self.feed_forward,
+        ):
+            layer.build(input_shape)
+
+    def call(self, hidden: Any, cache: KeyValue | None = None, index: Any | None = None) -> tuple[Any, KeyValue]:
+        if cache is not None:
+            return self._decode_step(hidden, cache, index)
+        attended, key_value = self.attention(self.attention_norm(hidden))
+        hidden = hidden + attended
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden)), key_value
+
+    def _decode_step(self, hidden: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
+        normed = call_directly(self.attention_norm, hidden)
+        attended, key_value = self.attention.decode_step(normed, cache, index)
+        hidden = hidden + attended
+        normed = call_directly(self.feed_forward_norm, hidden)
+        expanded = call_directly(self.feed_forward.expansion, normed)
+        return hidden + call_directly(self.feed_forward.contraction, expanded), key_value
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._options}
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class ImageGPTBackbone(QuantizableModel):
+    """The transformer of Image GPT, from palette tokens to features.
+
+    Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation
+    of the released code. All weights exist once the object does.
+
+    Args:
+        vocabulary_size: int. Palette colours `V`.
+        image_size: int. Side of the square pictures in pixels; sequences have `T = image_size ** 2` tokens.
+        num_layers: int. Blocks `L`.
+        num_heads: int. Attention heads `N`; must divide `hidden_dim`.
+        hidden_dim: int. Width `D`.
+        attention: `"causal"` for the autoregressive objective (inputs are shifted behind a start vector) or
+            `"bidirectional"` for BERT's.
+        normalization: `"layer_norm"`, the paper's text, or `"rms_norm"`, what the released weights were trained with.
+        kernel: attention's. `"auto"`, the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX with a
+            GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises where there
+            is none. No kernel keeps `T x T` weights. `attention_kernel` says which one runs.
+        remat: bool. Whether the backward pass computes each block anew from its input, which saves most of the memory
+            and costs a third of the time. XLA undoes it on CPU with JAX.
+        dtype: dtype policy of the blocks, `"mixed_bfloat16"` say. Norm statistics and softmax are float32 under any.
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        token_ids: int tensor `(B, T)`, raster order.
+        position_mask: optional bool tensor `(B, T)`, True where the content is hidden; bidirectional only.
+
+    Returns:
+        Tensor `(B, T, D)`: the final norm's output n^L at each position.
+
+    Raises:
+        ValueError: if an argument is out of its range, or inputs do not fit.
+
+    Example:
+    ```python
+    backbone = ImageGPTBackbone(
+        vocabulary_size=512, image_size=32, num_layers=24, num_heads=8, hidden_dim=512
+    )
+    features = backbone(token_ids)   # (B, 1024, 512)
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.3
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        image_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        attention: Literal["causal", "bidirectional"] = "causal",
+        normalization: Literal["layer_norm", "rms_norm"] = "layer_norm",
+        kernel: Kernel = "auto",
+        remat: bool = False,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
+        image_size = check_integer("image_size", image_size)
+        num_layers = check_integer("num_layers", num_layers)
+        num_heads = check_integer("num_heads", num_heads)
+        hidden_dim = check_integer("hidden_dim", hidden_dim)
+        if hidden_dim % num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
+            )
+        check_choice("attention", attention, ("causal", "bidirectional"))
+        check_choice("normalization", normalization, ("layer_norm", "rms_norm"))
+        check_choice("kernel", kernel, ("auto", "fused", "blocks"))
+        super().__init__(dtype=dtype, **kwargs)
+        # Where there is no fused kernel, one that is asked for fails here and not in the first step.
+        attention_kernel(kernel, self.compute_dtype, hidden_dim // num_heads)
+
+        # === Layers ===
+        self.pixel_embedding = PixelEmbedding(
+            vocabulary_size,
+            hidden_dim,
+            shift=attention == "causal",
+            dtype=self.dtype_policy,
+            name="pixel_embedding",
+        )
+        self.blocks = [
+            TransformerBlock(
+                num_heads,
+                num_layers,
+                attention,
+                normalization,
+                kernel,
+                dtype=self.dtype_policy,
+                name=f"block_{layer}",
+            )
+            for layer in range(num_layers)
+        ]
+        self.final_norm = Normalization(normalization, dtype=self.dtype_policy, name="final_norm")
+
+        # === Config ===
+        self.vocabulary_size = vocabulary_size
+        self.image_size = image_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.attention = attention
+        self.normalization = normalization
+        self.kernel: Kernel = kernel
+        self.remat = remat
+
+        self.build((None, self.num_tokens))
+
+    @classmethod
+    def from_preset(cls, name: str, load_weights: bool | None = None, **overrides: Any) -> ImageGPTBackbone:
+        """Makes a backbone of a preset: an architecture with random weights, or a trained model's with its own.
+
+        Args:
+            name: str. A key of `keras_igpt.model.presets.PRESETS`: `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
+                `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop; or a
+                trained one.
+            load_weights: bool. Whether the weights are the preset's; by default they are where it has some.
+            **overrides: constructor arguments that differ from the preset's; with its weights none that change their
+                shapes or meaning.
+
+        Returns:
+            An `ImageGPTBackbone`.
+
+        Raises:
+            ValueError: if there is no such preset, or it has no weights, or an override does not fit them.
+
+        Example:
+        ```python
+        backbone = ImageGPTBackbone.from_preset("igpt_small", image_size=48)
+        ```
+        """
+        preset = get_preset(name)
+        if load_weights is None:
+            load_weights = preset.weights is not None
+        stored = open_preset(name, overrides) if load_weights else None
+        backbone = cls(**{**preset.architecture, **overrides})
+        if stored is not None:
+            stored.restore(backbone)
+        return backbone
+
+    @property
+    def _default_save_signature(self) -> None:
+        """No signature of its own inside a SavedModel: Keras on TensorFlow would trace one with float tokens."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Sequence length `T`."""
+        return self.image_size**2
+
+    @property
+    def attention_kernel(self) -> str:
+        """The attention kernel that runs here: `"torch"` (SDPA), `"cudnn"` or `"blocks"`."""
+        return attention_kernel(self.kernel, self.compute_dtype, self.head_dim)
+
+    @property
+    def head_dim(self) -> int:
+        """Width `H` of one attention head."""
+        return self.hidden_dim // self.num_heads
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        self.pixel_embedding.build(input_shape)
+        hidden_shape = (*input_shape, self.hidden_dim)
+        for block in self.blocks:
+            block.build(hidden_shape)
+        self.final_norm.build(hidden_shape)
+
+    def call(self, token_ids: Any, position_mask: Any | None = None) -> Any:
+        return self.normed_states(token_ids, (self.num_layers,), position_mask)[0]
+
+    def normed_states(self, token_ids: Any, layers: Sequence[int], position_mask: Any | None = None) -> list[Any]:
+        """Computes n^l, the normed input of block l, at some depths in one pass; n^L is what `call` gives.
+
+        No block above the deepest one is run.
+
+        Args:
+            token_ids: int tensor `(B, T)`.
+            layers: sequence of int in 0…L. The depths.
+            position_mask: as in `call`.
+
+        Returns:
+            A tensor `(B, T, D)` for each of `layers`.
+
+        Raises:
+            ValueError: if there is no such depth, or inputs do not fit.
+
+        Example:
+        ```python
+        middle, last = backbone.normed_states(token_ids, (backbone.num_layers // 2, backbone.num_layers))
+        ```
+
+        Reference:
+            [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
+        """
+        depths = check_depths("layers", layers, self.num_layers)
+        states = {}
+        reached = islice(self._residual_states(token_ids, position_mask), max(depths) + 1)
+        for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
+            if layer in depths:
+                states[layer] = norm(hidden)
+        return [states[layer] for layer in depths]
+
+    def layers_above(self, layer: int) -> list[keras.layers.Layer]:
+        """Names the layers whose weights n^l does not depend on: those that `normed_states` leaves out.
+
+        Args:
+            layer: int in 0…L. The depth.
+
+        Returns:
+            List of layers, from the bottom up; empty for L.
+        """
+        layer = check_integer("layer", layer, 0, self.num_layers)
+        if layer == self.num_layers:
+            return []
+        block = self.blocks[layer]
+        # Of block l itself, n^l has passed the first norm.
+        rest = [block.attention, block.feed_forward_norm, block.feed_forward]
+        return [*rest, *self.blocks[layer + 1 :], self.final_norm]
+
+    def pooled_features(
+        self,
+        token_ids: Any,
+        position_mask: Any | None = None,
+        which: Literal["normed", "residual"] = "normed",
+        layers: Sequence[int] | None = None,
+    ) -> Any:
+        """Computes the features f^0 … f^L: means over positions at every depth.
+
+        Args:
+            token_ids: int tensor `(B, T)`.
+            position_mask: as in `call`.
+            which: `"normed"` takes n^l, the normalised input of block l, and for l = L the final norm's output: the
+                paper's choice. `"residual"` takes the residual stream h^l itself.
+            layers: sequence of int in 0…L. The depths, all of them by default. No block above the deepest one is run.
+
+        Returns:
+            float32 tensor `(B, len(layers), D)`; of all depths, entry l is f^l.
+
+        Raises:
+            ValueError: if `which` or a depth is not one there is.
+
+        Example:
+        ```python
+        features = backbone.pooled_features(token_ids)
+        middle = features[:, backbone.num_layers // 2]
+        ```
+
+        Reference:
+            [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
+        """
+        check_choice("which", which, ("normed", "residual"))
+        every = range(self.num_layers + 1)
+        depths = check_depths("layers", every if layers is None else layers, self.num_layers)
+        pooled = {}
+        reached = islice(self._residual_states(token_ids, position_mask), max(depths) + 1)
+        for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
+            if layer in depths:
+                states = norm(hidden) if which == "normed" else hidden
+                pooled[layer] = ops.mean(ops.cast(states, "float32"), axis=1)
+        return ops.stack([pooled[layer] for layer in depths], axis=1)
+
+    def fill_cache(self, token_ids: Any) -> list[KeyValue]:
+        """Computes keys and values of all positions in one pass, to decode on from any of them.
+
+        Args:
+            token_ids: int tensor `(B, T)`. Entries of positions not known yet may be anything: what depends on them is
+                written anew before a later step sees it.
+
+        Returns:
+            A pair of tensors `(B, N, T, H)` for each block.
+        """
+        hidden = self.pixel_embedding(token_ids)
+        cache = []
+        for block in self.blocks:
+            hidden, key_value = block(hidden)
+            cache.append((copy_closely(key_value[0]), copy_closely(key_value[1])))
+        return cache
+
+    def empty_cache(self, batch_size: Any) -> list[KeyValue]:
+        """Makes a cache for decoding from the first pixel on.
+
+        Args:
+            batch_size: int or int tensor `B`.
+
+        Returns:
+            A pair of zero tensors `(B, N, T, H)` for each block.
+        """
+        shape = (batch_size, self.num_heads, self.num_tokens, self.head_dim)
+        return [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
+
+    def decode_step(self, token_ids: Any, index: Any, cache: Sequence[KeyValue]) -> tuple[Any, list[KeyValue]]:
+        """Computes the features of one position from the cached ones before it.
+
+        Args:
+            token_ids: int tensor `(B, T)`, known before `index`.
+            index: int or int tensor, the position.
+            cache: a pair of tensors `(B, N, S, H)` for each block, filled before `index`, S being more than that and at
+                most T. PyTorch writes the position into these tensors.
+
+        Returns:
+            Tensor `(B, 1, D)`, what `call` gives at `index`, and the cache with this position in it.
+        """
+        hidden = self.pixel_embedding.embed_step(token_ids, index)
+        updated = []
+        for block, key_value in zip(self.blocks, cache, strict=True):
+            hidden, key_value = call_directly(block, hidden, cache=key_value, index=index)
+            updated.append(key_value)
+        return call_directly(self.final_norm, hidden), updated
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "image_size": self.image_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "attention": self.attention,
+            "normalization": self.normalization,
+            "kernel": self.kernel,
+            "remat": self.remat,
+        }
+
+    @property
+    def _norms(self) -> list[Normalization]:
+        """The norms that make n^0 … n^L of h^0 … h^L."""
+        return [*(block.attention_norm for block in self.blocks), self.final_norm]
+
+    def _residual_states(self, token_ids: Any, position_mask: Any | None) -> Iterator[Any]:
+        """Yields h^0 … h^L, each `(B, T, D)`, keeping none of them."""
+        self._check_inputs(token_ids, position_mask)
+        hidden = self.pixel_embedding(token_ids, position_mask=position_mask)
+        yield hidden
+        for block in self.blocks:
+            hidden = _states_after(block, hidden, self.remat)
+            yield hidden
+
+    def _check_inputs(self, token_ids: Any, position_mask: Any | None) -> None:
+        shape = tuple(token_ids.shape)
+        if len(shape) != 2 or shape[1] != self.num_tokens:
+            raise ValueError(
+                f"`token_ids` must have shape (B, {self.num_tokens}), one token a pixel "
+                f"(`ColorPalette.encode` makes them from images). Received: shape {shape}"
+            )
+        dtype = keras.backend.standardize_dtype(token_ids.dtype)
+        if "int" not in dtype and not infers_shapes_of_replicas():
+            raise ValueError(f"`token_ids` must be integers. Received: dtype {dtype}")
+        if position_mask is not None and tuple(position_mask.shape)[1:] != (self.num_tokens,):
+            raise ValueError(
+                f"`position_mask` must have shape (B, {self.num_tokens}). Received: shape {tuple(position_mask.shape)}"
+            )
+        if position_mask is not None and self.attention == "causal":
+            raise ValueError(
+                "`position_mask` needs a backbone with attention='bidirectional'. "
+                "Received: position_mask with attention='causal'"
+            )
+
+
+def _states_after(block: TransformerBlock, hidden: Any, remat: bool) -> Any:
+    """The residual stream after a block, which the backward pass computes anew with `remat`."""
+
+    def apply(hidden: Any) -> Any:
+        return block(hidden)[0]
+
+    return keras.remat(apply)(hidden) if remat else apply(hidden)

@@ -1,0 +1,113 @@
+"""Palette tokens and their positions as vectors: the network's input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_igpt.backend.direct_call import call_directly
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class TokenEmbedding(keras.layers.Embedding):
+    """`keras.layers.Embedding` whose gradient is one tensor on every backend.
+
+    TensorFlow's would be a list of rows, a token's as often as it occurs, and Keras' Adam and clipping would square
+    each row before they are added up.
+    """
+
+    @property
+    def embeddings(self) -> Any:
+        embeddings = super().embeddings
+        # The gradient of a product is whole, where that of a look-up in a variable is not.
+        return 1.0 * embeddings if keras.backend.backend() == "tensorflow" else embeddings
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class PixelEmbedding(keras.layers.Layer):
+    """Embeds palette tokens and their positions: the network's input h^0.
+
+    With a start vector (autoregressive) the sequence is shifted by one: position i carries pixel i-1, position 0 the
+    start vector, and the last pixel is never an input. Without one (BERT) pixels stay where they are, and the content
+    of masked positions is zero while their position embedding stays.
+
+    Args:
+        vocabulary_size: int. Palette colours `V`.
+        hidden_dim: int. Width `D`.
+        shift: bool. Whether to put the start vector first and drop the last pixel.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        token_ids: int tensor `(B, T)`.
+        position_mask: optional bool tensor `(B, T)`, True where the content is hidden; only without `shift`.
+
+    Returns:
+        Tensor `(B, T, D)`.
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), sections 2.1-2.3
+    """
+
+    def __init__(self, vocabulary_size: int, hidden_dim: int, shift: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.hidden_dim = hidden_dim
+        self.shift = shift
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        self.token_embedding = TokenEmbedding(
+            self.vocabulary_size,
+            self.hidden_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            dtype=self.dtype_policy,
+            name="token_embedding",
+        )
+        self.token_embedding.build(input_shape)
+        self.position_embedding = self.add_weight(
+            name="position_embedding",
+            shape=(input_shape[-1], self.hidden_dim),
+            initializer=keras.initializers.RandomNormal(stddev=0.01),
+        )
+        if self.shift:
+            self.start_vector = self.add_weight(
+                name="start_vector",
+                shape=(self.hidden_dim,),
+                initializer=keras.initializers.RandomNormal(stddev=0.02),
+            )
+
+    def call(self, token_ids: Any, position_mask: Any | None = None) -> Any:
+        content = self.token_embedding(token_ids)  # (B, T, D)
+        if self.shift:
+            start = ops.broadcast_to(ops.cast(self.start_vector, content.dtype), ops.shape(content[:, :1]))
+            content = ops.concatenate([start, content[:, :-1]], axis=1)
+        elif position_mask is not None:
+            hidden = ops.expand_dims(position_mask, -1)
+            content = ops.where(hidden, ops.zeros_like(content), content)
+        return content + ops.cast(self.position_embedding, content.dtype)
+
+    def embed_step(self, token_ids: Any, index: Any) -> Any:
+        """Embeds the input of one position of a shifted sequence: what `call` puts at `index`.
+
+        Args:
+            token_ids: int tensor `(B, T)`; only the pixel at `index - 1` is read.
+            index: int tensor, the position.
+
+        Returns:
+            Tensor `(B, 1, D)`.
+        """
+        before = ops.maximum(index - 1, 0)
+        content = call_directly(self.token_embedding, ops.take(token_ids, ops.reshape(before, (1,)), axis=1))
+        start = ops.broadcast_to(ops.cast(self.start_vector, content.dtype), ops.shape(content))
+        content = ops.where(ops.equal(index, 0), start, content)
+        position = ops.take(self.position_embedding, ops.reshape(index, (1,)), axis=0)  # (1, D)
+        return content + ops.cast(position, content.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "hidden_dim": self.hidden_dim,
+            "shift": self.shift,
+        }

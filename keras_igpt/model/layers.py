@@ -1,0 +1,136 @@
+"""The parts of the network that are not attention."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from keras_igpt.backend.recomputation import compute_after, differentiate_by_hand
+from keras_igpt.backend.row_reductions import reduces_rows_slowly, row_sum
+
+_EPSILON = 1e-5
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+def quick_gelu(inputs: Any) -> Any:
+    """Computes `x * sigmoid(1.702 x)`, the released code's approximation of GELU.
+
+    Args:
+        inputs: float tensor of any shape.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    if keras.backend.backend() != "jax":
+        return ops.silu(1.702 * inputs) / 1.702
+
+    def gelu(inputs: Any) -> Any:
+        # Differentiated by JAX, three tensors of the network's widest shape would be kept; only the input need be.
+        def gradient(upstream: Any) -> Any:
+            (again,) = compute_after(upstream, (inputs,))
+            gate = ops.sigmoid(1.702 * again)
+            return upstream * gate * (1.0 + 1.702 * again * (1.0 - gate))
+
+        return inputs * ops.sigmoid(1.702 * inputs), gradient
+
+    return differentiate_by_hand(gelu)(inputs)
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class Normalization(keras.layers.Layer):
+    """Normalises each position over its width, with statistics in float32 under any dtype policy.
+
+    Args:
+        kind: `"layer_norm"`, the paper's text: centred, with gain and bias; or `"rms_norm"`, the released code:
+            `x / sqrt(mean(x^2) + 1e-5) * gain`.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: tensor `(B, T, D)`.
+
+    Returns:
+        Tensor `(B, T, D)`.
+    """
+
+    def __init__(self, kind: Literal["layer_norm", "rms_norm"], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        self.gain = self.add_weight(name="gain", shape=input_shape[-1:], initializer="ones")
+        self.bias = None
+        if self.kind == "layer_norm":
+            self.bias = self.add_weight(name="bias", shape=input_shape[-1:], initializer="zeros")
+
+    def call(self, inputs: Any) -> Any:
+        # Keras' own operations use the backend's kernels; the written-out form is for where there is none.
+        if reduces_rows_slowly():
+            outputs = self._normalize_written_out(ops.cast(inputs, "float32"))
+        elif self.kind == "layer_norm":
+            outputs = ops.layer_normalization(inputs, self.gain, self.bias, epsilon=_EPSILON)
+        else:
+            outputs = ops.rms_normalization(inputs, self.gain, epsilon=_EPSILON)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _normalize_written_out(self, inputs: Any) -> Any:
+        """The same by `row_sum`, and differentiated by hand, so that the input alone is kept for the backward pass."""
+        width = inputs.shape[-1]
+        centred = self.kind == "layer_norm"
+
+        def standardize(inputs: Any) -> tuple[Any, Any]:
+            states = inputs - row_sum(inputs) / width if centred else inputs
+            inverse = ops.rsqrt(row_sum(ops.square(states)) / width + _EPSILON)
+            return states * inverse, inverse
+
+        def standardized(inputs: Any) -> Any:
+            def gradient(upstream: Any) -> Any:
+                states, inverse = standardize(*compute_after(upstream, (inputs,)))
+                result = upstream - states * (row_sum(upstream * states) / width)
+                if centred:
+                    result = result - row_sum(upstream) / width
+                return inverse * result
+
+            return standardize(inputs)[0], gradient
+
+        outputs = differentiate_by_hand(standardized)(inputs) * ops.cast(self.gain, "float32")
+        return outputs if self.bias is None else outputs + ops.cast(self.bias, "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kind": self.kind}
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class FeedForward(keras.layers.Layer):
+    """Two dense layers of width 4D and D without biases, `quick_gelu` between them, initialised with 0.02.
+
+    Call arguments:
+        inputs: tensor `(B, T, D)`.
+
+    Returns:
+        Tensor `(B, T, D)`.
+    """
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        width = input_shape[-1]
+        self.expansion = keras.layers.Dense(
+            4 * width,
+            use_bias=False,
+            activation=quick_gelu,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            dtype=self.dtype_policy,
+            name="expansion",
+        )
+        self.expansion.build(input_shape)
+        self.contraction = keras.layers.Dense(
+            width,
+            use_bias=False,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            dtype=self.dtype_policy,
+            name="contraction",
+        )
+        self.contraction.build((*input_shape[:-1], 4 * width))
+
+    def call(self, inputs: Any) -> Any:
+        return self.contraction(self.expansion(inputs))

@@ -1,0 +1,132 @@
+"""Saying beforehand that a training step will need more memory than there is."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_igpt.model.cost import BYTES_BY_POLICY, estimate
+
+# What a framework itself, fragments and a compiler's freedom take besides.
+_USABLE = 5 / 6
+
+
+def warn_if_too_large(model: Any, batch_size: Any) -> None:
+    """Warns where training at this batch size will probably run out of memory, and says what to lower.
+
+    What `estimate` counts, with the state of the model's own optimizer, is compared with five sixths of the memory of
+    the first device, or on a CPU of the machine or its control group. Nothing is said where either is not known: for
+    frozen models, several devices, integer weights, and GPUs whose backend does not tell. It takes less than a
+    millisecond.
+
+    Args:
+        model: a compiled pixel model or classifier.
+        batch_size: int. Sequences of a step; anything else is passed over.
+
+    Example:
+    ```python
+    warn_if_too_large(lm, batch_size=128)
+    lm.fit(token_ids, batch_size=128)
+    ```
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        return
+    needed = _training_memory(model, batch_size)
+    there_is = None if needed is None else device_memory()
+    if needed is None or there_is is None or needed <= _USABLE * there_is:
+        return
+    smaller = batch_size // 2
+    while smaller and (_training_memory(model, smaller) or 0) > _USABLE * there_is:
+        smaller //= 2
+    advice = [f"`batch_size` to {smaller} (`accumulation_steps` makes up for it)"] if smaller else []
+    if not model.backbone.remat:
+        advice.append("the memory of activations by `remat=True`")
+    if model.backbone.dtype_policy.name == "float32":
+        advice.append("dtype to 'mixed_bfloat16'")
+    advice.append("the size of the pictures or of the model")
+    warnings.warn(
+        f"A training step with batch_size={batch_size} will take about {needed / 2**30:.1f} GiB, and there are "
+        f"{there_is / 2**30:.1f} GiB. If it runs out of memory, lower {', '.join(advice[:-1])}"
+        f"{' or ' if advice[:-1] else ''}{advice[-1]}.",
+        stacklevel=3,
+    )
+
+
+def device_memory() -> int | None:
+    """Bytes of memory of the first device, or None where it is not known."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        device = jax.local_devices()[0]
+        if device.platform != "cpu":
+            limit: int | None = (device.memory_stats() or {}).get("bytes_limit")
+            return limit
+    elif backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            total: int = torch.cuda.mem_get_info()[1]
+            return total
+        if torch.backends.mps.is_available():
+            return None
+    else:
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return None
+    return _host_memory()
+
+
+def _host_memory() -> int | None:
+    """Bytes of memory that this process may have: the machine's, or less in a control group."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    groups, root = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+    # Lines `number:controllers:/path`; the second version of control groups names no controllers.
+    lines = [line.split(":", 2) for line in groups.read_text().splitlines()] if groups.exists() else []
+    for _, controllers, group in lines:
+        if controllers not in ("", "memory"):
+            continue
+        folder, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        inner = folder / group.strip("/")
+        for path in (inner, *inner.parents):
+            limit = path / name
+            # Without a limit, "max" or a number beyond all memory.
+            text = limit.read_text().strip() if path.is_relative_to(folder) and os.access(limit, os.R_OK) else ""
+            limits += [int(text)] if text.isdecimal() else []
+    return min(limits)
+
+
+def _training_memory(model: Any, batch_size: int) -> int | None:
+    """Bytes that a training step of a compiled model takes, or None where `estimate` does not know."""
+    backbone, optimizer = model.backbone, getattr(model, "optimizer", None)
+    policy = backbone.dtype_policy.name
+    replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
+    divided = replicas > 1 or keras.distribution.distribution() is not None
+    if optimizer is None or policy not in BYTES_BY_POLICY or getattr(model, "frozen", False) or divided:
+        return None
+    architecture = {
+        "vocabulary_size": backbone.vocabulary_size,
+        "image_size": backbone.image_size,
+        "num_layers": backbone.num_layers,
+        "num_heads": backbone.num_heads,
+        "hidden_dim": backbone.hidden_dim,
+        "attention": backbone.attention,
+        "normalization": backbone.normalization,
+    }
+    if not getattr(model, "generative_weight", 1):
+        # A classifier without L_GEN has no pixel logits, and runs no block above its features.
+        architecture |= {"vocabulary_size": 1, "num_layers": max(1, model.layer)}
+    # Under mixed_float16 the optimizer is wrapped in one that scales the loss.
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    needs = estimate(architecture, batch_size, dtype=policy, remat=backbone.remat)
+    # What other optimizers keep is not counted.
+    copies = 2 * isinstance(inner, keras.optimizers.Adam)
+    copies += bool(inner.gradient_accumulation_steps) + bool(inner.use_ema)
+    return needs.training_memory - needs.optimizer_state + copies * needs.weights

@@ -1,0 +1,430 @@
+"""Fine-tuning: classification together with the pre-training objective."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Self
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from keras_igpt.backend.processes import replica_count
+from keras_igpt.backend.untracked import Untracked
+from keras_igpt.inference.compiled import check_finite, predict_whole_batches
+from keras_igpt.model.backbone import ImageGPTBackbone
+from keras_igpt.model.masking import majority, vote_mask
+from keras_igpt.model.presets import get_preset
+from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
+from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
+from keras_igpt.objectives.pixel_model import PixelModel, weighted_mean
+from keras_igpt.objectives.token_model import TokenModel, per_image, token_ids_of
+from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.randomness import check_seed
+
+
+@keras.saving.register_keras_serializable(package="keras_igpt")
+class ImageGPTImageClassifier(TokenModel):
+    """Image GPT with a class head on the features of one depth, trained on `L_GEN + L_CLF`.
+
+    The class logits are a linear map, zero at first, of f^l, the mean over positions of the normed input of block l;
+    f^L is the final norm's. The pixel objective is that of the model given, computed in the same forward pass; a BERT
+    model's inputs are masked in training and in evaluation. L_GEN alone is shown as the metric `generative_loss`, in
+    nats per token.
+
+    Training changes the weights that its loss depends on. Without L_GEN these are the class head's and those below it;
+    the others are not computed with, and the optimizer keeps nothing for them.
+
+    Args:
+        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, which is trained along.
+        num_classes: int. Classes `C`.
+        generative_weight: float, at least 0. Weight of L_GEN beside L_CLF; 1 in the paper, and 0 leaves L_CLF alone.
+        layer: int in 0…L. Depth l of the features; by default L, the paper's. A head at the depth of the best linear
+            probe is trained faster, but in the end the last one was better.
+        frozen: bool. Whether the language model stays as it is and the class head alone is trained: a linear probe by
+            gradient descent, the paper's for ImageNet, with `probing_recipe`. Needs `generative_weight=0`. A BERT
+            model still counts the steps, to draw new masks in each.
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        inputs: what the language model takes: an int tensor `(B, T)` of token ids, or a dictionary.
+
+    Returns:
+        Dictionary of `"class_logits"`, float32 `(B, C)`, and with a positive `generative_weight` `"image_losses"`,
+        float32 `(B,)`, the pixel objective of each image in nats per token. `predict` returns the class logits alone.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+    ```python
+    classifier = ImageGPTImageClassifier(lm, num_classes=10)
+    classifier.compile(**finetuning_recipe(learning_rate=0.0003))
+    classifier.fit(token_ids, labels, batch_size=128, epochs=10)
+    ```
+
+    Reference:
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.4
+    """
+
+    def __init__(
+        self,
+        language_model: PixelModel,
+        num_classes: int,
+        generative_weight: float = 1.0,
+        layer: int | None = None,
+        frozen: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(language_model, PixelModel):
+            raise ValueError(
+                "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
+                f"Received: {type(language_model).__name__}"
+            )
+        num_classes = check_integer("num_classes", num_classes, 2)
+        generative_weight = check_number("generative_weight", generative_weight, 0)
+        last = language_model.backbone.num_layers
+        layer = last if layer is None else check_integer("layer", layer, 0, last)
+        if frozen and generative_weight:
+            raise ValueError(
+                "`generative_weight` must be 0 with frozen=True, for L_GEN has no weights to train then. "
+                f"Received: generative_weight={generative_weight}"
+            )
+        kwargs.setdefault("dtype", language_model.dtype_policy)
+        super().__init__(**kwargs)
+
+        # === Layers ===
+        self.language_model = language_model
+        self.class_head = keras.layers.Dense(
+            num_classes,
+            use_bias=False,
+            kernel_initializer="zeros",
+            dtype="float32",
+            name="class_head",
+        )
+
+        if generative_weight:
+            self.generative_loss = keras.metrics.Mean(name="generative_loss")
+        # These stay out of the model's files. The first takes the place of Keras' mean loss; in evaluation it has L_CLF
+        # alone, and the second L_GEN, for each has its own weights. In training the second stays zero.
+        self._mean_loss = Untracked(keras.metrics.Mean(name="loss"))
+        self._mean_generative_loss = Untracked(keras.metrics.Mean(name="mean_generative_loss"))
+
+        # === Config ===
+        self.num_classes = num_classes
+        self.generative_weight = generative_weight
+        self.layer = layer
+        self.frozen = frozen
+
+        self.build()
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str,
+        num_classes: int,
+        load_weights: bool = True,
+        generative_weight: float = 1.0,
+        layer: int | None = None,
+        frozen: bool = False,
+        **overrides: Any,
+    ) -> ImageGPTImageClassifier:
+        """Makes a classifier of a preset's language model; its class head is zero.
+
+        Args:
+            name: str. A preset. The language model is the one of the objective that it was trained under; autoregressive
+                for an architecture alone.
+            num_classes: as in the constructor.
+            load_weights: bool. Whether the language model is the preset's trained one, with its palette; False is for
+                an architecture alone.
+            generative_weight: as in the constructor.
+            layer: as in the constructor.
+            frozen: as in the constructor.
+            **overrides: of the language model's `from_preset`.
+
+        Returns:
+            An `ImageGPTImageClassifier`, not compiled.
+
+        Raises:
+            ValueError: if there is no such preset, or it has no weights, or an argument does not fit them.
+
+        Example:
+        ```python
+        from_scratch = ImageGPTImageClassifier.from_preset("igpt_tiny", num_classes=10, load_weights=False)
+        ```
+        """
+        masked = get_preset(name).objective == "bert"
+        language_model = (ImageGPTMaskedLM if masked else ImageGPTCausalLM).from_preset(name, load_weights, **overrides)
+        return cls(language_model, num_classes, generative_weight, layer, frozen)
+
+    @property
+    def backbone(self) -> ImageGPTBackbone:  # type: ignore[override]
+        """The transformer inside the language model."""
+        backbone: ImageGPTBackbone = self.language_model.backbone
+        return backbone
+
+    @property
+    def palette(self) -> ColorPalette | None:  # type: ignore[override]
+        """The language model's palette."""
+        palette: ColorPalette | None = self.language_model.palette
+        return palette
+
+    # Not by `trainable` of the layers: the language model is the caller's, who may train it elsewhere too.
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The variables that training changes."""
+        return self._trained(super().trainable_variables)
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        """All other variables."""
+        return _without(self.variables, self.trainable_variables)
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """The weights that training changes."""
+        return self._trained(super().trainable_weights)
+
+    @property
+    def non_trainable_weights(self) -> list[Any]:
+        """All other weights."""
+        return _without(self.weights, self.trainable_weights)
+
+    def _trained(self, variables: list[Any]) -> list[Any]:
+        """Leaves out those that stay as they are."""
+        if self.frozen:
+            return _without(variables, self.language_model.variables)
+        if self.generative_weight:
+            return variables
+        unused = [*self.backbone.layers_above(self.layer), self.language_model.pixel_head]
+        return _without(variables, [variable for layer in unused for variable in layer.variables])
+
+    def build(self, input_shape: Any = None) -> None:
+        self.class_head.build((None, self.backbone.hidden_dim))
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes class logits in batches; `keras.Model.predict`, with `x` checked first.
+
+        Args:
+            x: what `call` takes, or a data set of it.
+            *args: of `keras.Model.predict`.
+            **kwargs: of `keras.Model.predict`.
+
+        Returns:
+            float32 array `(B, C)`.
+
+        Raises:
+            ValueError: if `x` does not fit the model, or its weights have diverged: the largest of logits that are no
+                numbers would be class 0.
+        """
+        return check_finite(super().predict(x, *args, **kwargs)["class_logits"], "predict")
+
+    def vote(
+        self, inputs: npt.ArrayLike, num_masks: int = 5, seed: int = 0, batch_size: int = 128
+    ) -> npt.NDArray[np.int64]:
+        """Predicts classes by a majority of several masks, for a BERT model, whose inputs are masked.
+
+        A picture's masks and the choice among classes with equally many votes are functions of `(seed, row)`.
+
+        Args:
+            inputs: uint8 images `(B, H, W, 3)`, which the model's palette encodes, or token ids `(B, T)`.
+            num_masks: int. Independent masks of each picture.
+            seed: int. Of masks and ties.
+            batch_size: int. Pictures computed together.
+
+        Returns:
+            int64 array `(B,)` of classes.
+
+        Raises:
+            ValueError: if an argument is out of its range, inputs do not fit, or the model is autoregressive.
+
+        Example:
+        ```python
+        accuracy = np.mean(classifier.vote(test_images) == test_labels)
+        ```
+
+        Reference:
+            [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 4.6:
+            5 masks
+        """
+        if not isinstance(self.language_model, ImageGPTMaskedLM):
+            raise ValueError(
+                "`language_model` must be an ImageGPTMaskedLM for a vote over masks; others see the whole picture, and "
+                f"`predict` will do. Received: {type(self.language_model).__name__}"
+            )
+        num_masks = check_integer("num_masks", num_masks)
+        seed = check_seed(seed)
+        token_ids = self.token_array(inputs)
+        votes = []
+        for mask in range(num_masks):
+            position_mask = vote_mask(token_ids.shape, self.language_model.mask_rate, seed, mask)
+            masked = {"token_ids": token_ids, "position_mask": position_mask}
+            logits = predict_whole_batches(self, masked, batch_size)
+            votes.append(logits.argmax(axis=-1))
+        return majority(np.stack(votes, axis=-1), seed)
+
+    def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
+        token_ids = token_ids_of(inputs)
+        position_mask = self.language_model.hidden_positions(inputs, training)
+        # In one pass: what the class head reads and, where L_GEN needs it, what the pixel head does.
+        depths = (self.layer, self.backbone.num_layers) if self.generative_weight else (self.layer,)
+
+        def normed_states() -> list[Any]:
+            return self.backbone.normed_states(token_ids, depths, position_mask)
+
+        states = _without_gradient(normed_states) if self.frozen else normed_states()  # (B, T, D) each
+        outputs = {"class_logits": self.class_head(ops.mean(ops.cast(states[0], "float32"), axis=1))}
+        if self.generative_weight:
+            # Reduced to one number an image at once: the logits themselves, (B, T, V), are too large to hand out.
+            logits = self.language_model.pixel_head(states[-1])
+            outputs["image_losses"] = self.language_model.image_losses(token_ids, logits, position_mask)
+        return outputs
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Computes `generative_weight * L_GEN + L_CLF`, L_CLF being the loss given to `compile`.
+
+        L_GEN is a mean under `sample_weight`; L_CLF is Keras' loss, divided by the batch size whatever the weights. The
+        metric divides it by the number of images that have a weight: `EvaluationBatches` fill batches up with others.
+        """
+        if self.loss is None:
+            raise ValueError(
+                "`loss` must be given to `compile`; `finetuning_recipe` has the paper's. Received: loss=None"
+            )
+        logits, sample_weight = y_pred["class_logits"], per_image(sample_weight)
+        loss = super().compute_loss(x, y, logits, sample_weight, training)
+        if not training:
+            self._mean_loss.value.update_state(*self._mean_class_loss(x, y, logits, sample_weight, loss))
+        if self.generative_weight:
+            losses = y_pred["image_losses"]
+            weights = self.language_model.image_weights(
+                losses, self.language_model.hidden_positions(x, training), sample_weight
+            )
+            self.generative_loss.update_state(losses, sample_weight=weights)
+            loss = loss + self.generative_weight * weighted_mean(losses, weights)
+            if not training:
+                self._mean_generative_loss.value.update_state(losses, sample_weight=weights)
+        if training:
+            self._mean_loss.value.update_state(loss * replica_count(), sample_weight=ops.shape(logits)[0])
+            self.language_model.advance_step()
+        return loss
+
+    def _mean_class_loss(self, x: Any, y: Any, logits: Any, sample_weight: Any | None, loss: Any) -> tuple[Any, Any]:
+        """L_CLF as the mean over the images of a batch that have a weight, and how many these are."""
+        rows = ops.cast(ops.shape(logits)[0], logits.dtype)
+        if sample_weight is None:
+            return loss * replica_count(), rows
+        counted = ops.sum(ops.cast(ops.not_equal(sample_weight, 0), logits.dtype))
+        # The compiled loss divides by all rows, those included that only fill the batch up.
+        scaled = ops.cast(sample_weight, logits.dtype) * rows / ops.maximum(counted, 1.0)
+        return super().compute_loss(x, y, logits, scaled, training=False) * replica_count(), counted
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Updates the compiled metrics with the class logits."""
+        metrics: dict[str, Any] = super().compute_metrics(x, y, y_pred["class_logits"], per_image(sample_weight))
+        return metrics
+
+    @property
+    def metrics(self) -> list[Any]:
+        """Keras' own, but for its mean loss, which counts rows that only fill a batch up."""
+        metrics = [self._mean_loss.value if metric.name == "loss" else metric for metric in super().metrics]
+        return [*metrics, self._mean_generative_loss.value]
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the metrics by name; in evaluation the loss is the mean over all images that have a weight."""
+        results: dict[str, Any] = super().get_metrics_result()
+        generative_loss = results.pop(self._mean_generative_loss.value.name)
+        if "loss" in results:
+            results["loss"] = results["loss"] + self.generative_weight * generative_loss
+        return results
+
+    def check_labels(self, labels: Any, name: str = "x") -> None:
+        """Checks the class labels that come with `name`.
+
+        Args:
+            labels: integer array `(B,)` or `(B, 1)` of classes; with a loss that takes them, numbers `(B, C)`, such as
+                smoothed ones.
+            name: str. What the caller calls what they come with.
+
+        Raises:
+            ValueError: if they are none, of another kind or out of range.
+        """
+        wanted = f"`{name}` must come with class labels, integers (B,) in 0…{self.num_classes - 1}"
+        if labels is None:
+            raise ValueError(f"{wanted}. Received: no labels")
+        classes = np.asarray(ops.convert_to_numpy(labels) if ops.is_tensor(labels) else labels)
+        if classes.shape[1:] == (self.num_classes,) and classes.dtype.kind in "fiu":
+            if "sparse" in _name_of(self.loss):
+                raise ValueError(
+                    f"{wanted} (one-hot labels: `labels.argmax(-1)`, or CategoricalCrossentropy(from_logits=True)). "
+                    f"Received: shape {classes.shape}"
+                )
+            if not np.isfinite(classes).all():
+                raise ValueError(f"{wanted} or finite numbers (B, {self.num_classes}). Received: NaN or infinity")
+            return
+        if classes.dtype.kind not in "iu" or classes.shape[1:] not in ((), (1,)) or not classes.ndim:
+            raise ValueError(f"{wanted}. Received: {classes.dtype} of shape {classes.shape}")
+        if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
+            raise ValueError(
+                f"{wanted} (where they count from 1, subtract 1). Received: {classes.min()}…{classes.max()}"
+            )
+
+    def _check_settings(self) -> None:
+        loss = keras.losses.get(self.loss) if isinstance(self.loss, str) else self.loss
+        from_logits = getattr(loss, "from_logits", None)
+        if from_logits is None and callable(loss):
+            parameter = inspect.signature(loss).parameters.get("from_logits")
+            from_logits = None if parameter is None else parameter.default
+        if from_logits is False:
+            raise ValueError(
+                "`loss` must take logits, such as keras.losses.SparseCategoricalCrossentropy(from_logits=True); "
+                f"`finetuning_recipe` has it. Received: {_name_of(self.loss)} of probabilities"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "language_model": keras.saving.serialize_keras_object(self.language_model),
+            "num_classes": self.num_classes,
+            "generative_weight": self.generative_weight,
+            "layer": self.layer,
+            "frozen": self.frozen,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        config = dict(config)
+        config["language_model"] = keras.saving.deserialize_keras_object(
+            config["language_model"], custom_objects=custom_objects
+        )
+        return super().from_config(config, custom_objects=custom_objects)
+
+
+def _name_of(loss: Any) -> str:
+    """What a loss is called, however it was given to `compile`."""
+    return loss if isinstance(loss, str) else str(getattr(loss, "name", getattr(loss, "__name__", "")))
+
+
+def _without(variables: list[Any], others: list[Any]) -> list[Any]:
+    left_out = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in left_out]
+
+
+def _without_gradient(compute: Callable[[], list[Any]]) -> list[Any]:
+    """Calls a function of weights that are not trained."""
+    if keras.backend.backend() != "torch":
+        # The others are told which weights to differentiate by, and keep nothing for those left out.
+        return compute()
+    import torch
+
+    with torch.no_grad():
+        return compute()

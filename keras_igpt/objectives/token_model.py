@@ -1,0 +1,423 @@
+"""Models that are fed with token ids, and what they check of them before any work is done."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
+from keras_igpt.backend.whole_steps import WholeStepModel, build_for
+from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
+from keras_igpt.data.checked import CheckedData
+from keras_igpt.model.backbone import ImageGPTBackbone
+from keras_igpt.model.memory import warn_if_too_large
+from keras_igpt.model.quantization import QuantizableModel
+from keras_igpt.palette.color_palette import ColorPalette, check_token_ids
+from keras_igpt.support.checks import check_integer
+from keras_igpt.training.non_finite_loss import StopAtNonFiniteLoss
+from keras_igpt.training.resume import ExactResume
+
+
+class TokenModel(QuantizableModel, WholeStepModel):
+    """A Keras model fed with token ids; nothing of it is computed before they are checked.
+
+    An id out of range would be NaN on JAX, some other colour or a crash deep inside elsewhere. `fit`, `evaluate` and
+    `predict` look at arrays on the host, whole; of a `PyDataset`, a `tf.data.Dataset`, a generator and PyTorch's
+    `DataLoader` they look at each batch before the model sees it. What is wrong is said by the same `ValueError` on
+    every backend. After an exception, an interrupt included, the model has the weights of the last whole step.
+    """
+
+    backbone: ImageGPTBackbone
+    palette: ColorPalette | None
+
+    @property
+    def _default_save_signature(self) -> None:
+        """No signature of its own inside a SavedModel: Keras on TensorFlow would trace one with float tokens."""
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model; `keras.Model.fit`, with what it is given checked first.
+
+        A `PyDataset` gives its batches in its own order, and its `steps_per_epoch` where it has one; `TrainingBatches`
+        give those of the epoch that `initial_epoch` or `BackupAndRestore` begins with. A loss that is no number stops
+        the training (`StopAtNonFiniteLoss`). With `ExactResume` among the callbacks it goes on from the newest
+        checkpoint.
+        """
+        options = _by_name(keras.Model.fit, args, kwargs)
+        self._check_settings()
+        if isinstance(x, keras.utils.PyDataset):
+            # Keras would draw another order of the batches from Python's global generator.
+            options.setdefault("shuffle", False)
+            if options.get("steps_per_epoch") is None:
+                options["steps_per_epoch"] = getattr(x, "steps_per_epoch", None)
+        _check_counts(options)
+        if options.get("class_weight") is not None and y is None and _array_of(token_ids_of(x)) is not None:
+            raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
+        given: Any = options.get("callbacks") or []
+        in_list = isinstance(given, keras.callbacks.CallbackList)
+        callbacks = given.callbacks if in_list else [given] if isinstance(given, keras.callbacks.Callback) else [*given]
+        resume = [callback for callback in callbacks if isinstance(callback, ExactResume)]
+        if len(resume) > 1 or (resume and (in_list or y is not None)):
+            raise ValueError(
+                "`callbacks` must be a list with one ExactResume, and `y` None, for the batches have the labels. "
+                f"Received: {type(given).__name__} with {len(resume)} of them, y of type {type(y).__name__}"
+            )
+        # Resuming comes last, after what changes the weights at an epoch's end.
+        others = [callback for callback in callbacks if callback not in resume]
+        options["callbacks"] = given if in_list else [StopAtNonFiniteLoss(), *others, *resume]
+        if resume:
+            history = resume[0].fit(self._fit, self, x, options)
+        else:
+            if not in_list and hasattr(x, "starting_at") and options["steps_per_epoch"]:
+                options["callbacks"] = [_BatchesOfEpoch(options["steps_per_epoch"]), *options["callbacks"]]
+            history = self._fit(x, y, **options)
+        optimizer: Any = self.optimizer
+        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+            # Keras leaves weights and averages in the same memory, which JAX refuses to give to another step twice.
+            for weight in self.trainable_variables:
+                weight.assign(ops.copy(weight))
+        return history
+
+    def _fit(self, x: Any, y: Any = None, **options: Any) -> Any:
+        """Runs `keras.Model.fit` on checked data."""
+        data, y, options["sample_weight"] = self._checked(x, y, options.get("sample_weight"), "x")
+        if data.first is not None:
+            # Keras warns that it cannot shuffle what comes in batches.
+            options.setdefault("shuffle", False)
+        checked = [data]
+        if options.get("validation_data") is not None:
+            held_out, steps = options["validation_data"], options.get("validation_steps")
+            parts = held_out if isinstance(held_out, (tuple, list)) else (held_out,)
+            if not 1 <= len(parts) <= 3:
+                raise ValueError(
+                    "`validation_data` must be (x, y), (x, y, sample_weight), or a data set. "
+                    f"Received: {type(held_out).__name__} of {len(parts)}"
+                )
+            _check_that_it_ends(parts[0], steps, "validation_data")
+            inputs, targets, weights = [*parts, None, None][:3]
+            validation, targets, weights = self._checked(inputs, targets, weights, "validation_data")
+            checked.append(validation)
+            options["validation_data"] = (
+                validation.data if validation.first is not None else (validation.data, targets, weights)
+            )
+        for callback in options["callbacks"] if isinstance(options["callbacks"], list) else ():
+            if isinstance(callback, _BatchesOfEpoch):
+                callback.batches = data.data
+        example = token_ids_of(keras.utils.unpack_x_y_sample_weight(data.first)[0]) if data.first is not None else None
+        warn_if_too_large(self, (options.get("batch_size") or 32) if example is None else len(example))
+        # Else Keras takes the first batch away from the data to do this.
+        build_for(self, _as_example(data, y, options["sample_weight"]))
+        _check_batch_size(x, options)
+        with _errors_of(checked):
+            return super().fit(data.data, y, **options)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Computes loss and metrics; `keras.Model.evaluate`, with what it is given checked first."""
+        options = _by_name(keras.Model.evaluate, args, kwargs)
+        if options.get("_use_cached_eval_dataset"):
+            # `fit` calls, which has checked the same.
+            return super().evaluate(x, y, **options)
+        self._check_settings()
+        _check_counts(options)
+        _check_that_it_ends(x, options.get("steps"), "x")
+        data, y, options["sample_weight"] = self._checked(x, y, options.get("sample_weight"), "x")
+        build_for(self, _as_example(data, y, options["sample_weight"]))
+        _check_batch_size(x, options)
+        with _errors_of([data]):
+            return super().evaluate(data.data, y, **options)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
+        check_one_process("predict")
+        options = _by_name(keras.Model.predict, args, kwargs)
+        _check_counts(options)
+        _check_that_it_ends(x, options.get("steps"), "x")
+        data, _, _ = self._checked(x, None, None, "x", labelled=False)
+        _check_batch_size(x, options)
+        with _errors_of([data]):
+            return super().predict(data.data, **options)
+
+    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch; `keras.Model.train_on_batch`, with what it is given checked first."""
+        self._check_settings()
+        self.check_batch((x, y, sample_weight), "x")
+        return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Computes loss and metrics of one batch; `keras.Model.test_on_batch`, with what it is given checked first."""
+        self._check_settings()
+        self.check_batch((x, y, sample_weight), "x")
+        return super().test_on_batch(x, y, sample_weight, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Computes the outputs of one batch; `keras.Model.predict_on_batch`, with `x` checked first."""
+        self.check_batch((x,), "x", labelled=False)
+        return super().predict_on_batch(x)
+
+    def _checked(
+        self, x: Any, y: Any, sample_weight: Any, name: str, labelled: bool = True
+    ) -> tuple[CheckedData, Any, Any]:
+        """Inputs, targets and weights for Keras: arrays checked whole, other data wrapped to be checked by batch."""
+        if x is None:
+            raise ValueError(f"`{name}` must be token ids or a data set of them. Received: None")
+        if isinstance(x, EvaluationBatches) and self._counts_all_rows_alike():
+            if batch_divisor() > 1:
+                raise ValueError(
+                    "`metrics` of `compile` must be `weighted_metrics` on several devices, for batches are filled up. "
+                    "Received: metrics that know no weights"
+                )
+            x = x.without_filling()
+        if isinstance(x, (TrainingBatches, EvaluationBatches)) and labelled:
+            self.check_labels(x.known_labels, name)
+        data = CheckedData(x, lambda batch: self.check_batch(batch, name, labelled))
+        if data.first is None:
+            self.check_batch((x, y, sample_weight), name, labelled)
+            # Keras would drop the weights where there are no targets.
+            y = token_ids_of(x) if y is None and sample_weight is not None else y
+        return data, y, sample_weight
+
+    def check_batch(self, batch: Any, name: str = "x", labelled: bool = True) -> None:
+        """Checks inputs, targets and weights that are in memory.
+
+        Args:
+            batch: inputs, targets and weights in a tuple, or fewer.
+            name: str. What the caller calls them.
+            labelled: bool. Whether targets and weights matter.
+
+        Raises:
+            ValueError: if they do not fit the model or each other.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        rows = self.check_token_arrays(x, name)
+        if labelled and rows is not None:
+            self.check_labels(y, name)
+            _check_weights(sample_weight, rows)
+
+    def check_labels(self, labels: Any, name: str = "x") -> None:
+        """Checks the targets that come with `name`; the pixel models have none but the inputs."""
+
+    def _check_settings(self) -> None:
+        """Checks what `compile` was given."""
+
+    def _counts_all_rows_alike(self) -> bool:
+        """Whether there are compiled metrics that know no weights, and would count rows that fill a batch up."""
+        return self.compiled and bool(super().get_compile_config().get("metrics"))
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what `compile` was given, in a form that any backend reads.
+
+        Keras 3.15 writes optimizers made on PyTorch under a private PyTorch module, which the other backends would then
+        load and fail with in the first step. It also writes whether it compiles on this backend as if it had been told
+        to: PyTorch would then compile with Inductor, for minutes, what was made on JAX.
+        """
+        config: dict[str, Any] = _with_public_optimizers(super().get_compile_config())
+        if config and config["jit_compile"] == keras.Sequential(name="default").jit_compile:
+            config["jit_compile"] = "auto"
+        return config
+
+    def check_token_arrays(self, x: Any, name: str = "x", padded: bool = False) -> int | None:
+        """Checks token ids that are in memory; data sets pass unseen.
+
+        Args:
+            x: what `call` takes.
+            name: str. What the caller calls it.
+            padded: bool. Whether the caller fills batches up, so that any number of rows will do on several devices.
+
+        Returns:
+            int. Their rows; None for a data set.
+
+        Raises:
+            ValueError: if shape, dtype or range of the token ids do not fit the model.
+        """
+        if isinstance(x, dict) and ("token_ids" not in x or not set(x) <= {"token_ids", "position_mask"}):
+            raise ValueError(f"`{name}` must have the key 'token_ids', perhaps 'position_mask'. Received: {list(x)}")
+        token_ids = _array_of(token_ids_of(x))
+        if token_ids is None:
+            return None
+        tokens = self.backbone.num_tokens
+        if token_ids.ndim != 2 or token_ids.shape[1] != tokens or len(token_ids) < 1:
+            raise ValueError(
+                f"`{name}` must be token ids of shape (B, {tokens}) with B at least 1 "
+                f"(`ColorPalette.encode` makes them from images). Received: shape {token_ids.shape}"
+            )
+        if token_ids.dtype == np.uint64:
+            raise ValueError(f"`{name}` must be token ids that int64 holds, for PyTorch's sake. Received: uint64")
+        if not padded:
+            check_rows(len(token_ids), name)
+        check_token_ids(token_ids, self.backbone.vocabulary_size, name)
+        mask = _array_of(x.get("position_mask")) if isinstance(x, dict) else None
+        if mask is not None and (mask.dtype != bool or mask.shape != token_ids.shape):
+            raise ValueError(
+                f"`position_mask` must be bool of shape {token_ids.shape}, True where the pixel is hidden. "
+                f"Received: {mask.dtype} of shape {mask.shape}"
+            )
+        return len(token_ids)
+
+    def token_array(self, inputs: npt.ArrayLike, name: str = "inputs") -> npt.NDArray[np.integer[Any]]:
+        """Makes token ids of what is in memory, and checks them.
+
+        Args:
+            inputs: uint8 images `(B, H, W, C)`, which the palette encodes, or token ids `(B, T)`.
+            name: str. What the caller calls them.
+
+        Returns:
+            Integer array `(B, T)`.
+
+        Raises:
+            ValueError: if they do not fit the model, or are images and it has no palette.
+        """
+        array = np.asarray(inputs)
+        if array.ndim == 4:
+            if self.palette is None:
+                raise ValueError(
+                    f"`{name}` must be token ids, since the model has no palette to encode images with. "
+                    f"Received: shape {array.shape}"
+                )
+            side, channels = self.backbone.image_size, self.palette.num_channels
+            if array.shape[1:] != (side, side, channels):
+                raise ValueError(
+                    f"`{name}` must be images (B, {side}, {side}, {channels}) or token ids. "
+                    f"Received: shape {array.shape}"
+                )
+            array = self.palette.encode(array)
+        self.check_token_arrays(array, name, padded=True)
+        return array
+
+
+def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
+    """Refuses an endless data set where Keras would go on for ever."""
+    if isinstance(x, keras.utils.PyDataset) and steps is None and x.num_batches is None:
+        raise ValueError(f"`{name}` must end (`EvaluationBatches` does). Received: endless {type(x).__name__}")
+
+
+def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Names the arguments of Keras' `fit`, `evaluate` or `predict` that follow `x`, and `y` where there is one."""
+    signature = inspect.signature(function)
+    leading = [None] * (3 if "y" in signature.parameters else 2)
+    bound = signature.bind(*leading, *args, **kwargs).arguments
+    named = dict(list(bound.items())[len(leading) :])
+    further = named.pop("kwargs", {})
+    return {**named, **further}
+
+
+def _check_batch_size(x: Any, options: dict[str, Any]) -> None:
+    """Checks the batch size, or Keras' own 32, of what is not in batches yet."""
+    if _array_of(token_ids_of(x)) is not None:
+        check_rows(options.get("batch_size") or 32, "batch_size")
+
+
+def _check_counts(options: dict[str, Any]) -> None:
+    """Checks the numbers among `fit`'s options, of which Keras takes 0 for none or for no end."""
+    for name in ("batch_size", "validation_batch_size", "steps_per_epoch", "validation_steps", "steps"):
+        if options.get(name) is not None:
+            options[name] = check_integer(name, options[name])
+    for name in ("epochs", "initial_epoch"):
+        if name in options:
+            options[name] = check_integer(name, options[name], 0)
+
+
+def _check_weights(sample_weight: Any, rows: int) -> None:
+    weights = None if sample_weight is None else _array_of(sample_weight)
+    if weights is None:
+        return
+    if weights.shape not in ((rows,), (rows, 1)) or weights.dtype.kind not in "fiub":
+        raise ValueError(
+            f"`sample_weight` must be numbers of shape ({rows},), one an image. "
+            f"Received: {weights.dtype} of shape {weights.shape}"
+        )
+    if not np.isfinite(weights).all():
+        raise ValueError(
+            f"`sample_weight` must be finite. Received: NaN or infinity in {int((~np.isfinite(weights)).sum())} rows"
+        )
+
+
+@contextmanager
+def _errors_of(checked: list[CheckedData]) -> Iterator[None]:
+    """Raises what was wrong with a batch as it was said, where TensorFlow passes an error of its own on."""
+    try:
+        yield
+    except Exception as raised:
+        for data in checked:
+            if data.error is not None and data.error is not raised:
+                raise data.error from None
+        raise
+
+
+def _as_example(data: CheckedData, y: Any, sample_weight: Any) -> Any:
+    """A batch of the kind that is to come."""
+    if data.first is not None:
+        return data.first
+
+    def first_row(values: Any) -> Any:
+        array = _array_of(values)
+        return None if array is None else array[:1]
+
+    x = data.data
+    inputs = {name: first_row(values) for name, values in x.items()} if isinstance(x, dict) else first_row(x)
+    return inputs, first_row(y), first_row(sample_weight)
+
+
+class _BatchesOfEpoch(keras.callbacks.Callback):
+    """Lets the batches begin with the first epoch that is trained, which `BackupAndRestore` may choose."""
+
+    def __init__(self, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.batches: Any = None
+        self._steps_per_epoch = steps_per_epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.batches is not None:
+            self.batches.start_at(epoch * self._steps_per_epoch)
+            self.batches = None
+
+
+def token_ids_of(inputs: Any) -> Any:
+    """Returns the token ids among a model's inputs: the tensor itself, or the dictionary's entry."""
+    return inputs["token_ids"] if isinstance(inputs, dict) else inputs
+
+
+def per_image(sample_weight: Any | None) -> Any | None:
+    """Returns weights as `(B,)`, or says what is wrong with their shape.
+
+    Args:
+        sample_weight: tensor `(B,)` or `(B, 1)`, or None.
+
+    Returns:
+        Tensor `(B,)`, or None.
+
+    Raises:
+        ValueError: if it is of another shape.
+    """
+    if sample_weight is None:
+        return None
+    shape = tuple(sample_weight.shape)
+    if len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):
+        raise ValueError(f"`sample_weight` must have shape (B,), one number an image. Received: shape {shape}")
+    return ops.reshape(sample_weight, (-1,))
+
+
+def _array_of(values: Any) -> npt.NDArray[Any] | None:
+    """Values in memory as a NumPy array; None for data sets, generators and nothing."""
+    if ops.is_tensor(values):
+        return np.asarray(ops.convert_to_numpy(values))
+    if isinstance(values, (list, tuple)) or hasattr(values, "__array__"):
+        return np.asarray(values)
+    return None
+
+
+def _with_public_optimizers(config: Any) -> Any:
+    """The configuration with PyTorch's optimizer classes replaced by the public ones of the same name."""
+    if isinstance(config, list):
+        return [_with_public_optimizers(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _with_public_optimizers(value) for key, value in config.items()}
+    if str(config.get("module", "")).startswith("keras.src.backend.torch.optimizers"):
+        config |= {"module": "keras.optimizers", "registered_name": None}
+    return config

@@ -1,0 +1,479 @@
+"""Palettes: images become sequences of colour indices, and back."""
+
+from __future__ import annotations
+
+import os
+import threading
+import tokenize
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.palette.nearest_color import build_color_table, nearest_colors, pack_colors, unpack_colors
+from keras_igpt.support.checks import check_integer
+from keras_igpt.support.files import whole_file
+
+UInt8Images = npt.NDArray[np.uint8]
+TokenIds = npt.NDArray[np.int32]
+
+# A palette asked for more colours than this in its life gets its table, which is built in less time than the next
+# as many would take.
+_COLORS_BEFORE_TABLE = 1 << 16
+
+# Workers of one data pipeline share a palette; its table is to be built once. (A lock of its own could not be copied.)
+_BUILDING = threading.Lock()
+
+# Centroids within this of a whole 8-bit value are that value: float32 on [-1, 1] cannot say it exactly.
+_WHOLE_VALUE_TOLERANCE = 1e-3
+
+# ITU-R BT.601 luma, which orders a fitted palette from dark to bright.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """How much of a set of images is lost by replacing each pixel by its palette colour.
+
+    Attributes:
+        num_pixels: int. Pixels measured.
+        root_mean_squared_error: float. Over pixels and channels, in units of the 0…255 scale.
+        peak_signal_to_noise_ratio: float. In decibels, with a peak of 255; infinite when nothing is lost.
+        largest_error: float. Largest distance of a pixel to its colour, Euclidean, 0…255 scale.
+        used_colors: int. Palette entries that occur in the images.
+        num_colors: int. Palette entries there are.
+    """
+
+    num_pixels: int
+    root_mean_squared_error: float
+    peak_signal_to_noise_ratio: float
+    largest_error: float
+    used_colors: int
+    num_colors: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_colors} colours ({self.used_colors} used) on {self.num_pixels:,} pixels: "
+            f"RMSE {self.root_mean_squared_error:.2f} of 255, "
+            f"PSNR {self.peak_signal_to_noise_ratio:.1f} dB, worst pixel {self.largest_error:.1f}"
+        )
+
+
+class ColorPalette:
+    """A fixed list of colours, and the exact nearest-colour map from pixels to token ids.
+
+    Image GPT clusters the (R, G, B) values of pixels with k-means and lets each pixel be the index of its
+    nearest cluster centre, which makes the sequence three times shorter than one of raw channels
+    (Chen et al., 2020, section 3.1: 512 colours, "9-bit").
+
+    Args:
+        centroids: float array `(V, C)` in [-1, 1], the official format: pixel value `x` in 0…255 lies at
+            `x / 127.5 - 1`. `C` is 3 for colour and 1 for grey images. Rows must be distinct.
+
+    Raises:
+        ValueError: if `centroids` has another shape, values outside [-1, 1] or repeated rows.
+
+    Example:
+    ```python
+    palette = ColorPalette.fit(images, num_colors=512, seed=0)   # images: uint8 (B, H, W, 3)
+    token_ids = palette.encode(images)                           # int32 (B, H * W), raster order
+    approximation = palette.decode(token_ids)                    # uint8 (B, H, W, 3)
+    ```
+
+    Reference:
+        [Chen et al., 2020, Generative Pretraining from Pixels](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf)
+    """
+
+    def __init__(self, centroids: npt.ArrayLike) -> None:
+        array = np.asarray(centroids)
+        if array.ndim != 2 or array.shape[-1] not in (1, 3) or len(array) < 1:
+            raise ValueError(
+                f"`centroids` must have shape (V, 3) for colour or (V, 1) for grey. Received: shape {array.shape}"
+            )
+        if array.dtype.kind != "f":
+            raise ValueError(
+                "`centroids` must be floats in [-1, 1] (use `ColorPalette.from_colors` for uint8 colours). "
+                f"Received: dtype {array.dtype}"
+            )
+        if not np.all(np.abs(array) <= 1 + 1e-6):
+            raise ValueError(
+                "`centroids` must lie in [-1, 1], where pixel value x is x / 127.5 - 1. "
+                f"Received: values from {array.min():.4g} to {array.max():.4g}"
+            )
+        self._centroids = array.astype(np.float32)
+        # Where the colours live on the pixel scale. Whole values are restored from their float32 image so that
+        # distances between them are exact and ties really tie.
+        positions = (self._centroids.astype(np.float64) + 1.0) * 127.5
+        whole = np.rint(positions)
+        if np.all(np.abs(positions - whole) < _WHOLE_VALUE_TOLERANCE):
+            positions = whole
+        self._positions = positions
+        if len(np.unique(positions, axis=0)) != len(positions):
+            raise ValueError(
+                "`centroids` must be distinct colours. Received: "
+                f"{len(np.unique(positions, axis=0))} distinct rows of {len(positions)}"
+            )
+        self._table: npt.NDArray[Any] | None = None
+        self._colors_looked_up = 0
+
+    @classmethod
+    def from_colors(cls, colors: npt.ArrayLike) -> ColorPalette:
+        """Makes a palette of whole 8-bit colours.
+
+        Args:
+            colors: uint8 array `(V, 3)` or, for grey images, `(V, 1)`.
+
+        Returns:
+            A `ColorPalette`.
+
+        Raises:
+            ValueError: if `colors` is not uint8.
+
+        Example:
+        ```python
+        black_and_white = ColorPalette.from_colors(np.array([[0], [255]], "uint8"))
+        ```
+        """
+        array = np.asarray(colors)
+        if array.dtype != np.uint8:
+            raise ValueError(f"`colors` must be uint8. Received: dtype {array.dtype}")
+        return cls(array / 127.5 - 1.0)
+
+    @classmethod
+    def fit(
+        cls,
+        images: npt.ArrayLike,
+        num_colors: int = 512,
+        seed: int = 0,
+        max_pixels: int = 1 << 18,
+        max_iterations: int = 100,
+    ) -> ColorPalette:
+        """Clusters the colours of images with k-means.
+
+        The paper gives neither the sample nor the seed nor the iterations of its k-means. Here: at most
+        `max_pixels` pixels drawn without replacement, k-means++ and Lloyd iterations (scikit-learn) on their
+        distinct colours weighted by count. Centres are rounded to whole 8-bit colours, so that `encode(decode(ids))`
+        gives `ids` again, and ordered from dark to bright.
+
+        Args:
+            images: uint8 array `(..., H, W, C)`, `C` 3 or 1.
+            num_colors: int. Palette size `V`.
+            seed: int. Equal images and seed give an equal palette.
+            max_pixels: int. Pixels that k-means sees at most.
+            max_iterations: int. Lloyd iterations at most.
+
+        Returns:
+            A `ColorPalette` of exactly `num_colors` distinct colours.
+
+        Raises:
+            ValueError: if `images` is not uint8 of that shape, or has fewer distinct colours than `num_colors`.
+            ImportError: if scikit-learn is absent.
+
+        Example:
+        ```python
+        palette = ColorPalette.fit(images, num_colors=64, seed=0)
+        ```
+        """
+        pixels = check_images(images)
+        pixels = pixels.reshape(-1, pixels.shape[-1])
+        num_colors = check_integer("num_colors", num_colors)
+        # scikit-learn's seeds have 32 bits.
+        seed = check_integer("seed", seed, 0, 2**32 - 1)
+        max_pixels = check_integer("max_pixels", max_pixels)
+        max_iterations = check_integer("max_iterations", max_iterations)
+        if len(pixels) > max_pixels:
+            chosen = np.random.default_rng(seed).choice(len(pixels), max_pixels, replace=False)
+            pixels = pixels[chosen]
+        packed, counts = np.unique(pack_colors(pixels), return_counts=True)
+        colors = unpack_colors(packed, pixels.shape[-1])
+        if len(colors) < num_colors:
+            raise ValueError(
+                f"`images` must have at least `num_colors`={num_colors} distinct colours "
+                f"(of {len(pixels):,} pixels looked at); fit fewer colours or give more images. "
+                f"Received: {len(colors)} distinct colours"
+            )
+        if len(colors) > num_colors:
+            colors = _cluster(colors, counts, num_colors, seed, max_iterations)
+        luma = colors @ _LUMA if colors.shape[-1] == 3 else colors[:, 0]
+        order = np.lexsort((*colors.T, luma))
+        return cls.from_colors(colors[order])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ColorPalette:
+        """Reads a palette from a `.npy` file in the official format, the released `kmeans_centers.npy` included.
+
+        Args:
+            path: file holding a float array `(V, 3)` or `(V, 1)` in [-1, 1]. Pickled files are refused.
+
+        Returns:
+            A `ColorPalette`.
+
+        Raises:
+            ValueError: if the file is not such an array.
+
+        Example:
+        ```python
+        palette = ColorPalette.load("kmeans_centers.npy")
+        ```
+        """
+        try:
+            # Mapped: a shape that the file only claims takes no memory.
+            centroids = np.array(np.lib.format.open_memmap(path, mode="r"))
+        # What NumPy raises for headers that are cut off, changed or absurd.
+        except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:
+            raise ValueError(
+                "`path` must be a .npy file with a float array (V, 3) or (V, 1) in [-1, 1]. "
+                f"Received: {os.fspath(path)!r}, which NumPy cannot read ({error})"
+            ) from error
+        return cls(centroids)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the palette as `.npy`: float32 `(V, C)` in [-1, 1], the official format.
+
+        The file is written under a temporary name and renamed, so that a reader never meets half of it.
+
+        Args:
+            path: file to write.
+
+        Example:
+        ```python
+        palette.save("palette.npy")
+        ```
+        """
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.save(file, self._centroids, allow_pickle=False)
+
+    @property
+    def num_colors(self) -> int:
+        """Palette size `V`."""
+        return len(self._centroids)
+
+    @property
+    def num_channels(self) -> int:
+        """3 for colour, 1 for grey."""
+        return int(self._centroids.shape[-1])
+
+    @property
+    def centroids(self) -> npt.NDArray[np.float32]:
+        """Colours as float32 `(V, C)` in [-1, 1], a copy."""
+        return self._centroids.copy()
+
+    @property
+    def colors(self) -> UInt8Images:
+        """Colours as uint8 `(V, C)`: `rint(127.5 * (centroid + 1))`, as in the official sampler."""
+        return np.rint(self._positions).clip(0, 255).astype(np.uint8)
+
+    def __repr__(self) -> str:
+        return f"ColorPalette(num_colors={self.num_colors}, num_channels={self.num_channels})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ColorPalette) and np.array_equal(self._centroids, other._centroids)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def encode(self, images: npt.ArrayLike) -> TokenIds:
+        """Replaces each pixel by the index of its nearest colour.
+
+        Nearest in Euclidean distance, computed in float64; a tie goes to the lower index. The first few distinct
+        colours are looked up one by one, which takes no memory to speak of; from 65,536 on, all 2²⁴ colours are held
+        in a table (32 MB, half a second to build at 512 colours), and encoding is one access a pixel.
+
+        Args:
+            images: uint8 array `(..., H, W, C)` with the palette's number of channels.
+
+        Returns:
+            int32 array `(..., H * W)` of token ids in raster order.
+
+        Raises:
+            ValueError: if `images` is not uint8 or has another number of channels.
+
+        Example:
+        ```python
+        token_ids = palette.encode(images)
+        ```
+        """
+        array = check_images(images)
+        if array.shape[-1] != self.num_channels:
+            raise ValueError(
+                f"`images` must have the palette's {self.num_channels} channel(s). Received: shape {array.shape}"
+            )
+        tokens = array.shape[-3] * array.shape[-2]
+        return self._look_up(pack_colors(array)).reshape(*array.shape[:-3], tokens)
+
+    def decode(self, token_ids: npt.ArrayLike, image_shape: tuple[int, int] | None = None) -> UInt8Images:
+        """Turns token ids back into pixels.
+
+        Args:
+            token_ids: integer array `(..., T)`, values 0…V-1, raster order.
+            image_shape: `(height, width)` with `height * width == T`; a square by default.
+
+        Returns:
+            uint8 array `(..., H, W, C)`.
+
+        Raises:
+            ValueError: if an id is out of range or `T` does not fit `image_shape`.
+
+        Example:
+        ```python
+        images = palette.decode(token_ids)
+        ```
+        """
+        ids = check_token_ids(token_ids, self.num_colors)
+        length = ids.shape[-1]
+        if image_shape is None:
+            side = round(length**0.5)
+            image_shape = (side, side)
+        if image_shape[0] * image_shape[1] != length:
+            raise ValueError(
+                "`image_shape` must hold as many pixels as there are tokens (a square by default). "
+                f"Received: {length} tokens, image_shape={image_shape}"
+            )
+        pixels: UInt8Images = self.colors[ids]
+        return pixels.reshape(*ids.shape[:-1], *image_shape, self.num_channels)
+
+    def quantization_report(self, images: npt.ArrayLike) -> QuantizationReport:
+        """Measures what the palette loses on images.
+
+        Args:
+            images: uint8 array `(..., H, W, C)`.
+
+        Returns:
+            A `QuantizationReport`, which prints as one line.
+
+        Raises:
+            ValueError: as `encode`.
+
+        Example:
+        ```python
+        print(palette.quantization_report(images))
+        ```
+        """
+        array = check_images(images)
+        ids = self.encode(array).reshape(-1)
+        pixels = array.reshape(-1, self.num_channels).astype(np.float32)
+        squared = np.square(pixels - self.colors.astype(np.float32)[ids])
+        mean_squared = float(squared.mean(dtype=np.float64))
+        return QuantizationReport(
+            num_pixels=len(ids),
+            root_mean_squared_error=mean_squared**0.5,
+            peak_signal_to_noise_ratio=float(10 * np.log10(255**2 / mean_squared)) if mean_squared else float("inf"),
+            largest_error=float(np.sqrt(squared.sum(axis=-1).max())),
+            used_colors=len(np.unique(ids)),
+            num_colors=self.num_colors,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the palette as plain lists, as a model's configuration holds it."""
+        return {"centroids": self._centroids.tolist()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ColorPalette:
+        """Makes the palette that `get_config` described."""
+        return cls(np.asarray(config["centroids"], np.float32))
+
+    def _look_up(self, packed: npt.NDArray[np.int64]) -> TokenIds:
+        if self._table is None:
+            distinct, places = np.unique(packed, return_inverse=True)
+            self._colors_looked_up += len(distinct)
+            if self._colors_looked_up <= _COLORS_BEFORE_TABLE:
+                nearest = nearest_colors(unpack_colors(distinct, self.num_channels), self._positions)
+                return nearest.astype(np.int32)[places]
+            with _BUILDING:
+                if self._table is None:
+                    self._table = build_color_table(self._positions)
+        # All indices are in the table; `clip` only spares the check.
+        return self._table.take(packed, mode="clip").astype(np.int32)
+
+
+def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
+    """Returns images as an array, or says what is wrong with them.
+
+    Args:
+        images: expected uint8 `(..., H, W, C)` with `C` 1 or 3.
+        name: what the caller calls them.
+
+    Returns:
+        The array, unchanged.
+
+    Raises:
+        ValueError: if they are of several sizes, or dtype, rank, channels or size are wrong.
+    """
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be one array, of pictures of one size. Received: {type(images).__name__} ({error})"
+        ) from error
+    if array.dtype != np.uint8:
+        hint = "; scale floats to 0…255 and convert them" if array.dtype.kind == "f" else ""
+        raise ValueError(f"`{name}` must be uint8 (0…255){hint}. Received: dtype {array.dtype}")
+    if array.ndim < 3 or array.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"`{name}` must have shape (..., height, width, channels) with 3 channels, or 1 for grey. "
+            f"Received: shape {array.shape}"
+        )
+    if array.size == 0:
+        raise ValueError(f"`{name}` must hold at least one pixel. Received: shape {array.shape}")
+    return cast(UInt8Images, array)
+
+
+def check_token_ids(token_ids: npt.ArrayLike, num_colors: int, name: str = "token_ids") -> npt.NDArray[np.integer[Any]]:
+    """Returns token ids as an array, or says what is wrong with them.
+
+    Args:
+        token_ids: expected integers `(..., T)`, values 0…num_colors-1.
+        num_colors: palette size `V`.
+        name: what the caller calls them.
+
+    Returns:
+        The array, unchanged.
+
+    Raises:
+        ValueError: if they are no integers, a scalar, or out of range.
+    """
+    array = np.asarray(token_ids)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"`{name}` must be integers. Received: dtype {array.dtype}")
+    if array.ndim < 1:
+        raise ValueError(f"`{name}` must have shape (..., tokens). Received: a scalar")
+    if array.size and (array.min() < 0 or array.max() >= num_colors):
+        raise ValueError(
+            f"`{name}` must lie in 0…{num_colors - 1}, the palette's colours. "
+            f"Received: values from {array.min()} to {array.max()}"
+        )
+    return array
+
+
+def _cluster(
+    colors: UInt8Images,
+    counts: npt.NDArray[np.int64],
+    num_colors: int,
+    seed: int,
+    max_iterations: int,
+) -> UInt8Images:
+    """K-means on weighted colours; the centres as whole, distinct colours."""
+    try:
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise ImportError("Fitting a palette needs scikit-learn: pip install 'keras_igpt[palette]'") from error
+    k_means = KMeans(num_colors, n_init=1, max_iter=max_iterations, random_state=seed)
+    # One thread: several would add up the centres in whatever order they finish, and the seed would not decide.
+    with threadpool_limits(limits=1):
+        k_means.fit(colors.astype(np.float64), sample_weight=counts.astype(np.float64))
+    centers = np.unique(np.rint(k_means.cluster_centers_).clip(0, 255).astype(np.uint8), axis=0)
+    # Rounding can merge centres. Their places go to the colours that the palette serves worst.
+    distances = np.full(len(colors), np.iinfo(np.int64).max)
+
+    def serve(center: UInt8Images) -> None:
+        squared = np.square(colors.astype(np.int64) - center.astype(np.int64)).sum(axis=-1)
+        np.minimum(distances, squared, out=distances)
+
+    if len(centers) < num_colors:
+        for center in centers:
+            serve(center)
+    while len(centers) < num_colors:
+        centers = np.concatenate([centers, colors[np.argmax(distances * counts)][None]])
+        serve(centers[-1])
+    return centers

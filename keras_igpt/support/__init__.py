@@ -1,0 +1,1 @@
+"""What every room needs: checks of arguments, files that are whole or not there, random numbers by purpose."""

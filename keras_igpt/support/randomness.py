@@ -1,0 +1,63 @@
+"""Random numbers that are functions of what they are for, not of what was drawn before."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.support.checks import check_integer
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def random_bits(purpose: str, *keys: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """Hashes a purpose and integers to 64 random bits: splitmix64's finalizer, once for each key.
+
+    NumPy's generators may change their streams between versions. These bits never change, so that a split, an order or
+    a crop is the same wherever it is asked for.
+
+    Args:
+        purpose: str. What the numbers are for; other purposes get independent ones.
+        *keys: non-negative integers or integer arrays that broadcast: seed, epoch, index, …
+
+    Returns:
+        uint64 array of the keys' common shape.
+
+    Example:
+    ```python
+    bits = random_bits("order", seed, epoch, np.arange(10))
+    ```
+
+    Reference:
+        [Steele et al., 2014, Fast Splittable Pseudorandom Number Generators](https://doi.org/10.1145/2660193.2660195)
+    """
+    state = np.asarray(zlib.crc32(purpose.encode()), np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        for key in keys:
+            state = _mix(state + _GOLDEN + np.asarray(key).astype(np.uint64))
+    return state
+
+
+def uniforms(purpose: str, *keys: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1) by the same keys as `random_bits`."""
+    return (random_bits(purpose, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(count: int, purpose: str, *keys: int) -> npt.NDArray[np.int64]:
+    """A random order of 0…count-1 by the same keys as `random_bits`."""
+    return np.argsort(random_bits(purpose, *keys, np.arange(count)), kind="stable").astype(np.int64)
+
+
+def check_seed(seed: Any) -> int:
+    """Returns a seed as int, or says what is wrong with it."""
+    # All 64 bits count, and there are no more.
+    return check_integer("seed", seed, 0, 2**64 - 1)
+
+
+def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""How to train: recipes, accumulated gradients, exact resume, several devices."""

@@ -1,0 +1,177 @@
+"""Training over several devices and processes: where weights and batches go.
+
+Keras distributes on JAX alone. TensorFlow has `tf.distribute` for it, in whose scope the models of this package work as
+they are; on PyTorch they run on one device.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_igpt.backend.processes import host_array, process_count, process_index
+from keras_igpt.support.checks import check_integer
+
+# Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
+_LAYOUTS: dict[str, tuple[str | None, ...]] = {
+    # A head's queries, keys, values and attention stay on one device; only the sum over heads crosses devices.
+    "query_key_value/kernel": (None, None, "model", None),
+    "output_projection/kernel": ("model", None, None),
+    # Likewise a hidden unit of the feed-forward network: one sum a block.
+    "expansion/kernel": (None, "model"),
+    "contraction/kernel": ("model", None),
+    # Along the palette, so that the logits, (B, T, V) in float32, are shared out too; the loss sums over them.
+    "pixel_head/kernel": (None, "model"),
+    # What follows is 0.2% of iGPT-L at 32x32 pixels. Whole everywhere it needs no messages: a divided table of
+    # embeddings would send activations, (B, T, D), in every step.
+    "token_embedding/embeddings": (None, None),
+    "position_embedding": (None, None),
+    "start_vector": (None,),
+    "(attention_norm|feed_forward_norm|final_norm)/(gain|bias)": (None,),
+    "class_head/kernel": (None, None),
+    "random_position_mask/step": (),
+}
+
+
+def layout_map(
+    device_mesh: keras.distribution.DeviceMesh, architecture: Mapping[str, Any]
+) -> keras.distribution.LayoutMap:
+    """Says where each weight of this package's models goes on a mesh of devices.
+
+    Attention heads, the feed-forward network's width 4D and the pixel head's colours are shared out along the axis
+    `"model"`; all else is whole on every device. The optimizer's moments lie where their weights do.
+
+    Args:
+        device_mesh: `keras.distribution.DeviceMesh` with the axes `"batch"` and `"model"`.
+        architecture: constructor arguments of `ImageGPTBackbone`, such as `get_preset("igpt_large").architecture`, of
+            the models to come; they are not made yet when the mesh must be known.
+
+    Returns:
+        A `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
+
+    Raises:
+        ValueError: if an axis is missing, or does not divide the heads or the palette.
+
+    Example:
+    ```python
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+    layouts = layout_map(mesh, get_preset("igpt_large").architecture)
+    keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch"))
+    ```
+    """
+    axes = dict(zip(device_mesh.axis_names, device_mesh.shape, strict=True))
+    if set(axes) != {"batch", "model"}:
+        raise ValueError(f"`device_mesh` must have the axes 'batch' and 'model'. Received: {device_mesh.axis_names}")
+    # Where the heads divide, so do D and 4D.
+    for name in ("num_heads", "vocabulary_size"):
+        if architecture[name] % axes["model"]:
+            raise ValueError(
+                f"`device_mesh` must have a 'model' axis that divides {name}={architecture[name]}. "
+                f"Received: {axes['model']} devices along it"
+            )
+    layouts = keras.distribution.LayoutMap(device_mesh)
+    for path, layout in _LAYOUTS.items():
+        layouts[f".*/{path}"] = layout
+    return layouts
+
+
+def make_distribution(architecture: Mapping[str, Any], model_devices: int = 1) -> keras.distribution.Distribution:
+    """Makes a distribution over all devices of all processes, for batches of `TrainingBatches`.
+
+    Set it before anything of Keras is made, model and optimizer included.
+
+    Args:
+        architecture: as in `layout_map`.
+        model_devices: int. Devices that share one copy of the model; 1 keeps a whole copy on each. The batch is shared
+            out over the copies.
+
+    Returns:
+        A `keras.distribution.DataParallel` or `keras.distribution.ModelParallel`.
+
+    Raises:
+        ValueError: if the backend is not JAX, or the devices cannot be divided like this.
+
+    Example:
+    ```python
+    keras.distribution.initialize()   # only with several processes
+    distribution = make_distribution(get_preset("igpt_large").architecture, model_devices=4)
+    keras.distribution.set_distribution(distribution)
+    batches = TrainingBatches(data.train, palette, batch_size=128, shard=data_shard(distribution))
+    ```
+    """
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            "`KERAS_BACKEND` must be 'jax': Keras ignores distributions on TensorFlow (use `tf.distribute`) and has "
+            f"none on PyTorch. Received: {keras.backend.backend()!r}"
+        )
+    devices = keras.distribution.list_devices()
+    model_devices = check_integer("model_devices", model_devices)
+    if len(devices) % model_devices:
+        raise ValueError(
+            f"`model_devices` must divide the {len(devices)} device(s). Received: model_devices={model_devices}"
+        )
+    # Batches of this package come in the shard of each process; Keras could divide a `tf.data.Dataset` only.
+    if model_devices == 1:
+        return keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+    mesh = keras.distribution.DeviceMesh((len(devices) // model_devices, model_devices), ("batch", "model"), devices)
+    return keras.distribution.ModelParallel(
+        layout_map=layout_map(mesh, architecture), batch_dim_name="batch", auto_shard_dataset=False
+    )
+
+
+def save_model(model: keras.Model, path: str | Path) -> None:
+    """Writes a `.keras` file from the first process, wherever the parts of the weights are.
+
+    The file is that of one device and opens under any distribution. It takes its name when it is whole. All processes
+    must call this; when it returns, the file is there. Weights and optimizer state must fit into the memory of the
+    first host.
+
+    Args:
+        model: a model of this package, compiled or not.
+        path: file name ending in `.keras`, of a place that the first process can write to.
+
+    Example:
+    ```python
+    save_model(lm, "igpt.keras")
+    ```
+    """
+    path = Path(path)
+    if process_count() > 1:
+        _save_from_first_process(model, path)
+    else:
+        model.save(path)
+
+
+def _save_from_first_process(model: keras.Model, path: Path) -> None:
+    from jax.experimental import multihost_utils
+
+    with_optimizer = model.optimizer is not None and model.optimizer.built
+
+    def state(owner: keras.Model) -> list[keras.Variable]:
+        return [*owner.variables, *(owner.optimizer.variables if with_optimizer else ())]
+
+    first = process_index() == 0
+    arrays = []
+    for variable in state(model):
+        array = host_array(variable)
+        if first:
+            arrays.append(array)
+    if first:
+        distribution, random_state = keras.distribution.distribution(), random.getstate()
+        keras.distribution.set_distribution(None)
+        try:
+            # On the host: one device may not hold the whole.
+            with keras.device("cpu:0"):
+                copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+                for variable, array in zip(state(copy), arrays, strict=True):
+                    variable.assign(array)
+                copy.save(path)
+        finally:
+            keras.distribution.set_distribution(distribution)
+            # Making the copy drew seeds that the other processes did not draw.
+            random.setstate(random_state)
+    multihost_utils.sync_global_devices("save_model")

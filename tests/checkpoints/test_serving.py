@@ -1,0 +1,162 @@
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_causal_lm, make_masked_lm, randomize, to_numpy
+
+import keras_igpt as igpt
+from keras_igpt.checkpoints.serving import PaletteEncoding, ServingModel
+from keras_igpt.evaluation.features import FeatureExtractor
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (5, 4, 4, 3)).astype("uint8")
+
+
+def grey(values):
+    return igpt.ColorPalette.from_colors(np.array(values, "uint8")[:, None])
+
+
+PALETTES = {
+    "whole colours": lambda: igpt.ColorPalette.from_colors(RANDOM.integers(0, 256, (300, 3)).astype("uint8")),
+    # Corners of a grid: many pixels are as near to one as to another.
+    "ties": lambda: igpt.ColorPalette.from_colors(
+        np.stack(np.meshgrid([0, 128, 254], [2, 100, 254], [0, 4], indexing="ij"), -1).reshape(-1, 3).astype("uint8")
+    ),
+    "extremes": lambda: igpt.ColorPalette.from_colors(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 255]], "uint8")),
+    "grey": lambda: grey([200, 10, 100, 60]),
+    "grey, between whole values": lambda: igpt.ColorPalette(np.linspace(-0.93, 0.97, 7)[:, None]),
+    "between whole values": lambda: igpt.ColorPalette(RANDOM.uniform(-1, 1, (40, 3))),
+}
+
+
+@pytest.mark.parametrize("name", PALETTES)
+def test_encoding_in_the_graph_is_the_palettes_own(name):
+    palette = PALETTES[name]()
+    images = np.random.default_rng(1).integers(0, 256, (2, 60, 50, palette.num_channels)).astype("uint8")
+    # Even values meet ties more often.
+    images[1] = images[1] // 2 * 2
+    layer = PaletteEncoding(palette)
+    assert (layer.table is None) == ("between" not in name)
+    token_ids = to_numpy(layer(images))
+    assert token_ids.dtype == np.int32
+    np.testing.assert_array_equal(token_ids, palette.encode(images))
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    keras.utils.set_random_seed(0)
+    palette = igpt.ColorPalette.from_colors(np.random.default_rng(3).integers(0, 256, (16, 3)).astype("uint8"))
+    return randomize(igpt.ImageGPTImageClassifier(make_causal_lm(palette), num_classes=4), scale=0.1)
+
+
+def test_pictures_go_in_and_class_logits_come_out(classifier):
+    expected = classifier.predict(classifier.palette.encode(IMAGES), verbose=0)
+    np.testing.assert_allclose(ServingModel(classifier).predict(IMAGES, verbose=0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
+def test_pictures_go_in_and_features_or_pixel_logits_come_out(make, palette):
+    model = randomize(make(palette), scale=0.1)
+    token_ids = palette.encode(IMAGES)
+    np.testing.assert_allclose(to_numpy(ServingModel(model)(IMAGES)), to_numpy(model(token_ids)), atol=1e-6)
+    extractor = FeatureExtractor(model, layers=[2, 0])
+    expected = to_numpy(model.pooled_features(token_ids))[:, [2, 0]]
+    np.testing.assert_allclose(to_numpy(ServingModel(extractor)(IMAGES)), expected, atol=1e-6)
+
+
+def importable(*packages):
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def test_a_saved_model_gives_the_same_logits(classifier, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    if keras.backend.backend() == "torch" and not importable("torch_xla"):
+        with pytest.raises(ImportError, match="on torch needs torch_xla: pip install torch_xla"):
+            ServingModel(classifier).export(tmp_path / "saved")
+        return
+    serving = ServingModel(classifier)
+    serving.export(tmp_path / "saved")
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    for count in (5, 2):
+        outputs = loaded.serve(IMAGES[:count]).numpy()
+        np.testing.assert_allclose(outputs, serving.predict(IMAGES[:count], verbose=0), atol=1e-6)
+
+
+EXPORTERS = {"jax": ["jax2onnx"], "tensorflow": ["tf2onnx"], "torch": ["onnx", "onnxscript"]}
+
+
+def onnx_outputs(path, images):
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    (given,) = session.get_inputs()
+    return session.run(None, {given.name: images})[0]
+
+
+def test_onnx_gives_the_same_logits(classifier, tmp_path):
+    backend = keras.backend.backend()
+    if not importable(*EXPORTERS[backend]):
+        pytest.skip(f"needs {EXPORTERS[backend]}")
+    serving = ServingModel(classifier)
+    serving.export(tmp_path / "model.onnx", format="onnx", batch_size=5 if backend == "torch" else None)
+    expected = serving.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(onnx_outputs(tmp_path / "model.onnx", IMAGES), expected, atol=1e-5)
+
+
+def test_onnx_of_a_masked_model(palette, tmp_path):
+    serving = ServingModel(FeatureExtractor(randomize(make_masked_lm(palette), scale=0.1), layers=[1]))
+    if keras.backend.backend() != "torch":
+        with pytest.raises(ValueError, match=r"`format` must be 'tf_saved_model' for a BERT model.*Received: "):
+            serving.export(tmp_path / "model.onnx", format="onnx")
+        return
+    if not importable(*EXPORTERS["torch"]):
+        pytest.skip(f"needs {EXPORTERS['torch']}")
+    serving.export(tmp_path / "model.onnx", format="onnx", batch_size=5)
+    expected = serving.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(onnx_outputs(tmp_path / "model.onnx", IMAGES), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("model.onnx", None, "onnx"),
+        ("model.ONNX", None, "onnx"),
+        ("model", None, "tf_saved_model"),
+        ("model", "onnx", "onnx"),
+        ("model.onnx", "tf_saved_model", None),
+    ],
+)
+def test_the_name_of_the_file_says_the_format(classifier, tmp_path, monkeypatch, name, given, expected):
+    written = []
+    monkeypatch.setattr(keras.Model, "export", lambda self, path, format, **others: written.append((path, format)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if all exporters were there
+    path = tmp_path / name
+    if expected is None:
+        with pytest.raises(ValueError, match=r"`filepath` must be a folder.*pass format='onnx'.*Received: "):
+            ServingModel(classifier).export(path, format=given, batch_size=np.int64(2))
+    else:
+        ServingModel(classifier).export(path, format=given, batch_size=np.int64(2))
+    assert written == ([] if expected is None else [(str(path), expected)])
+
+
+def test_absent_exporters_are_named(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    absent = " ".join(EXPORTERS[keras.backend.backend()])
+    with pytest.raises(ImportError, match=f"pip install {absent}$"):
+        ServingModel(classifier).export(tmp_path / "model.onnx", format="onnx", batch_size=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_served_is_named(classifier, palette):
+    serving = ServingModel(classifier)
+    half = ServingModel(make_causal_lm(palette, dtype="mixed_bfloat16"))
+    for argument, call in (
+        ("model", lambda: ServingModel(classifier.backbone)),
+        ("model", lambda: ServingModel(make_causal_lm())),
+        ("format", lambda: serving.export("model", format="tflite")),
+        ("format", lambda: half.export("model.onnx", format="onnx", batch_size=1)),
+        ("batch_size", lambda: serving.export("model", batch_size=0)),
+        ("images", lambda: serving(IMAGES.astype("float32"))),
+        ("images", lambda: serving(IMAGES[:, :2])),
+    ):
+        with pytest.raises(ValueError, match=rf"`{argument}` must .*Received: "):
+            call()

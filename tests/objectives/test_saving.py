@@ -1,0 +1,227 @@
+import os
+import subprocess
+import sys
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize
+
+import keras_igpt as igpt
+
+BACKENDS = ("jax", "tensorflow", "torch")
+
+# Runs in a process of its own that imports keras_igpt alone before it loads the file.
+OPEN_ELSEWHERE = """
+import sys
+import zipfile
+import numpy as np
+import keras_igpt
+import h5py
+import keras
+path, arrays, result = sys.argv[1:]
+model = keras.saving.load_model(path)
+stored = np.load(arrays)
+token_ids, labels = stored["token_ids"], stored["labels"]
+outputs = {"logits": model.predict(token_ids, verbose=0), "iterations": int(model.optimizer.iterations)}
+backbone = model.backbone
+outputs["features"] = keras.ops.convert_to_numpy(backbone.pooled_features(token_ids))
+outputs["centroids"] = model.palette.centroids
+targets = labels if hasattr(model, "num_classes") else None
+history = model.fit(token_ids, targets, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+outputs["losses"] = np.array(history["loss"])
+np.savez(result, **outputs)
+"""
+
+
+def make_trained(kind, palette):
+    if kind == "causal":
+        model = randomize(make_causal_lm(palette), scale=0.1)
+        recipe = igpt.pretraining_recipe("igpt_nano", "ar", steps=50)
+    elif kind == "masked":
+        model = randomize(make_masked_lm(palette, normalization="rms_norm", mask_rate=0.3, mask_seed=2), scale=0.1)
+        recipe = igpt.pretraining_recipe("igpt_nano", "bert", steps=50)
+    else:
+        language_model = randomize(make_masked_lm(palette), scale=0.1)
+        model = igpt.ImageGPTImageClassifier(language_model, num_classes=4, generative_weight=0.5)
+        recipe = igpt.finetuning_recipe(0.001)
+    model.compile(**recipe)
+    token_ids, labels = random_tokens(8), np.arange(8) % 4
+    fit(model, token_ids, labels, epochs=3)
+    return model, token_ids, labels
+
+
+def fit(model, token_ids, labels, epochs):
+    targets = labels if isinstance(model, igpt.ImageGPTImageClassifier) else None
+    return model.fit(token_ids, targets, batch_size=8, epochs=epochs, shuffle=False, verbose=0).history["loss"]
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "classifier"])
+def test_one_file_holds_everything(kind, palette, tmp_path):
+    model, token_ids, labels = make_trained(kind, palette)
+    model.save(tmp_path / "model.keras")
+    restored = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(restored) is type(model)
+    assert restored.palette == palette
+    # Names of metrics are counted up in a process; everything else must be the same.
+    assert restored.backbone.get_config() == model.backbone.get_config()
+    np.testing.assert_array_equal(restored.predict(token_ids, verbose=0), model.predict(token_ids, verbose=0))
+    for old, new in zip(model.optimizer.variables, restored.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(old), keras.ops.convert_to_numpy(new))
+    # The next masks are those of the next step, not those of the first.
+    np.testing.assert_allclose(
+        fit(restored, token_ids, labels, epochs=2), fit(model, token_ids, labels, epochs=2), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["causal", "classifier"])
+def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_backend(kind, backend, palette, tmp_path):
+    pytest.importorskip(backend)
+    model, token_ids, labels = make_trained(kind, palette)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "arrays.npz", token_ids=token_ids, labels=labels)
+    arguments = [str(tmp_path / name) for name in ("model.keras", "arrays.npz", "result.npz")]
+    subprocess.run(
+        [sys.executable, "-c", OPEN_ELSEWHERE, *arguments],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        cwd=tmp_path,
+    )
+    result = np.load(tmp_path / "result.npz")
+    np.testing.assert_allclose(result["logits"], model.predict(token_ids, verbose=0), atol=1e-4)
+    features = keras.ops.convert_to_numpy(model.backbone.pooled_features(token_ids))
+    np.testing.assert_allclose(result["features"], features, atol=1e-4)
+    np.testing.assert_array_equal(result["centroids"], palette.centroids)
+    assert result["iterations"] == 3
+    here = fit(model, token_ids, labels, epochs=2)
+    assert result["losses"][0] == pytest.approx(here[0], rel=1e-5)
+    # One update apart: Adam turns rounding of its smallest gradients into steps of full size.
+    assert result["losses"][1] == pytest.approx(here[1], rel=2e-3)
+
+
+@pytest.mark.parametrize("chosen", ["auto", True, False])
+def test_where_a_file_opens_decides_whether_it_is_compiled(chosen, tmp_path):
+    model = make_causal_lm()
+    model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=8), jit_compile=chosen)
+    model.optimizer.build(model.trainable_variables)
+    by_default = make_causal_lm().jit_compile
+    expected = "auto" if chosen in ("auto", by_default) else chosen
+    assert model.get_compile_config()["jit_compile"] == expected
+    model.save(tmp_path / "model.keras")
+    assert keras.saving.load_model(tmp_path / "model.keras").jit_compile == model.jit_compile
+
+
+def test_a_file_opened_without_its_optimizer_passes_none_on(palette, tmp_path):
+    """Neither alone nor inside a classifier, whose own is all that its file has."""
+    model, _, _ = make_trained("causal", palette)
+    model.save(tmp_path / "model.keras")
+    without = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert getattr(without, "optimizer", None) is None
+    without.save(tmp_path / "without.keras")
+    classifier = igpt.ImageGPTImageClassifier(without, num_classes=4)
+    classifier.compile(**igpt.finetuning_recipe(0.001))
+    classifier.optimizer.build(classifier.trainable_variables)
+    classifier.save(tmp_path / "classifier.keras")
+    stored = {}
+    for name in ("model", "without", "classifier"):
+        with zipfile.ZipFile(tmp_path / f"{name}.keras") as file, file.open("model.weights.h5") as weights:
+            paths = []
+            with h5py.File(weights) as tree:
+                tree.visit(paths.append)
+            stored[name] = [path for path in paths if "optimizer" in path]
+    assert stored["model"]
+    assert stored["without"] == []
+    assert all(path.startswith("optimizer") for path in stored["classifier"])
+
+
+# Dies while it writes over what it has written, as by SIGKILL: `os._exit` runs nothing on its way out.
+DIE_WHILE_SAVING = """
+import os, shutil, sys
+import h5py
+import keras_igpt as igpt
+from keras_igpt.training.distribution import save_model
+kind, path, copy = sys.argv[1:]
+lm = igpt.ImageGPTCausalLM(igpt.ImageGPTBackbone(16, 4, 1, 2, 8, attention="causal"))
+lm.compile("sgd")
+save = {
+    "file": lambda: lm.save(path),
+    "folder": lambda: lm.save(path, zipped=False),
+    "weights": lambda: lm.save_weights(path),
+    "backbone": lambda: lm.backbone.save(path),
+    "save_model": lambda: save_model(lm, path),
+}[kind]
+save()
+(shutil.copytree if os.path.isdir(path) else shutil.copy)(path, copy)
+lm.set_weights([weight + 1 for weight in lm.get_weights()])
+close = h5py.File.close
+h5py.File.close = lambda file: (close(file), os._exit(9))
+save()
+"""
+
+
+def content_of(path):
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return {file.relative_to(path): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "weights", "backbone", "save_model"])
+def test_killed_while_it_is_written_over_a_file_is_as_it_was(kind, tmp_path):
+    if keras.backend.backend() != "torch" and kind != "file":
+        pytest.skip("the backend has no part in it, and each process takes seconds to begin")
+    ending = {"folder": "", "weights": ".weights.h5"}.get(kind, ".keras")
+    path, copy = tmp_path / f"model{ending}", tmp_path / f"copy{ending}"
+    result = subprocess.run([sys.executable, "-c", DIE_WHILE_SAVING, kind, str(path), str(copy)], capture_output=True)
+    assert result.returncode == 9, result.stderr[-2000:]
+    assert content_of(path) == content_of(copy)
+    assert len(list(tmp_path.glob(".partial-*"))) == 1
+
+
+def test_saving_means_what_it_means_in_keras(tmp_path, monkeypatch):
+    lm = make_causal_lm(num_layers=1, hidden_dim=8)
+    saves = [("model.keras", lm.save), ("weights.weights.h5", lm.save_weights)]
+    saves.append(("folder", lambda path, **options: lm.save(path, zipped=False, **options)))
+    asked = []
+    for name, save in saves:
+        path = tmp_path / "new" / name
+        save(str(path))
+        before = content_of(path)
+        lm.set_weights([weight + 1 for weight in lm.get_weights()])
+        for answers, expected in ((["n"], True), (["what?", "Y"], False)):
+            replies = iter(answers)
+            monkeypatch.setattr("builtins.input", lambda text, replies=replies: asked.append(text) or next(replies))
+            save(path, overwrite=False)
+            assert (content_of(path) == before) == expected
+        assert f" {path} already exists" in asked[-2]
+    assert ".partial" not in "".join(asked)
+    assert sorted(os.listdir(tmp_path / "new")) == ["folder", "model.keras", "weights.weights.h5"]
+    opened = [keras.saving.load_model(tmp_path / "new" / name) for name in ("model.keras", "folder")]
+    weights = make_causal_lm(num_layers=1, hidden_dim=8)
+    weights.load_weights(tmp_path / "new" / "weights.weights.h5")
+    for model, more in zip([*opened, weights], (-2, 0, -1), strict=True):
+        np.testing.assert_allclose(model.get_weights()[0], lm.get_weights()[0] + more, atol=1e-5)
+    # What else lies in a folder is not Keras' to remove.
+    (tmp_path / "notes.txt").touch()
+    lm.save(tmp_path, zipped=False)
+    assert {"notes.txt", "model.weights.h5"} <= {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"filepath=.*/model.txt"):
+        lm.save(tmp_path / "model.txt")
+    with pytest.raises(ValueError, match=r"filepath=.*/model.keras"):
+        lm.save(tmp_path / "model.keras", zipped=False)
+    sent = []
+    monkeypatch.setattr(keras.Model, "save", lambda self, path, **options: sent.append((path, options)))
+    lm.save("hf://somebody/model")
+    assert sent == [("hf://somebody/model", {"overwrite": True, "zipped": None})]
+
+
+def test_checkpoints_of_keras_are_whole_too(tmp_path, monkeypatch):
+    written = []
+    save = keras.Model.save
+    monkeypatch.setattr(keras.Model, "save", lambda self, path, **options: written.append(path) or save(self, path))
+    callback = keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
+    callback.set_model(make_causal_lm(num_layers=1, hidden_dim=8))
+    callback.on_epoch_end(0, {})
+    assert os.fspath(written[0]) != str(tmp_path / "model.keras")
+    assert os.listdir(tmp_path) == ["model.keras"]

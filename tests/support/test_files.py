@@ -1,0 +1,88 @@
+"""Files and folders that are whole or as they were, links that others have planted, and disks that are full."""
+
+import os
+
+import numpy as np
+import pytest
+
+from keras_igpt.support import files as atomic_file
+from keras_igpt.support.files import new_mapped_array, remove_partial, whole_file, whole_folder, write_json
+
+
+def test_links_that_were_planted_are_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("years of work")
+    for name in (".partial-report.json", "report.json"):
+        (tmp_path / name).symlink_to(victim)
+    write_json(tmp_path / "report.json", {"accuracy": 0.5})
+    assert victim.read_text() == "years of work"
+    assert "0.5" in (tmp_path / "report.json").read_text()
+    assert (tmp_path / ".partial-report.json").is_symlink()
+
+
+def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    for name, writing in (("file", whole_file), ("folder", lambda path: whole_folder(path, True))):
+        with pytest.raises(ZeroDivisionError), writing(tmp_path / name) as partial:
+            (partial / "new" if partial.is_dir() else partial).write_text(f"{1 / 0}")
+    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "folder") as partial:
+        (partial / "new").touch()
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "old"
+    assert os.listdir(tmp_path / "folder") == ["old"]
+
+
+def test_folders_are_made_and_replaced(tmp_path):
+    for name in ("first", "second"):
+        with whole_folder(tmp_path / "new" / "folder", replaces=True) as partial:
+            assert not list(partial.iterdir())
+            (partial / name).touch()
+    assert os.listdir(tmp_path / "new") == ["folder"]
+    assert os.listdir(tmp_path / "new" / "folder") == ["second"]
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    write_json(tmp_path / "new", 1)
+    before = os.umask(0)
+    os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~before
+    (tmp_path / "new").chmod(0o600)
+    write_json(tmp_path / "new", 2)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    others = [tmp_path / ".partial-other.npz", tmp_path / "step-1.npz", tmp_path / "victim"]
+    for path in others:
+        path.touch()
+    (tmp_path / ".partial-step-1.npz").touch()  # as earlier versions did
+    (tmp_path / ".partial-step-2.npz").symlink_to(tmp_path / "victim")
+    (tmp_path / ".partial-step-3.npz-abc").mkdir()
+    (tmp_path / ".partial-step-3.npz-abc" / "step-3.npz").touch()
+    remove_partial(tmp_path, "step-*.npz")
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_mapped_arrays_have_their_space(tmp_path):
+    array = new_mapped_array(tmp_path / "array.npy", "float32", (1000, 100))
+    assert (tmp_path / "array.npy").stat().st_blocks * 512 >= array.nbytes
+    array[:] = 3
+    array.flush()
+    np.testing.assert_array_equal(np.load(tmp_path / "array.npy"), 3)
+    assert new_mapped_array(tmp_path / "empty.npy", "uint8", (0, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("reserving", [True, False])
+def test_a_disk_too_small_says_what_is_missing(small_disk, reserving, monkeypatch):
+    if not reserving:
+        monkeypatch.delattr(os, "posix_fallocate")
+    with pytest.raises(
+        OSError, match=r"No space left on device: array.npy needs 2,000,128 bytes where 1,0\d\d,\d\d\d are"
+    ):
+        new_mapped_array(small_disk / "array.npy", "uint8", (1000, 2000))
+    assert not list(small_disk.iterdir())
+    monkeypatch.setattr(atomic_file, "_ZEROS", 1000)
+    new_mapped_array(small_disk / "array.npy", "uint8", (1000, 1000))[:] = 7
+    np.testing.assert_array_equal(np.load(small_disk / "array.npy"), 7)
