@@ -19,6 +19,7 @@ from keras_igpt.palette import ColorPalette
 from keras_igpt.preset_weights import open_preset
 from keras_igpt.scoring import CausalScoring, MaskedScoring
 from keras_igpt.token_model import TokenModel, per_image, token_ids_of
+from keras_igpt.whole_steps import compile_options
 
 
 class PixelModel(TokenModel):
@@ -256,7 +257,7 @@ class PixelModel(TokenModel):
         return results
 
     def _check_settings(self) -> None:
-        given = self.get_compile_config() if self.compiled else {}
+        given = compile_options(self)
         for name in ("loss", "metrics", "weighted_metrics"):
             if given.get(name):
                 raise ValueError(

@@ -22,7 +22,7 @@ from keras_igpt.finite_loss import StopAtNonFiniteLoss
 from keras_igpt.memory_warning import warn_if_too_large
 from keras_igpt.palette import ColorPalette, check_token_ids
 from keras_igpt.quantization import QuantizableModel
-from keras_igpt.whole_steps import WholeStepModel, build_for
+from keras_igpt.whole_steps import WholeStepModel, build_for, compile_options
 
 
 class TokenModel(QuantizableModel, WholeStepModel):
@@ -207,7 +207,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     def _counts_all_rows_alike(self) -> bool:
         """Whether there are compiled metrics that know no weights, and would count rows that fill a batch up."""
-        return self.compiled and bool(super().get_compile_config().get("metrics"))
+        return bool(compile_options(self).get("metrics"))
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns what `compile` was given, in a form that any backend reads.
