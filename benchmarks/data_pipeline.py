@@ -26,7 +26,7 @@ import numpy as np
 from timing import alternate, print_machine, print_rates
 
 import keras_igpt as igpt
-from keras_igpt.data import LabeledImages, image_files
+from keras_igpt.data import image_files
 
 BATCH_SIZE = 128
 
@@ -48,7 +48,7 @@ def drain(batches: Iterable[object]) -> None:
         pass
 
 
-def tf_data_pipeline(examples: LabeledImages, palette: igpt.ColorPalette, count: int) -> Callable[[], None]:
+def tf_data_pipeline(examples: igpt.LabeledImages, palette: igpt.ColorPalette, count: int) -> Callable[[], None]:
     """What one would write with tf.data."""
     import tensorflow as tf
 

@@ -39,8 +39,6 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt.model.attention import attention_kernel
-from keras_igpt.model.cost import estimate, forward_flops
-from keras_igpt.model.presets import get_preset
 
 MEMORY = 80e9
 # Fragments, the compiler's own work space and what the estimate does not see.
@@ -51,7 +49,7 @@ LARGEST_BATCH = 128
 PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
 
 SHAPES = {
-    f"{size}-{side**2}": {**get_preset(f"igpt_{size}").architecture, "image_size": side}
+    f"{size}-{side**2}": {**igpt.get_preset(f"igpt_{size}").architecture, "image_size": side}
     for side in (32, 64)
     for size in ("large", "small")
 }
@@ -309,7 +307,7 @@ def fitting_batch(shape: dict[str, int]) -> int:
     """The largest power of two of sequences whose training step is estimated to fit on either backend."""
     batch = LARGEST_BATCH
     while batch > 1 and any(
-        estimate(shape, batch, dtype="mixed_bfloat16", backend=backend).training_memory > USABLE_SHARE * MEMORY
+        igpt.estimate(shape, batch, dtype="mixed_bfloat16", backend=backend).training_memory > USABLE_SHARE * MEMORY
         for backend in ("jax", "torch")
     ):
         batch //= 2
@@ -348,7 +346,7 @@ def rates(task: dict[str, Any], seconds: list[float], machine: dict[str, Any]) -
     sizes = {key: shape[key] for key in ("num_layers", "hidden_dim", "vocabulary_size")}
     num_tokens = shape["image_size"] ** 2
     lower, median, upper = (float(q) for q in np.percentile(batch_size * num_tokens / np.array(seconds), [25, 50, 75]))
-    flops = 3 * forward_flops(**sizes, num_tokens=num_tokens, batch_size=batch_size)
+    flops = 3 * igpt.forward_flops(**sizes, num_tokens=num_tokens, batch_size=batch_size)
     tflops = flops / (batch_size * num_tokens) * median / 1e12
     return {
         "tokens_per_second": median,

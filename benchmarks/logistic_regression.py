@@ -29,8 +29,6 @@ import numpy as np
 from timing import print_machine
 
 import keras_igpt as igpt
-from keras_igpt.evaluation.features import FeatureExtractor
-from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
 
 OURS, THEIRS, EXACT = "keras_igpt", "scikit-learn", "scikit-learn, tolerance 1e-8"
 DEPTHS = 49  # of iGPT-L
@@ -65,7 +63,7 @@ def fit(name: str, strength: float, path: Path) -> dict[str, float]:
     before = forget_peak()
     started = time.perf_counter()
     if name == OURS:
-        fitted = fit_logistic_regression(train, test, [strength], refit=False)
+        fitted = igpt.fit_logistic_regression(train, test, [strength], refit=False)
         seconds = time.perf_counter() - started
         # They are standardised already: what is left of mean and scale is rounding.
         coefficients = fitted.coefficients / fitted.scale
@@ -95,7 +93,7 @@ def fit_depth(name: str, strengths: list[float], path: Path) -> dict[str, float]
     before = forget_peak()
     started = time.perf_counter()
     if name == OURS:
-        fit_logistic_regression(train, test, strengths)
+        igpt.fit_logistic_regression(train, test, strengths)
     else:
         scores = [scikit_learn(strength, 1e-4).fit(*train).score(*test) for strength in strengths]
         both = np.concatenate([train[0], test[0]]), np.concatenate([train[1], test[1]])
@@ -114,7 +112,7 @@ def warm_up(name: str, train: tuple[np.ndarray, np.ndarray]) -> None:
     """Imports, outside the clock; what is compiled for the real shapes stays inside."""
     few = train[0][:64, :4], train[1][:64]
     if name == OURS:
-        fit_logistic_regression(few, few, [1.0], refit=False)
+        igpt.fit_logistic_regression(few, few, [1.0], refit=False)
     else:
         scikit_learn(1.0, 1e-4).fit(*few)
 
@@ -214,7 +212,7 @@ def write_features(options: argparse.Namespace, path: Path) -> tuple[int, int]:
         features = [random_features(part.images, options.width) for part in (train, test)]
     else:
         layer = model.backbone.num_layers // 2 if options.layer is None else options.layer
-        extractor = FeatureExtractor(model, [layer])
+        extractor = igpt.FeatureExtractor(model, [layer])
         features = [extractor.extract(part)[:, 0] for part in (train, test)]
     mean, deviation = features[0].mean(axis=0), features[0].std(axis=0)
     arrays = [((part - mean) / np.where(deviation > 0, deviation, 1)).astype("float32") for part in features]

@@ -33,9 +33,6 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data import DataSplits, LabeledTokens, low_data_subset
-from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
-from keras_igpt.evaluation.low_data import low_data_table
 from keras_igpt.support.files import whole_file, write_json
 
 RUNS = {"AR": "ar", "BERT": "bert", "AR, smaller": "small", "random weights": "random"}
@@ -46,7 +43,7 @@ STARTS = {
     "BERT, joint loss": ("bert", 1.0),
     "from scratch, joint loss": ("scratch", 1.0),
 }
-Splits = DataSplits[LabeledTokens]
+Splits = igpt.DataSplits[igpt.LabeledTokens]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,7 +107,7 @@ def load_splits(options: argparse.Namespace, run: str = "ar") -> Splits:
     language_model = load(options, run)
     data = igpt.load_dataset("cifar10", options.data_dir, language_model.backbone.image_size)
     tokens = (data[part].encode(language_model.palette) for part in ("train", "validation", "test"))
-    return DataSplits(*tokens, data.class_names)
+    return igpt.DataSplits(*tokens, data.class_names)
 
 
 def probes(options: argparse.Namespace) -> None:
@@ -154,7 +151,7 @@ def probes(options: argparse.Namespace) -> None:
             (part.images.reshape(len(part), -1) / 255, part.labels)
             for part in (pictures.train, pictures.validation, pictures.test)
         )
-        fit = fit_logistic_regression(train, validation)
+        fit = igpt.fit_logistic_regression(train, validation)
         return {"validation_accuracy": fit.validation_accuracy, "test_accuracy": fit.score(*test)}
 
     once(options.study / "probe_raw_pixels.json", raw_pixels)
@@ -162,12 +159,14 @@ def probes(options: argparse.Namespace) -> None:
 
 def few_labels(options: argparse.Namespace, data: Splits, seed: int = 0) -> Splits:
     """Few labels to learn from, some to choose with, and the test set."""
-    train = low_data_subset(data.train, options.labels_per_class, seed)
+    train = igpt.low_data_subset(data.train, options.labels_per_class, seed)
     validation = data.validation.take(np.arange(min(options.validation, len(data.validation))))
-    return DataSplits(train, validation, data.test.take(np.arange(min(options.test, len(data.test)))), data.class_names)
+    return igpt.DataSplits(
+        train, validation, data.test.take(np.arange(min(options.test, len(data.test)))), data.class_names
+    )
 
 
-def batches(options: argparse.Namespace, examples: LabeledTokens, seed: int = 0) -> igpt.TrainingBatches:
+def batches(options: argparse.Namespace, examples: igpt.LabeledTokens, seed: int = 0) -> igpt.TrainingBatches:
     """The paper's augmentation for CIFAR-10: mirrored, and moved by an eighth of the side at most."""
     crop = igpt.PaddedCrop(max(1, examples.image_size // 8))
     return igpt.TrainingBatches(examples, None, options.batch_size, seed=seed, augmentation=crop)
@@ -181,7 +180,7 @@ def make_classifier(options: argparse.Namespace, start: str, rate: float) -> igp
     return classifier
 
 
-def evaluate(classifier: igpt.ImageGPTImageClassifier, examples: LabeledTokens) -> dict[str, float]:
+def evaluate(classifier: igpt.ImageGPTImageClassifier, examples: igpt.LabeledTokens) -> dict[str, float]:
     """Test metrics; of a BERT model also those of the vote over five masks."""
     metrics = dict(classifier.evaluate(igpt.EvaluationBatches(examples, None, 250), return_dict=True, verbose=0))
     if isinstance(classifier.language_model, igpt.ImageGPTMaskedLM):
@@ -249,7 +248,7 @@ def low_data(options: argparse.Namespace) -> None:
     data = igpt.load_dataset("cifar10", options.data_dir, language_model.backbone.image_size)
     path = options.study / "low_data.md"
     if not path.is_file():
-        table = low_data_table(language_model, data, options.labels, batch_size=500)
+        table = igpt.low_data_table(language_model, data, options.labels, batch_size=500)
         table.save(options.study / "low_data.json")
         with whole_file(path) as partial:
             partial.write_text(f"{table}\n")

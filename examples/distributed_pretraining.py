@@ -34,10 +34,7 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.backend.processes import data_shard
-from keras_igpt.data import DataSplits, LabeledImages
-from keras_igpt.model.presets import PRESETS, get_preset
-from keras_igpt.training.distribution import make_distribution, save_model
+from keras_igpt.model.presets import PRESETS
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the wheel of scikit-image
 PATCHES = 1000  # of each photograph
@@ -52,7 +49,7 @@ class SaveEachEpoch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Saves what the devices hold now."""
-        save_model(self.model, self.path)
+        igpt.save_model(self.model, self.path)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -75,8 +72,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if options.tpu_slice or "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
         keras.distribution.initialize()
     keras.utils.set_random_seed(options.seed)
-    architecture = {**get_preset(options.preset).architecture, "image_size": options.image_size}
-    distribution = make_distribution(architecture, options.model_parallel)
+    architecture = {**igpt.get_preset(options.preset).architecture, "image_size": options.image_size}
+    distribution = igpt.make_distribution(architecture, options.model_parallel)
     # Before model and optimizer are made.
     with distribution.scope():
         return train(options, architecture, distribution)
@@ -86,7 +83,7 @@ def train(
     options: argparse.Namespace, architecture: dict[str, int], distribution: keras.distribution.Distribution
 ) -> dict[str, float]:
     """Makes data and model, and trains under the distribution."""
-    shard = data_shard(distribution)
+    shard = igpt.data_shard(distribution)
     if options.dataset == "cifar10":
         data = igpt.load_dataset("cifar10", options.data_dir, options.image_size, seed=options.seed)
     else:
@@ -130,7 +127,7 @@ def is_first_process() -> bool:
     return bool(jax.process_index() == 0)
 
 
-def photograph_patches(patch_size: int, seed: int) -> DataSplits[LabeledImages]:
+def photograph_patches(patch_size: int, seed: int) -> igpt.DataSplits[igpt.LabeledImages]:
     """Cuts patches from photographs; the right quarter of each is for testing."""
     from skimage import data, transform
 

@@ -29,8 +29,6 @@ import numpy as np
 import numpy.typing as npt
 
 import keras_igpt as igpt
-from keras_igpt.checkpoints.serving import ServingModel
-from keras_igpt.evaluation.features import FeatureExtractor
 
 # Pictures that the exported model is tried with, where its batch size is not fixed.
 _PICTURES = 4
@@ -49,10 +47,10 @@ def main(arguments: list[str] | None = None) -> float | None:
 
     model = keras.saving.load_model(options.model, compile=False)
     if not isinstance(model, igpt.ImageGPTImageClassifier):
-        model = FeatureExtractor(model, options.layers or "all")
+        model = igpt.FeatureExtractor(model, options.layers or "all")
     elif options.layers:
         parser.error("--layers is for language models: a classifier has its own")
-    serving = ServingModel(model)
+    serving = igpt.ServingModel(model)
     output = Path(options.output or ("exported.onnx" if onnx else "exported"))
     serving.export(output, format=options.format, batch_size=options.batch_size)
     print(f"wrote {output}, {size_of(output) / 1e6:.2f} MB")

@@ -28,8 +28,6 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.data import DataSplits, load_splits
-from keras_igpt.training.distribution import save_model
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         ],
         verbose=2,
     ).history["val_accuracy"]
-    save_model(classifier, output / "classifier.keras")
+    igpt.save_model(classifier, output / "classifier.keras")
     best = int(np.argmax(history))
     results = {"best epoch": best + 1, "validation accuracy": history[best]}
     print(f"validation accuracy {history[best]:.2%} in epoch {best + 1} of {len(history)}")
@@ -104,10 +102,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def load_data(options: argparse.Namespace, image_size: int) -> DataSplits[Any]:
+def load_data(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
     """Opens the pictures that the command line names."""
     if options.images:
-        return load_splits(igpt.load_image_folder(options.images, image_size, seed=options.seed))
+        return igpt.load_splits(igpt.load_image_folder(options.images, image_size, seed=options.seed))
     return igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
 
 

@@ -26,10 +26,9 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.evaluation.linear_probe import ProbeReport
 
 
-def main(arguments: list[str] | None = None) -> ProbeReport:
+def main(arguments: list[str] | None = None) -> igpt.ProbeReport:
     """Fits and scores the probes; returns their report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
@@ -86,7 +85,7 @@ def spread(examples: Any, count: int) -> Any:
     return examples.take(np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)))
 
 
-def print_curve(report: ProbeReport) -> None:
+def print_curve(report: igpt.ProbeReport) -> None:
     """Prints a line for each depth; the one that validation chose has an arrow."""
     chosen, final = report.chosen_on_validation, report.final_on_test
     assert final is not None

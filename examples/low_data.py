@@ -24,10 +24,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 import keras_igpt as igpt
-from keras_igpt.evaluation.low_data import LowDataTable, low_data_table
 
 
-def main(arguments: list[str] | None = None) -> LowDataTable:
+def main(arguments: list[str] | None = None) -> igpt.LowDataTable:
     """Prints the table and returns it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> LowDataTable:
         data = igpt.load_image_folder(options.images, size, seed=options.seed)
     else:
         data = igpt.load_dataset(options.dataset, options.data_dir, size, seed=options.seed)
-    table = low_data_table(
+    table = igpt.low_data_table(
         language_model,
         data,
         labels_per_class=options.labels,

@@ -27,8 +27,6 @@ import keras
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data import DataSplits, load_splits
-from keras_igpt.evaluation.study import tune
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -64,7 +62,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     else:
         palette = igpt.ColorPalette.fit(data.train.images, options.colors, seed=options.seed)
         palette.save(palette_file)
-    tokens = DataSplits(*(data[part].encode(palette) for part in ("train", "validation", "test")), data.class_names)
+    tokens = igpt.DataSplits(
+        *(data[part].encode(palette) for part in ("train", "validation", "test")), data.class_names
+    )
 
     def make_model(rate: float, updates: int) -> igpt.ImageGPTCausalLM | igpt.ImageGPTMaskedLM:
         backbone = igpt.ImageGPTBackbone(
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     config: dict[str, Any] = {name: value for name, value in vars(options).items() if name not in paths}
     config["backend"] = keras.backend.backend()
     if len(options.rates) > 1:
-        search = tune(
+        search = igpt.tune(
             lambda hyperparameters: make_model(hyperparameters.get("learning_rate"), options.search_updates),
             tokens,
             training_batches,
@@ -139,10 +139,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 CURVES = {"training": "loss", "validation": "val_loss"}
 
 
-def load_data(options: argparse.Namespace) -> DataSplits[Any]:
+def load_data(options: argparse.Namespace) -> igpt.DataSplits[Any]:
     """Opens the pictures that the command line names."""
     if options.images:
-        return load_splits(igpt.load_image_folder(options.images, options.image_size, seed=options.seed))
+        return igpt.load_splits(igpt.load_image_folder(options.images, options.image_size, seed=options.seed))
     return igpt.load_dataset(options.dataset, options.data_dir, options.image_size, seed=options.seed)
 
 

@@ -25,7 +25,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 import keras_igpt as igpt
-from keras_igpt.data import load_splits
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     model = keras.saving.load_model(options.model, compile=False)
     size = model.backbone.image_size
     if options.images:
-        data = load_splits(igpt.load_image_folder(options.images, size))
+        data = igpt.load_splits(igpt.load_image_folder(options.images, size))
     else:
         data = igpt.load_dataset(options.dataset, options.data_dir, size)
     chosen = data.test.take(range(len(data.test))[: options.pictures])

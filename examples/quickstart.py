@@ -28,8 +28,6 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data import DataSplits, LabeledImages, load_splits
-from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     with stage("Data"):
         if options.images:
-            data = load_splits(igpt.load_image_folder(options.images, size.image_size, seed=options.seed))
+            data = igpt.load_splits(igpt.load_image_folder(options.images, size.image_size, seed=options.seed))
         elif options.dataset == "cifar10":
             data = igpt.load_dataset("cifar10", options.data_dir, size.image_size, seed=options.seed)
         else:
@@ -182,7 +180,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             results[f"{name}, probe at best depth ({best}, chosen on validation)"] = depth_curves[name][best]
             results[f"{name}, probe at final depth ({last})"] = depth_curves[name][last]
     with stage("Logistic regression on raw pixels"):
-        raw_pixels = fit_logistic_regression(
+        raw_pixels = igpt.fit_logistic_regression(
             *((images.reshape(len(images), -1) / 255, labels) for images, labels in (probe_train, probe_validation)),
         )
         accuracy = raw_pixels.score(test[0].reshape(len(test[0]), -1) / 255, test[1])
@@ -264,7 +262,7 @@ def photograph(name: str) -> np.ndarray:
     return np.asarray(small)
 
 
-def photograph_patches(patch_size: int, seed: int) -> DataSplits:
+def photograph_patches(patch_size: int, seed: int) -> igpt.DataSplits:
     """Cuts patches from `PHOTOGRAPHS`; the class of a patch is the photograph it comes from.
 
     The right quarter of each photograph is for testing, the eighth before it for validation, the rest for training; no
@@ -286,10 +284,10 @@ def photograph_patches(patch_size: int, seed: int) -> DataSplits:
                 y = random.integers(0, height - patch_size + 1)
                 parts[part].append((picture[y : y + patch_size, x : x + patch_size], label))
     train, validation, test = (
-        LabeledImages(np.stack([patch for patch, _ in part]), np.array([label for _, label in part]))
+        igpt.LabeledImages(np.stack([patch for patch, _ in part]), np.array([label for _, label in part]))
         for part in parts.values()
     )
-    return DataSplits(train, validation, test, tuple(name.split(".")[0] for name in PHOTOGRAPHS))
+    return igpt.DataSplits(train, validation, test, tuple(name.split(".")[0] for name in PHOTOGRAPHS))
 
 
 def complete_strip(language_model: igpt.ImageGPTCausalLM, strip: np.ndarray, keep_rows: int, seed: int) -> np.ndarray:
@@ -311,20 +309,20 @@ def complete_strip(language_model: igpt.ImageGPTCausalLM, strip: np.ndarray, kee
     return drawn[:, : left + side]
 
 
-def first(examples: LabeledImages, count: int) -> LabeledImages:
+def first(examples: igpt.LabeledImages, count: int) -> igpt.LabeledImages:
     """Takes `count` examples evenly from all of them."""
     rows = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int))
-    return LabeledImages(examples.images[rows], examples.labels[rows])
+    return igpt.LabeledImages(examples.images[rows], examples.labels[rows])
 
 
-def pick_one_a_class(examples: LabeledImages, limit: int) -> LabeledImages:
+def pick_one_a_class(examples: igpt.LabeledImages, limit: int) -> igpt.LabeledImages:
     """Takes one example of each of up to `limit` classes: among the first ten the one with the most contrast."""
     contrast = examples.images.std(axis=(1, 2)).mean(axis=-1)
     rows = []
     for label in np.unique(examples.labels)[:limit]:
         candidates = np.flatnonzero(examples.labels == label)[:10]
         rows.append(int(candidates[np.argmax(contrast[candidates])]))
-    return LabeledImages(examples.images[rows], examples.labels[rows])
+    return igpt.LabeledImages(examples.images[rows], examples.labels[rows])
 
 
 @contextmanager

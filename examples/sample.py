@@ -31,7 +31,6 @@ import keras
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data import ImageFiles
 from keras_igpt.data.image_files import FolderReader
 from keras_igpt.data.inputs import pictures_of_size
 
@@ -76,7 +75,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.complete:
         channels = language_model.palette.num_channels
         reader = FolderReader([Path(path) for path in options.complete], [0] * len(options.complete))
-        files = ImageFiles(reader, image_size=None, num_channels=channels)
+        files = igpt.ImageFiles(reader, image_size=None, num_channels=channels)
         try:
             pictures = [files.read(row)[0] for row in range(len(files))]
         except ValueError as error:

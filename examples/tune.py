@@ -25,11 +25,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 import keras_igpt as igpt
-from keras_igpt.data import DataSplits, load_splits
-from keras_igpt.evaluation.study import TunedResult
 
 
-def main(arguments: list[str] | None = None) -> TunedResult:
+def main(arguments: list[str] | None = None) -> igpt.TunedResult:
     """Searches, refits, tests, and returns the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
@@ -58,7 +56,9 @@ def main(arguments: list[str] | None = None) -> TunedResult:
     pretrained = keras.saving.load_model(options.model, compile=False)
     palette = pretrained.palette
     data = load_data(options, pretrained.backbone.image_size)
-    tokens = DataSplits(*(data[part].encode(palette) for part in ("train", "validation", "test")), data.class_names)
+    tokens = igpt.DataSplits(
+        *(data[part].encode(palette) for part in ("train", "validation", "test")), data.class_names
+    )
     augmentation = igpt.PaddedCrop(round(4 * tokens.train.image_size / 32))
     steps = options.epochs * (len(tokens.train) // options.batch_size)
 
@@ -107,10 +107,10 @@ def sweep(options: argparse.Namespace) -> Any:
     return keras_tuner.oracles.GridSearchOracle("val_accuracy", hyperparameters=space)
 
 
-def load_data(options: argparse.Namespace, image_size: int) -> DataSplits[Any]:
+def load_data(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
     """Opens the pictures that the command line names."""
     if options.images:
-        return load_splits(igpt.load_image_folder(options.images, image_size, seed=options.seed))
+        return igpt.load_splits(igpt.load_image_folder(options.images, image_size, seed=options.seed))
     return igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
 
 

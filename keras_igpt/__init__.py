@@ -21,12 +21,17 @@ except ImportError as error:
         f"'keras_igpt[torch]'. Received: {error}"
     ) from error
 
+from keras_igpt.backend.processes import data_shard
 from keras_igpt.checkpoints.huggingface import load_huggingface_checkpoint, save_huggingface_checkpoint
 from keras_igpt.checkpoints.openai import load_openai_checkpoint
 from keras_igpt.checkpoints.refit_palette import refit_palette
 from keras_igpt.checkpoints.serving import ServingModel
 from keras_igpt.data import (
+    DataSplits,
     EvaluationBatches,
+    ImageFiles,
+    LabeledImages,
+    LabeledTokens,
     PaddedCrop,
     RandomResizedCrop,
     TrainingBatches,
@@ -34,19 +39,30 @@ from keras_igpt.data import (
     load_arrays,
     load_dataset,
     load_image_folder,
+    load_splits,
+    low_data_subset,
+    resize_images,
+    split_off,
 )
-from keras_igpt.describe import describe
+from keras_igpt.describe import Description, describe
 from keras_igpt.evaluation.attention_maps import attention_maps
-from keras_igpt.evaluation.linear_probe import LinearProbe
-from keras_igpt.evaluation.low_data import low_data_table
+from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures
+from keras_igpt.evaluation.linear_probe import LinearProbe, ProbeReport
+from keras_igpt.evaluation.logistic_regression import LogisticFit, fit_logistic_regression
+from keras_igpt.evaluation.low_data import LowDataTable, low_data_table
+from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
 from keras_igpt.evaluation.study import tune, tune_and_refit
+from keras_igpt.inference.scoring import Scores
 from keras_igpt.model.backbone import ImageGPTBackbone
-from keras_igpt.model.cost import estimate
+from keras_igpt.model.cost import Estimate, estimate, forward_flops
+from keras_igpt.model.preset_weights import save_preset_weights
+from keras_igpt.model.presets import get_preset, trained_presets
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
-from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.palette import ColorPalette, QuantizationReport
 from keras_igpt.training.accumulation import ApplyLeftoverGradients, apply_leftover_gradients
+from keras_igpt.training.distribution import make_distribution, save_model
 from keras_igpt.training.recipes import finetuning_recipe, pretraining_recipe, probing_recipe
 from keras_igpt.training.resume import ExactResume
 
@@ -55,34 +71,62 @@ __version__ = "0.1.0"
 __all__ = [
     "ApplyLeftoverGradients",
     "ColorPalette",
+    "DataSplits",
     "DescendingLearningRateOracle",
+    "Description",
+    "Estimate",
     "EvaluationBatches",
     "ExactResume",
+    "FeatureExtractor",
+    "ImageFiles",
     "ImageGPTBackbone",
     "ImageGPTCausalLM",
     "ImageGPTImageClassifier",
     "ImageGPTMaskedLM",
+    "LabeledFeatures",
+    "LabeledImages",
+    "LabeledTokens",
     "LinearProbe",
+    "LogisticFit",
+    "LowDataTable",
     "PaddedCrop",
+    "ProbeReport",
+    "QuantizationReport",
     "RandomResizedCrop",
+    "Scores",
+    "Search",
     "ServingModel",
     "TrainingBatches",
+    "Trial",
+    "TunedResult",
     "apply_leftover_gradients",
     "attention_maps",
     "cache_tokens",
+    "data_shard",
     "describe",
     "estimate",
     "finetuning_recipe",
+    "fit_logistic_regression",
+    "forward_flops",
+    "get_preset",
     "load_arrays",
     "load_dataset",
     "load_huggingface_checkpoint",
     "load_image_folder",
     "load_openai_checkpoint",
+    "load_splits",
+    "low_data_subset",
     "low_data_table",
+    "make_distribution",
     "pretraining_recipe",
     "probing_recipe",
     "refit_palette",
+    "resize_images",
     "save_huggingface_checkpoint",
+    "save_model",
+    "save_preset_weights",
+    "split_off",
+    "trained_presets",
     "tune",
     "tune_and_refit",
 ]

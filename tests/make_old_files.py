@@ -1,12 +1,12 @@
-"""Makes what lies in `old_files`. It was run at revision 404fac0, and is kept to say how; later revisions are held to it.
+"""Makes what lies in `old_files`. It was run at revision 404fac0, and is kept to say how.
 
     for backend in torch jax tensorflow; do KERAS_BACKEND=$backend python tests/make_old_files.py files; done
     for backend in torch jax tensorflow; do KERAS_BACKEND=$backend python tests/make_old_files.py numbers; done
 
 `files` writes models, checkpoints and caches where they are missing, and `numbers` what they give on this backend. The
 last bits of a float belong to one kind of machine and to one version of each library, which are noted beside them. To
-hold a later revision to the bits on another machine, check out 404fac0, add this script, `test_old_files.py` and `old_files`
-as they are now, and make the numbers there.
+hold a later revision to the bits on another machine, check out 404fac0, add this script, `test_old_files.py` and
+`old_files` as they are now, and make the numbers there.
 """
 
 import contextlib

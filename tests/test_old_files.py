@@ -261,7 +261,8 @@ def assert_as_before(given, numbers, name, rtol=1e-5, atol=1e-5):
     assert given.keys() == before.keys()
     same_machine = numbers["machine"] == machine()
     for key, expected in before.items():
-        if same_machine or expected.dtype.kind != "f":
+        # A loss of `evaluate` and `fit` was a mean over batches; over pictures, its last bit is another.
+        if expected.dtype.kind != "f" or (same_machine and "loss" not in key):
             np.testing.assert_array_equal(given[key], expected, err_msg=f"{name}/{key}")
         else:
             np.testing.assert_allclose(given[key], expected, rtol, atol, err_msg=f"{name}/{key}")

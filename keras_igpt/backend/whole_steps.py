@@ -15,6 +15,8 @@ import numpy as np
 from keras_igpt.backend.processes import host_array, process_count
 
 Kind = Literal["train", "test", "predict"]
+# Of a step; Keras has None before there is one.
+Function = Any
 
 
 class WholeStepModel(keras.Model):
@@ -26,9 +28,9 @@ class WholeStepModel(keras.Model):
     `predict` leave the weights where they are.
     """
 
-    train_function: Any
-    test_function: Any
-    predict_function: Any
+    train_function: Function
+    test_function: Function
+    predict_function: Function
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; `keras.Model.fit`."""
@@ -108,6 +110,19 @@ def build_for(model: keras.Model, batch: Any) -> None:
         batch: inputs, targets and weights, or fewer, in a tuple.
     """
     model._symbolic_build(data_batch=batch)
+
+
+def compile_options(model: keras.Model) -> dict[str, Any]:
+    """What a model's `compile` was given, by name, as it was given: to serialise it, Keras would import TensorFlow.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        Dictionary; empty for a model that is not compiled.
+    """
+    config = getattr(model, "_compile_config", None)
+    return {} if config is None else dict(config.config)
 
 
 def _jitted(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -212,7 +212,7 @@ class ImageGPTBackbone(QuantizableModel):
         """Makes a backbone of a preset: an architecture with random weights, or a trained model's with its own.
 
         Args:
-            name: str. A key of `keras_igpt.model.presets.PRESETS`: `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
+            name: str. A preset (`keras_igpt.get_preset`): `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
                 `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop; or a
                 trained one.
             load_weights: bool. Whether the weights are the preset's; by default they are where it has some.

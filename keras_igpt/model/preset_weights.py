@@ -115,7 +115,7 @@ def open_preset(name: str, overrides: Mapping[str, Any]) -> StoredModel:
     """Reads a preset's trained model, or says why it cannot be had.
 
     Args:
-        name: str. A key of `keras_igpt.model.presets.PRESETS`.
+        name: str. A preset (`keras_igpt.get_preset`).
         overrides: arguments of `ImageGPTBackbone` that the caller wants otherwise.
 
     Returns:

@@ -135,8 +135,8 @@ class ImageGPTImageClassifier(TokenModel):
         """Makes a classifier of a preset's language model; its class head is zero.
 
         Args:
-            name: str. A preset. The language model is the one of the objective that it was trained under; autoregressive
-                for an architecture alone.
+            name: str. A preset. The language model is of the objective that it was trained under, autoregressive for
+                an architecture alone.
             num_classes: as in the constructor.
             load_weights: bool. Whether the language model is the preset's trained one, with its palette; False is for
                 an architecture alone.

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_igpt.backend.processes import sum_over_replicas
+from keras_igpt.backend.whole_steps import compile_options
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.preset_weights import open_preset
 from keras_igpt.objectives.token_model import TokenModel, per_image, token_ids_of
@@ -86,7 +87,7 @@ class PixelModel(TokenModel):
         """Makes a trained model with its palette or, if asked to, one of a preset's architecture with random weights.
 
         Args:
-            name: str. A key of `keras_igpt.model.presets.PRESETS`, trained under this model's objective.
+            name: str. A preset (`keras_igpt.get_preset`), trained under this model's objective.
             load_weights: bool. Whether weights and palette are the preset's; False is for an architecture alone.
             palette: as in the constructor, where there are no weights.
             **overrides: constructor arguments of this model or of `ImageGPTBackbone` that differ from the preset's;
@@ -251,7 +252,7 @@ class PixelModel(TokenModel):
         return results
 
     def _check_settings(self) -> None:
-        given = self.get_compile_config() if self.compiled else {}
+        given = compile_options(self)
         for name in ("loss", "metrics", "weighted_metrics"):
             if given.get(name):
                 raise ValueError(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
-from keras_igpt.backend.whole_steps import WholeStepModel, build_for
+from keras_igpt.backend.whole_steps import WholeStepModel, build_for, compile_options
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
 from keras_igpt.data.checked import CheckedData
 from keras_igpt.model.backbone import ImageGPTBackbone
@@ -207,7 +207,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     def _counts_all_rows_alike(self) -> bool:
         """Whether there are compiled metrics that know no weights, and would count rows that fill a batch up."""
-        return self.compiled and bool(super().get_compile_config().get("metrics"))
+        return bool(compile_options(self).get("metrics"))
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns what `compile` was given, in a form that any backend reads.

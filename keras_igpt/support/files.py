@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ import numpy.typing as npt
 
 # How the names of what is being written begin; see `remove_partial`.
 _PARTIAL = ".partial-"
+
+# A file in the folder of what is being written, which is locked as long as the process lives.
+_MARK = ".being-written"
 
 # Zeros that are written at once where the system cannot reserve space.
 _ZEROS = 1 << 24
@@ -27,7 +32,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path to write to, which takes the place of `path` when all went well.
 
     The temporary path lies in a new folder beside `path`, which nobody else can have prepared. A process that is killed
-    leaves that folder behind.
+    leaves that folder behind; the next one that writes to `path` removes it.
 
     Args:
         path: file that shall be there whole, or as it was. Its folder is made. A symbolic link is replaced, not
@@ -90,11 +95,53 @@ def whole_folder(path: str | os.PathLike[str], replaces: bool = False) -> Iterat
 @contextmanager
 def _new_folder_beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{target.name}-", dir=target.parent))
+    prefix = f"{_PARTIAL}{target.name}-"
+    _remove_abandoned(target.parent, prefix)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        yield folder
+        with _marked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Keeps a locked file in a folder: where it is no longer locked, the process has been killed."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    unlocked = folder / f"{_MARK}-unlocked"
+    with open(unlocked, "xb") as file:
+        # Some network file systems have no locks: what a kill leaves there has no mark, and stays.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.replace(unlocked, folder / _MARK)
+        yield
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Removes what killed processes have left of earlier attempts; nothing that has not their mark."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
+        if folder.is_symlink():
+            continue
+        try:
+            descriptor = os.open(folder / _MARK, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # without a mark, or somebody else's
+            continue
+        with open(descriptor, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # it lives
+                continue
+            # Another process may be about to do the same.
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_partial(folder: str | os.PathLike[str], pattern: str = "*") -> None:

@@ -36,7 +36,7 @@ def pretraining_recipe(
     with it during `fit`, give `callbacks=[keras.callbacks.SwapEMAWeights()]`.
 
     Args:
-        preset: str. A key of `keras_igpt.model.presets.PRESETS`, for the peak learning rate.
+        preset: str. A preset (`keras_igpt.get_preset`), for the peak learning rate.
         objective: `"ar"` or `"bert"`.
         steps: int. Optimizer updates in all; the rate is zero after them.
         steps_per_epoch: int. Length of the warm-up, in updates. By default 1% of `steps`, the share of one ImageNet

@@ -67,7 +67,8 @@ def differences(there: Settings, here: Settings) -> list[str]:
 
 def _flatten(value: Any, name: str, settings: Settings) -> None:
     if isinstance(value, dict) and str(value.get("class_name")).endswith("DTypePolicy"):
-        settings[name] = value["config"]["name"]
+        policy = value["config"]
+        settings[name] = policy.get("name", str(policy))
     elif isinstance(value, (dict, list)):
         for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
             if key not in _LEFT_OUT:

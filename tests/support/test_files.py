@@ -53,6 +53,27 @@ def test_a_file_keeps_its_permissions(tmp_path):
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_one_that_writes(tmp_path):
+    """Not what is being written, and not what only has such a name."""
+    (tmp_path / ".partial-file-thesis").mkdir()
+    (tmp_path / ".partial-file-thesis" / "thesis.tex").touch()
+    child = os.fork()
+    if child == 0:
+        with whole_file(tmp_path / "file") as partial:
+            partial.write_text("half")
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    with whole_file(tmp_path / "file") as partial:
+        write_json(tmp_path / "file", "whole")
+        assert partial.parent.exists()
+        assert len(list(tmp_path.iterdir())) == 3
+        partial.write_text("newer")
+    assert sorted(os.listdir(tmp_path)) == [".partial-file-thesis", "file"]
+    assert os.listdir(tmp_path / ".partial-file-thesis") == ["thesis.tex"]
+    assert (tmp_path / "file").read_text() == "newer"
+
+
 def test_what_killed_processes_left_is_removed(tmp_path):
     others = [tmp_path / ".partial-other.npz", tmp_path / "step-1.npz", tmp_path / "victim"]
     for path in others:
