@@ -48,7 +48,10 @@ class CheckedData:
         elif _is_a(data, "tensorflow", "data.Dataset"):
             batches = data.take(1).as_numpy_iterator()
             self.data = _checked_tf_dataset(data, self._look_at)
-        elif _is_a(data, "torch", "utils.data.DataLoader"):
+        elif _is_a(data, "grain", "MapDataset") or _is_a(data, "grain", "IterDataset"):
+            batches = iter(data)
+            self.data = data.map(self._looked_at)
+        elif _is_a(data, "torch", "utils.data.DataLoader") or _is_a(data, "grain", "DataLoader"):
             batches = _first_of_loader(data)
             self.data = _checked_loader(data, self._look_at)
         else:
@@ -64,6 +67,10 @@ class CheckedData:
         except ValueError as error:
             self.error = error
             raise
+
+    def _looked_at(self, batch: Any) -> Any:
+        self._look_at(batch)
+        return batch
 
     def _checked_generator(self, batches: Iterator[Any]) -> Iterator[Any]:
         # The first one was taken out to be looked at before anything else.
@@ -132,6 +139,9 @@ def _checked_tf_dataset(dataset: Any, check: Check) -> Any:
 
 
 def _first_of_loader(loader: Any) -> Iterator[Any]:
+    if not _is_a(loader, "torch", "utils.data.DataLoader"):
+        yield next(iter(loader), None)
+        return
     import torch
 
     # A loader's order comes from PyTorch's generator, which stays where it is.
@@ -140,7 +150,7 @@ def _first_of_loader(loader: Any) -> Iterator[Any]:
 
 
 def _checked_loader(loader: Any, check: Check) -> Any:
-    """The same loader as an object of a class whose iterator checks; Keras asks for PyTorch's own class."""
+    """The same loader as an object of a class whose iterator checks; Keras asks for the package's own class."""
     kind = type(loader)
 
     def checked(self: Any) -> Iterator[Any]:

@@ -69,7 +69,18 @@ def classifier():
     return make_classifier()
 
 
-KINDS = {"PyDataset": Dataset, "generator": as_generator, "tf.data": as_tf_dataset, "DataLoader": as_loader}
+def as_grain_dataset(batches):
+    grain = pytest.importorskip("grain")
+    return grain.MapDataset.source(batches)
+
+
+KINDS = {
+    "PyDataset": Dataset,
+    "generator": as_generator,
+    "tf.data": as_tf_dataset,
+    "DataLoader": as_loader,
+    "grain": as_grain_dataset,
+}
 
 
 # === True means ===
