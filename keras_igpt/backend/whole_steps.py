@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_igpt.backend.processes import host_array, process_count
+from keras_igpt.backend.traced_gradients import traced_gradients_dropped
 
 Kind = Literal["train", "test", "predict"]
 # Of a step; Keras has None before there is one.
@@ -182,7 +183,7 @@ _interrupts = _Interrupts()
 
 @contextmanager
 def _weights_kept(model: keras.Model) -> Iterator[None]:
-    with _interrupts.held_back():
+    with traced_gradients_dropped(), _interrupts.held_back():
         try:
             yield
         except BaseException:

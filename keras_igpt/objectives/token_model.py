@@ -30,8 +30,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     An id out of range would be NaN on JAX, some other colour or a crash deep inside elsewhere. `fit`, `evaluate` and
     `predict` look at arrays on the host, whole; of a `PyDataset`, a `tf.data.Dataset`, a generator, PyTorch's
-    `DataLoader` and Grain's data sets they look at each batch before the model sees it. What is wrong is said by the same
-    `ValueError` on every backend. After an exception, an interrupt included, the model has the weights of the last
+    `DataLoader` and Grain's data sets they look at each batch before the model sees it. What is wrong is said by the
+    same `ValueError` on every backend. After an exception, an interrupt included, the model has the weights of the last
     whole step.
     """
 

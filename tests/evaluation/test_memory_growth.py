@@ -113,11 +113,6 @@ def test_models_of_trials_are_dropped(measured):
     assert measured["alive"] == 0
 
 
-@pytest.mark.xfail(
-    keras.backend.backend() == "tensorflow",
-    reason="TensorFlow keeps the graph of each compiled step whose gradients are custom ones or all dense",
-    strict=True,
-)
 def test_trials_leave_nothing_behind(measured):
     # The first trials fill caches and the allocator's pools; each of the last ten adds less than its program's size.
     assert measured["trials"][-1] - measured["trials"][9] < 10_000_000
