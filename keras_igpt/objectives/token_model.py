@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -176,7 +177,9 @@ class TokenModel(QuantizableModel, WholeStepModel):
             x = x.without_filling()
         if isinstance(x, (TrainingBatches, EvaluationBatches)) and labelled:
             self.check_labels(x.known_labels, name)
-        data = CheckedData(x, lambda batch: self.check_batch(batch, name, labelled))
+        # TensorFlow keeps what it has read from for good, and would keep the model with it.
+        model = weakref.proxy(self)
+        data = CheckedData(x, lambda batch: model.check_batch(batch, name, labelled))
         if data.first is None:
             self.check_batch((x, y, sample_weight), name, labelled)
             # Keras would drop the weights where there are no targets.
