@@ -38,7 +38,7 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.model.attention import attention_kernel
+from keras_igpt.model.attention_kernels import attention_kernel
 
 MEMORY = 80e9
 # Fragments, the compiler's own work space and what the estimate does not see.

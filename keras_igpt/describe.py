@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_igpt.backend.optimizers import innermost
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.cost import Estimate, estimate
 from keras_igpt.model.presets import PRESETS, Preset, get_preset
@@ -108,7 +109,7 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
     if quantized:
         rows["layers in int8"] = f"{len(quantized)}, counted below as they were before"
     optimizer = model.optimizer if model.compiled else None
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = innermost(optimizer)
     needs = estimate(
         {**sizes, "attention": backbone.attention, "normalization": backbone.normalization},
         batch_size,

@@ -77,6 +77,13 @@ def test_imports_run_one_way(module):
     assert not LATE & {name.split(".")[0] for name in imported_names(ast.parse((PACKAGE / module).read_text()).body)}
 
 
+def test_backend_alone_asks_which_backend_runs():
+    """Elsewhere it is asked for reports and messages; and Keras' private modules are named nowhere else."""
+    elsewhere = "".join((PACKAGE / module).read_text() for module in MODULES if room_of(module) != "backend")
+    assert elsewhere.count("keras.backend.backend()") <= 6
+    assert "keras.src" not in elsewhere
+
+
 def test_no_module_imports_itself_by_way_of_others():
     names = {".".join(module.with_suffix("").parts): module for module in MODULES if module.name != "__init__.py"}
     above = {name: {".".join(parts[1:]) for parts in own_imports(module)} for name, module in names.items()}

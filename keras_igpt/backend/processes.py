@@ -41,7 +41,7 @@ def batch_divisor() -> int:
     ```
     """
     distribution = keras.distribution.distribution()
-    if distribution is None or keras.backend.backend() != "jax":
+    if distribution is None or not keras_distributes():
         return 1
     return int(distribution.num_model_replicas // data_shard(distribution)[1])
 
@@ -99,6 +99,22 @@ def process_count() -> int:
     import jax
 
     return int(jax.process_count())
+
+
+def keras_distributes() -> bool:
+    """Whether Keras shares models and batches out over devices: on JAX alone."""
+    return bool(keras.backend.backend() == "jax")
+
+
+def wait_for_processes(name: str) -> None:
+    """Waits until all of JAX' processes have come here.
+
+    Args:
+        name: str. Of this place.
+    """
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
 
 
 def host_array(variable: Any) -> npt.NDArray[Any]:

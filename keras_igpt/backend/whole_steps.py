@@ -126,6 +126,11 @@ def compile_options(model: keras.Model) -> dict[str, Any]:
     return {} if config is None else dict(config.config)
 
 
+def called_by_fit(options: dict[str, Any]) -> bool:
+    """Whether `fit` is what called `evaluate`, by the options that it was called with."""
+    return bool(options.get("_use_cached_eval_dataset"))
+
+
 def _jitted(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step compiled by JAX that leaves its inputs as they are."""
     import jax

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.backend.devices import leave_gpus_to_the_backend
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
 from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
 from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
@@ -246,13 +246,11 @@ def _prepared_folder(name: str, data_dir: str | os.PathLike[str] | None, downloa
 
 def _prepare(name: str, root: Path) -> Path:
     try:
-        import tensorflow
         import tensorflow_datasets
+
+        leave_gpus_to_the_backend()
     except ImportError as error:
         raise ImportError("Preparing a data set needs pip install 'keras_igpt[data,tensorflow]'") from error
-    if keras.backend.backend() != "tensorflow":
-        # TensorFlow would take the whole memory of the GPU that another backend computes on.
-        tensorflow.config.set_visible_devices([], "GPU")
     builder = tensorflow_datasets.builder(name, data_dir=root)
     builder.download_and_prepare()
     return Path(builder.data_path)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.backend.compilation import compiled
 from keras_igpt.backend.row_reductions import row_max, row_sum
 from keras_igpt.evaluation.lbfgs import Float64Array, minimize
 from keras_igpt.support.checks import check_integer, check_positive_numbers
@@ -276,50 +275,6 @@ def _chunks(features: Float32Array, mean: Float32Array, scale: Float32Array) -> 
 # === What the device computes ===
 
 
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled once a shape, without gradients and with products in full float32.
-
-    Tensor cores would round what is multiplied to ten bits, and the line search would stop at their noise. How to
-    compile and how to ask for the precision is each backend's own.
-    """
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        def precise(*arguments: Any) -> Any:
-            with jax.default_matmul_precision("float32"):
-                return function(*arguments)
-
-        return jax.jit(precise)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        traced = tf.function(function)
-
-        def run_tensorflow(*arguments: Any) -> Any:
-            before = tf.config.experimental.tensor_float_32_execution_enabled()
-            tf.config.experimental.enable_tensor_float_32_execution(False)
-            try:
-                return traced(*arguments)
-            finally:
-                tf.config.experimental.enable_tensor_float_32_execution(before)
-
-        return run_tensorflow
-    import torch
-
-    def run_torch(*arguments: Any) -> Any:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.no_grad():
-                return function(*arguments)
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return run_torch
-
-
 def _losses_and_gradient(features: Any, labels: Any, parameters: Any, gradient: Any) -> tuple[Any, Any]:
     """The cross-entropy of each row, and `gradient` plus that of their sum; rows of zeros add nothing to it."""
     logits = ops.matmul(features, ops.transpose(parameters))
@@ -339,7 +294,7 @@ def _most_likely(features: Any, parameters: Any) -> Any:
 def _predict(chunks: Iterator[tuple[Any, int]] | list[tuple[Any, int]], parameters: Float64Array) -> Any:
     """Indices of the most likely classes, int array `(B,)`."""
     on_device = ops.convert_to_tensor(parameters.astype(np.float32))
-    predict = _compiled(_most_likely)
+    predict = compiled(_most_likely)
     return np.concatenate([ops.convert_to_numpy(predict(rows, on_device))[:count] for rows, count in chunks])
 
 
@@ -362,7 +317,7 @@ class _Objective:
                 self._chunks.append((chunk, ops.convert_to_tensor(padded), count))
 
     def __call__(self, parameters: Float64Array) -> tuple[float, Float64Array]:
-        step = _compiled(_losses_and_gradient)
+        step = compiled(_losses_and_gradient)
         on_device = ops.convert_to_tensor(parameters.astype(np.float32))
         gradient = ops.zeros(parameters.shape, "float32")
         losses = []

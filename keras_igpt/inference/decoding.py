@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.backend.compilation import copies_state_of_loops, runs_eagerly
 from keras_igpt.backend.untracked import Untracked
 from keras_igpt.backend.whole_steps import WholeStepModel
 from keras_igpt.data.inputs import pictures_of_size
@@ -25,9 +26,8 @@ _SHORTEST_STAGE = 256
 
 def _cache_lengths(num_tokens: int) -> tuple[int, ...]:
     """Lengths of the key-value cache, one after the other; the last is all there is."""
-    # PyTorch compiles nothing and attends to as many positions as there are.
-    eager = keras.backend.backend() == "torch"
-    stages = 1 if eager else max(1, min(_MOST_STAGES, num_tokens // _SHORTEST_STAGE))
+    # Where nothing is compiled, a step attends to as many positions as there are.
+    stages = 1 if runs_eagerly() else max(1, min(_MOST_STAGES, num_tokens // _SHORTEST_STAGE))
     return tuple(-(-num_tokens * (stage + 1) // stages) for stage in range(stages))
 
 
@@ -46,7 +46,7 @@ def _grown_cache(cache: list[Any], filled: list[Any], length: int) -> list[Any]:
 
 def _as_number_where_eager(index: Any) -> Any:
     """The index as PyTorch's slices take it, fetched from the device once a step and not by every layer."""
-    return int(index) if keras.backend.backend() == "torch" else index
+    return int(index) if runs_eagerly() else index
 
 
 class _Decoder(WholeStepModel):
@@ -60,8 +60,8 @@ class _Decoder(WholeStepModel):
         super().__init__(dtype="float32", name="decoder")
         self.language_model = language_model
         self.built = True
-        if keras.backend.backend() == "tensorflow":
-            # Keras leaves XLA out where there is only a CPU, and TensorFlow's own loop copies the cache for each token.
+        if copies_state_of_loops():
+            # Or the cache would be copied for each token.
             self.jit_compile = True
 
     def call(self, inputs: dict[str, Any]) -> Any:

@@ -10,8 +10,10 @@ import keras
 from keras import ops
 
 from keras_igpt.backend.direct_call import call_directly
+from keras_igpt.backend.fused_attention import contiguous
 from keras_igpt.backend.processes import infers_shapes_of_replicas
-from keras_igpt.model.attention import Kernel, KeyValue, SelfAttention, attention_kernel, copy_closely
+from keras_igpt.model.attention import SelfAttention
+from keras_igpt.model.attention_kernels import Kernel, KeyValue, attention_kernel
 from keras_igpt.model.embedding import PixelEmbedding
 from keras_igpt.model.layers import FeedForward, Normalization
 from keras_igpt.model.preset_weights import open_preset
@@ -373,7 +375,7 @@ class ImageGPTBackbone(QuantizableModel):
         cache = []
         for block in self.blocks:
             hidden, key_value = block(hidden)
-            cache.append((copy_closely(key_value[0]), copy_closely(key_value[1])))
+            cache.append((contiguous(key_value[0]), contiguous(key_value[1])))
         return cache
 
     def empty_cache(self, batch_size: Any) -> list[KeyValue]:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_igpt.backend.direct_call import call_directly
+from keras_igpt.backend.gradients import with_dense_gradient
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -20,9 +21,7 @@ class TokenEmbedding(keras.layers.Embedding):
 
     @property
     def embeddings(self) -> Any:
-        embeddings = super().embeddings
-        # The gradient of a product is whole, where that of a look-up in a variable is not.
-        return 1.0 * embeddings if keras.backend.backend() == "tensorflow" else embeddings
+        return with_dense_gradient(super().embeddings)
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_igpt.backend.recomputation import compute_after, differentiate_by_hand
+from keras_igpt.backend.gradients import barrier, differentiate_by_hand, keeps_intermediates
 from keras_igpt.backend.row_reductions import reduces_rows_slowly, row_sum
 
 _EPSILON = 1e-5
@@ -23,13 +23,13 @@ def quick_gelu(inputs: Any) -> Any:
     Returns:
         Tensor of the same shape and dtype.
     """
-    if keras.backend.backend() != "jax":
+    if not keeps_intermediates():
         return ops.silu(1.702 * inputs) / 1.702
 
     def gelu(inputs: Any) -> Any:
-        # Differentiated by JAX, three tensors of the network's widest shape would be kept; only the input need be.
+        # Three tensors of the network's widest shape would be kept without this; only the input need be.
         def gradient(upstream: Any) -> Any:
-            (again,) = compute_after(upstream, (inputs,))
+            (again,) = barrier(upstream, (inputs,))
             gate = ops.sigmoid(1.702 * again)
             return upstream * gate * (1.0 + 1.702 * again * (1.0 - gate))
 
@@ -86,7 +86,7 @@ class Normalization(keras.layers.Layer):
 
         def standardized(inputs: Any) -> Any:
             def gradient(upstream: Any) -> Any:
-                states, inverse = standardize(*compute_after(upstream, (inputs,)))
+                states, inverse = standardize(*barrier(upstream, (inputs,)))
                 result = upstream - states * (row_sum(upstream * states) / width)
                 if centred:
                     result = result - row_sum(upstream) / width

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_igpt.backend.devices import device_memory
+from keras_igpt.backend.optimizers import innermost
 from keras_igpt.model.cost import BYTES_BY_POLICY, estimate
 
 # What a framework itself, fragments and a compiler's freedom take besides.
@@ -56,53 +56,6 @@ def warn_if_too_large(model: Any, batch_size: Any) -> None:
     )
 
 
-def device_memory() -> int | None:
-    """Bytes of memory of the first device, or None where it is not known."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        device = jax.local_devices()[0]
-        if device.platform != "cpu":
-            limit: int | None = (device.memory_stats() or {}).get("bytes_limit")
-            return limit
-    elif backend == "torch":
-        import torch
-
-        if torch.cuda.is_available():
-            total: int = torch.cuda.mem_get_info()[1]
-            return total
-        if torch.backends.mps.is_available():
-            return None
-    else:
-        import tensorflow as tf
-
-        if tf.config.list_physical_devices("GPU"):
-            return None
-    return _host_memory()
-
-
-def _host_memory() -> int | None:
-    """Bytes of memory that this process may have: the machine's, or less in a control group."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    groups, root = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-    # Lines `number:controllers:/path`; the second version of control groups names no controllers.
-    lines = [line.split(":", 2) for line in groups.read_text().splitlines()] if groups.exists() else []
-    for _, controllers, group in lines:
-        if controllers not in ("", "memory"):
-            continue
-        folder, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        inner = folder / group.strip("/")
-        for path in (inner, *inner.parents):
-            limit = path / name
-            # Without a limit, "max" or a number beyond all memory.
-            text = limit.read_text().strip() if path.is_relative_to(folder) and os.access(limit, os.R_OK) else ""
-            limits += [int(text)] if text.isdecimal() else []
-    return min(limits)
-
-
 def _training_memory(model: Any, batch_size: int) -> int | None:
     """Bytes that a training step of a compiled model takes, or None where `estimate` does not know."""
     backbone, optimizer = model.backbone, getattr(model, "optimizer", None)
@@ -123,8 +76,7 @@ def _training_memory(model: Any, batch_size: int) -> int | None:
     if not getattr(model, "generative_weight", 1):
         # A classifier without L_GEN has no pixel logits, and runs no block above its features.
         architecture |= {"vocabulary_size": 1, "num_layers": max(1, model.layer)}
-    # Under mixed_float16 the optimizer is wrapped in one that scales the loss.
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = innermost(optimizer)
     needs = estimate(architecture, batch_size, dtype=policy, remat=backbone.remat)
     # What other optimizers keep is not counted.
     copies = 2 * isinstance(inner, keras.optimizers.Adam)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any, Self
 
 import keras
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.backend.gradients import without_gradient
 from keras_igpt.backend.processes import replica_count
 from keras_igpt.backend.untracked import Untracked
 from keras_igpt.inference.compiled import check_finite, predict_whole_batches
@@ -275,7 +275,7 @@ class ImageGPTImageClassifier(TokenModel):
         def normed_states() -> list[Any]:
             return self.backbone.normed_states(token_ids, depths, position_mask)
 
-        states = _without_gradient(normed_states) if self.frozen else normed_states()  # (B, T, D) each
+        states = without_gradient(normed_states) if self.frozen else normed_states()  # (B, T, D) each
         outputs = {"class_logits": self.class_head(ops.mean(ops.cast(states[0], "float32"), axis=1))}
         if self.generative_weight:
             # Reduced to one number an image at once: the logits themselves, (B, T, V), are too large to hand out.
@@ -417,14 +417,3 @@ def _name_of(loss: Any) -> str:
 def _without(variables: list[Any], others: list[Any]) -> list[Any]:
     left_out = {id(variable) for variable in others}
     return [variable for variable in variables if id(variable) not in left_out]
-
-
-def _without_gradient(compute: Callable[[], list[Any]]) -> list[Any]:
-    """Calls a function of weights that are not trained."""
-    if keras.backend.backend() != "torch":
-        # The others are told which weights to differentiate by, and keep nothing for those left out.
-        return compute()
-    import torch
-
-    with torch.no_grad():
-        return compute()

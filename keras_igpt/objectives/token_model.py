@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.backend.optimizers import innermost, with_public_optimizers
 from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
-from keras_igpt.backend.whole_steps import WholeStepModel, build_for, compile_options
+from keras_igpt.backend.whole_steps import WholeStepModel, build_for, called_by_fit, compile_options
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
 from keras_igpt.data.checked import CheckedData
 from keras_igpt.model.backbone import ImageGPTBackbone
@@ -79,8 +80,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
             if not in_list and hasattr(x, "starting_at") and options["steps_per_epoch"]:
                 options["callbacks"] = [_BatchesOfEpoch(options["steps_per_epoch"]), *options["callbacks"]]
             history = self._fit(x, y, **options)
-        optimizer: Any = self.optimizer
-        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+        if innermost(self.optimizer).use_ema:
             # Keras leaves weights and averages in the same memory, which JAX refuses to give to another step twice.
             for weight in self.trainable_variables:
                 weight.assign(ops.copy(weight))
@@ -122,8 +122,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics; `keras.Model.evaluate`, with what it is given checked first."""
         options = _by_name(keras.Model.evaluate, args, kwargs)
-        if options.get("_use_cached_eval_dataset"):
-            # `fit` calls, which has checked the same.
+        if called_by_fit(options):
+            # Which has checked the same.
             return super().evaluate(x, y, **options)
         self._check_settings()
         _check_counts(options)
@@ -220,7 +220,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
         load and fail with in the first step. It also writes whether it compiles on this backend as if it had been told
         to: PyTorch would then compile with Inductor, for minutes, what was made on JAX.
         """
-        config: dict[str, Any] = _with_public_optimizers(super().get_compile_config())
+        config: dict[str, Any] = with_public_optimizers(super().get_compile_config())
         if config and config["jit_compile"] == keras.Sequential(name="default").jit_compile:
             config["jit_compile"] = "auto"
         return config
@@ -413,15 +413,3 @@ def _array_of(values: Any) -> npt.NDArray[Any] | None:
     if isinstance(values, (list, tuple)) or hasattr(values, "__array__"):
         return np.asarray(values)
     return None
-
-
-def _with_public_optimizers(config: Any) -> Any:
-    """The configuration with PyTorch's optimizer classes replaced by the public ones of the same name."""
-    if isinstance(config, list):
-        return [_with_public_optimizers(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    config = {key: _with_public_optimizers(value) for key, value in config.items()}
-    if str(config.get("module", "")).startswith("keras.src.backend.torch.optimizers"):
-        config |= {"module": "keras.optimizers", "registered_name": None}
-    return config

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_igpt.backend.optimizers import apply_waiting_gradients, innermost
 from keras_igpt.support.checks import check_integer
 
 
@@ -57,25 +58,15 @@ def apply_leftover_gradients(model: keras.Model) -> int:
     """
     if getattr(model, "optimizer", None) is None:
         raise ValueError("`model` must be compiled. Received: a model without optimizer")
-    # Under mixed_float16 the optimizer is wrapped in one that scales the loss.
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    steps = optimizer.gradient_accumulation_steps
-    if not steps:
+    optimizer = innermost(model.optimizer)
+    if not optimizer.gradient_accumulation_steps:
         return 0
     if optimizer.use_ema:
         raise ValueError(
             "`model` must not have an optimizer with both gradient accumulation and a moving average, which Keras "
             "updates with each batch. Received: use_ema=True"
         )
-    iterations = int(ops.convert_to_numpy(optimizer._iterations))
-    waiting: int = iterations % steps
-    if not waiting:
-        return 0
-    # The batch that completes the update: the optimizer adds the sum, divides by `steps`, and has the mean.
-    gradients = [total * (steps / waiting - 1) for total in optimizer._accumulated_gradients]
-    optimizer._iterations.assign(iterations - waiting + steps - 1)
-    optimizer.apply(gradients)
-    return waiting
+    return apply_waiting_gradients(optimizer)
 
 
 class ApplyLeftoverGradients(keras.callbacks.Callback):

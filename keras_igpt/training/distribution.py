@@ -13,7 +13,13 @@ from typing import Any
 
 import keras
 
-from keras_igpt.backend.processes import host_array, process_count, process_index
+from keras_igpt.backend.processes import (
+    host_array,
+    keras_distributes,
+    process_count,
+    process_index,
+    wait_for_processes,
+)
 from keras_igpt.support.checks import check_integer
 
 # Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
@@ -103,7 +109,7 @@ def make_distribution(architecture: Mapping[str, Any], model_devices: int = 1) -
     batches = TrainingBatches(data.train, palette, batch_size=128, shard=data_shard(distribution))
     ```
     """
-    if keras.backend.backend() != "jax":
+    if not keras_distributes():
         raise ValueError(
             "`KERAS_BACKEND` must be 'jax': Keras ignores distributions on TensorFlow (use `tf.distribute`) and has "
             f"none on PyTorch. Received: {keras.backend.backend()!r}"
@@ -147,8 +153,6 @@ def save_model(model: keras.Model, path: str | Path) -> None:
 
 
 def _save_from_first_process(model: keras.Model, path: Path) -> None:
-    from jax.experimental import multihost_utils
-
     with_optimizer = model.optimizer is not None and model.optimizer.built
 
     def state(owner: keras.Model) -> list[keras.Variable]:
@@ -174,4 +178,4 @@ def _save_from_first_process(model: keras.Model, path: Path) -> None:
             keras.distribution.set_distribution(distribution)
             # Making the copy drew seeds that the other processes did not draw.
             random.setstate(random_state)
-    multihost_utils.sync_global_devices("save_model")
+    wait_for_processes("save_model")

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.backend.optimizers import innermost
 from keras_igpt.backend.processes import host_array, process_count, process_index
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import remove_partial
@@ -185,7 +186,7 @@ class ExactResume(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         # Not the epoch's end where a callback stopped the training in its middle.
         self._save_if_due(self._last_step, ends=epoch + 1 == self._epochs or self.model.stop_training)
-        if self._skipped and epoch == self._first_epoch and _innermost(self.model.optimizer).use_ema:
+        if self._skipped and epoch == self._first_epoch and innermost(self.model.optimizer).use_ema:
             self._before_averaging = [np.array(host_array(weight)) for weight in self.model.trainable_variables]
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -421,11 +422,6 @@ class _OneTraining(keras.callbacks.CallbackList):
     def finish(self) -> None:
         """Ends the training after its first `fit`."""
         super().on_train_end(self._end_logs)
-
-
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer that `mixed_float16` wraps in one that scales the loss."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _is_finite(array: npt.NDArray[Any]) -> bool:

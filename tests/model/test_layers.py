@@ -7,6 +7,8 @@ from conftest import random_tokens, to_numpy
 from keras import ops
 
 from keras_igpt.model import layers
+from keras_igpt.model.embedding import PixelEmbedding
+from keras_igpt.model.masking import RandomPositionMask
 
 
 def test_quick_gelu():
@@ -43,7 +45,7 @@ def test_norm_statistics_do_not_overflow_in_half_precision(kind):
 
 
 def test_embedding_shifts_behind_the_start_vector():
-    embedding = layers.PixelEmbedding(16, 8, shift=True)
+    embedding = PixelEmbedding(16, 8, shift=True)
     embedding.build((None, 4))
     token_ids = np.array([[3, 5, 7, 9]])
     table, position = to_numpy(embedding.token_embedding.embeddings), to_numpy(embedding.position_embedding)
@@ -55,7 +57,7 @@ def test_embedding_shifts_behind_the_start_vector():
 
 
 def test_hidden_positions_keep_their_position_embedding_alone():
-    embedding = layers.PixelEmbedding(16, 8, shift=False)
+    embedding = PixelEmbedding(16, 8, shift=False)
     embedding.build((None, 4))
     mask = np.array([[True, False, True, False]])
     embedded = to_numpy(embedding(np.array([[3, 5, 7, 9]]), position_mask=mask))[0]
@@ -65,7 +67,7 @@ def test_hidden_positions_keep_their_position_embedding_alone():
 
 
 def make_mask(rate=0.15, seed=0, tokens=1024):
-    layer = layers.RandomPositionMask(rate, seed)
+    layer = RandomPositionMask(rate, seed)
     layer.build((None, tokens))
     return layer
 
@@ -128,9 +130,9 @@ def test_the_ends_of_the_rate(rate):
 
 def test_layers_survive_serialization():
     for layer in (
-        layers.PixelEmbedding(16, 8, shift=True),
+        PixelEmbedding(16, 8, shift=True),
         layers.FeedForward(),
-        layers.RandomPositionMask(0.2, 3),
+        RandomPositionMask(0.2, 3),
         layers.Normalization("rms_norm"),
     ):
         restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))

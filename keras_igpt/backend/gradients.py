@@ -1,12 +1,14 @@
-"""Gradients written by hand, and what they compute anew to save memory."""
+"""Gradients: written by hand, left out, or asked for in another form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 from keras import ops
+
+ValueT = TypeVar("ValueT")
 
 
 def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -> Callable[[Any], Any]:
@@ -32,7 +34,7 @@ def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], A
     return differentiable
 
 
-def compute_after(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """Returns the tensors in a form that is there only once `earlier` is.
 
     Compilers merge equal expressions. One that is written again in a backward pass, to save the memory of its result,
@@ -59,3 +61,35 @@ def compute_after(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
         with tf.control_dependencies([earlier]):
             return tuple(tf.identity(tensor) for tensor in tensors)
     return tensors
+
+
+def keeps_intermediates() -> bool:
+    """Whether every intermediate of an activation is kept for the backward pass, for want of a kernel with its own."""
+    return bool(keras.backend.backend() == "jax")
+
+
+def without_gradient(compute: Callable[[], ValueT]) -> ValueT:
+    """Calls a function of weights that are not trained, and keeps nothing for their gradients.
+
+    Args:
+        compute: function without arguments.
+
+    Returns:
+        What it returns.
+    """
+    if keras.backend.backend() != "torch":
+        # The others are told which weights to differentiate by, and keep nothing for those left out.
+        return compute()
+    import torch
+
+    with torch.no_grad():
+        return compute()
+
+
+def with_dense_gradient(weight: Any) -> Any:
+    """Returns a table of rows in a form whose look-ups give it a gradient that is one tensor.
+
+    TensorFlow's would be a list of rows.
+    """
+    # The gradient of a product is whole, where that of a look-up in a variable is not.
+    return 1.0 * weight if keras.backend.backend() == "tensorflow" else weight

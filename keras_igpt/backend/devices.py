@@ -1,0 +1,63 @@
+"""Devices: the memory there is, and who may take it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import keras
+
+
+def device_memory() -> int | None:
+    """Bytes of memory of the first device, or None where it is not known."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        device = jax.local_devices()[0]
+        if device.platform != "cpu":
+            limit: int | None = (device.memory_stats() or {}).get("bytes_limit")
+            return limit
+    elif backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            total: int = torch.cuda.mem_get_info()[1]
+            return total
+        if torch.backends.mps.is_available():
+            return None
+    else:
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return None
+    return _host_memory()
+
+
+def _host_memory() -> int | None:
+    """Bytes of memory that this process may have: the machine's, or less in a control group."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    groups, root = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+    # Lines `number:controllers:/path`; the second version of control groups names no controllers.
+    lines = [line.split(":", 2) for line in groups.read_text().splitlines()] if groups.exists() else []
+    for _, controllers, group in lines:
+        if controllers not in ("", "memory"):
+            continue
+        folder, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        inner = folder / group.strip("/")
+        for path in (inner, *inner.parents):
+            limit = path / name
+            # Without a limit, "max" or a number beyond all memory.
+            text = limit.read_text().strip() if path.is_relative_to(folder) and os.access(limit, os.R_OK) else ""
+            limits += [int(text)] if text.isdecimal() else []
+    return min(limits)
+
+
+def leave_gpus_to_the_backend() -> None:
+    """Keeps TensorFlow, imported for its data sets, from the whole memory of a GPU that another backend computes on."""
+    if keras.backend.backend() != "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
