@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import keras
+import numpy as np
+import numpy.typing as npt
+
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.palette.color_palette import ColorPalette
 
@@ -19,7 +23,7 @@ class LanguageModel(Protocol):
 
     backbone: ImageGPTBackbone
     palette: ColorPalette | None
-    pixel_head: Any
+    pixel_head: keras.layers.Layer
 
     def __call__(self, inputs: Any) -> Any:
         """Computes logits `(B, T, V)`."""
@@ -27,7 +31,7 @@ class LanguageModel(Protocol):
     def token_losses(self, token_ids: Any, logits: Any) -> Any:
         """Computes the loss `(B, T)` of each token in nats."""
 
-    def token_array(self, inputs: Any, name: str = "inputs") -> Any:
+    def token_array(self, inputs: npt.ArrayLike, name: str = "inputs") -> npt.NDArray[np.integer[Any]]:
         """Makes token ids `(B, T)` of images or token ids in memory, and checks them."""
 
     def check_token_arrays(self, x: Any, name: str = "x", padded: bool = False) -> int | None:
