@@ -21,7 +21,7 @@ from conftest import make_causal_lm, make_masked_lm, to_numpy
 import keras_igpt as igpt
 from keras_igpt.data import LabeledTokens, load_splits, low_data_subset, split_off
 from keras_igpt.inference.filling import filling_rounds
-from keras_igpt.inference.sampling import sample_tokens, sampling_inputs
+from keras_igpt.inference.sampling import Sampling, sample_tokens
 
 # Not public: where these live may change, what they give may not.
 from keras_igpt.model.masking import majority, vote_mask
@@ -188,10 +188,10 @@ def integers_of_seeds():
     values["masks of a vote"] = [vote_mask((3, 16), 0.3, seed=4, mask=mask) for mask in range(2)]
     values["majorities"] = majority(some_tokens(12, 4, vocabulary_size=3), seed=4)
     values["filling rounds"] = filling_rounds(TOKENS[:4] % 3 > 0, num_rounds=4, seed=5)
-    draws = sampling_inputs((3, 16), 16, 1.0, None, None, seed=6, uniforms=None)["uniforms"]
+    draws = Sampling(seed=6).inputs((3, 16), vocabulary_size=16)["uniforms"]
     values["draws in 2^-24"] = draws * 2.0**24
     logits = (some_tokens(16, 12, vocabulary_size=41) / 8).astype("float32")
-    uniforms = sampling_inputs((1, 16), 12, 1.0, None, None, seed=6, uniforms=None)["uniforms"][0]
+    uniforms = Sampling(seed=6).inputs((1, 16), vocabulary_size=12)["uniforms"][0]
     for temperature, top_k, top_p in ((1.0, 12, 1.0), (0.7, 4, 1.0), (1.3, 12, 0.6), (1.0, 5, 0.7)):
         limits = (np.full(16, temperature, "float32"), np.full(16, top_k, "int32"), np.full(16, top_p, "float32"))
         drawn = to_numpy(sample_tokens(*map(keras.ops.convert_to_tensor, (logits, uniforms, *limits))))

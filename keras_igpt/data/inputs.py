@@ -52,7 +52,9 @@ def as_examples(language_model: Any, given: LabeledPictures | npt.ArrayLike) -> 
     return LabeledTokens(token_ids, classes, colors)
 
 
-def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str = "images") -> UInt8Images:
+def pictures_of_size(
+    images: Any, image_size: int, num_channels: int, name: str = "images", stacklevel: int = 3
+) -> UInt8Images:
     """Makes one batch of a model's size of whatever pictures are given; says so where it has to resize.
 
     Args:
@@ -62,6 +64,7 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str 
         image_size: int. Side wanted.
         num_channels: int. 3 for colour, or 1 for grey. Pillow images are converted, arrays must have them.
         name: str. What the caller calls them.
+        stacklevel: int. Of the warning, as `warnings.warn` takes it.
 
     Returns:
         uint8 array `(B, image_size, image_size, num_channels)`.
@@ -91,7 +94,7 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str 
         warnings.warn(
             f"Pictures of {found}{' and others' if len(sizes) > 3 else ''} pixels (width x height) were cropped to "
             f"their centre squares and resized to the model's {image_size}x{image_size}.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     return resized
 

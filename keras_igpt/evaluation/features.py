@@ -10,21 +10,17 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.backend.processes import batch_divisor, check_one_process
-from keras_igpt.backend.traced_gradients import traced_gradients_dropped
 from keras_igpt.backend.whole_steps import WholeStepModel
-from keras_igpt.data.batches import EvaluationBatches, Source
+from keras_igpt.data.batches import Source
 from keras_igpt.data.examples import Examples, Labels
 from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.inference.compiled import computed_rows
 from keras_igpt.objectives.pixel_model import PixelModel
-from keras_igpt.support.checks import check_choice, check_depths, check_integer
+from keras_igpt.support.checks import check_choice, check_depths
 from keras_igpt.support.files import new_mapped_array, whole_file
 
 Which = Literal["normed", "residual"]
 Float32Array = npt.NDArray[np.float32]
-
-# Features that are computed before they go to their place: what is in memory twice.
-_SEGMENT_BYTES = 1 << 27
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -157,21 +153,31 @@ class FeatureExtractor(WholeStepModel):
             ValueError: if an argument is out of its range, or inputs do not fit the model.
             OSError: if there is not enough space for the file.
         """
-        batch_size = check_integer("batch_size", batch_size)
-        check_one_process("extract")
         source = as_examples(self.language_model, inputs)
-        # One compiled batch size, in equal shares for all devices.
-        divisor = batch_divisor()
-        batch_size = -(-min(batch_size, len(source)) // divisor) * divisor
+        hidden_dim = self.language_model.backbone.hidden_dim
+        segments = computed_rows(
+            self,
+            {},
+            batch_size,
+            row_bytes=4 * len(self.depths) * hidden_dim,
+            examples=source,
+            palette=self.language_model.palette,
+            purpose="extract",
+        )
         # Each depth in one piece: a regression reads them one by one.
-        shape = (len(self.depths), len(source), self.language_model.backbone.hidden_dim)
+        shape = (len(self.depths), len(source), hidden_dim)
+
+        def fill(features: Float32Array) -> None:
+            for rows, computed in segments:
+                features[:, rows] = np.moveaxis(computed, 1, 0)
+
         if path is None:
             features = np.empty(shape, np.float32)
-            self._fill(features, source, batch_size)
+            fill(features)
         else:
             with whole_file(path) as partial:
                 mapped = new_mapped_array(partial, np.float32, shape)
-                self._fill(mapped, source, batch_size)
+                fill(mapped)
                 mapped.flush()
             features = np.load(path, mmap_mode="r")
         return np.moveaxis(features, 0, 1)
@@ -195,14 +201,3 @@ class FeatureExtractor(WholeStepModel):
         """
         source = as_examples(self.language_model, examples)
         return LabeledFeatures(self.extract(source, batch_size, path), source.labels)
-
-    def _fill(self, features: Float32Array, source: Source, batch_size: int) -> None:
-        """Computes the features of all pictures into an array `(depths, B, D)`."""
-        depths, _, width = features.shape
-        segment = max(1, _SEGMENT_BYTES // (4 * batch_size * depths * width)) * batch_size
-        for start in range(0, len(source), segment):
-            rows = range(start, min(start + segment, len(source)))
-            batches = EvaluationBatches(source.take(rows), self.language_model.palette, batch_size)
-            with traced_gradients_dropped():
-                computed = self.predict(batches, verbose=0)[: len(rows)]
-            features[:, start : rows.stop] = np.moveaxis(computed, 1, 0)

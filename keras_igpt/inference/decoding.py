@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backend.compilation import copies_state_of_loops, runs_eagerly
-from keras_igpt.backend.untracked import Untracked
-from keras_igpt.backend.whole_steps import WholeStepModel
 from keras_igpt.data.inputs import pictures_of_size
-from keras_igpt.inference.compiled import predict_whole_batches
-from keras_igpt.inference.sampling import NOT_DRAWN, check_all_drawn, check_prompt, sample_tokens, sampling_inputs
-from keras_igpt.palette.color_palette import ColorPalette, TokenIds, UInt8Images
+from keras_igpt.inference.compiled import Program
+from keras_igpt.inference.language_model import LanguageModel, palette_of
+from keras_igpt.inference.sampling import (
+    NOT_DRAWN,
+    Sampling,
+    check_prompt,
+    draw_rows,
+    redraw_pictures,
+    sample_tokens,
+)
+from keras_igpt.palette.color_palette import TokenIds, UInt8Images
 from keras_igpt.support.checks import check_integer
 
 # A step's attention reads all keys that there is room for. The room grows this many times, or less where that would be
@@ -49,17 +54,11 @@ def _as_number_where_eager(index: Any) -> Any:
     return int(index) if runs_eagerly() else index
 
 
-class _Decoder(WholeStepModel):
-    """The decoding loop as a model, so that `predict` compiles it on each backend.
+class Decoder(Program):
+    """The decoding loop: tokens `(B, T)` of a prompt, of which some are known, and of what `Sampling` gives."""
 
-    Everything a caller may change from one call to the next is an input: nothing but a new shape compiles anew.
-    """
-
-    def __init__(self, language_model: keras.Model) -> None:
-        # float32, or Keras would round the uniform numbers to the compute dtype on their way in.
-        super().__init__(dtype="float32", name="decoder")
-        self.language_model = language_model
-        self.built = True
+    def __init__(self, language_model: LanguageModel) -> None:
+        super().__init__(language_model)
         if copies_state_of_loops():
             # Or the cache would be copied for each token.
             self.jit_compile = True
@@ -105,183 +104,59 @@ class _Decoder(WholeStepModel):
         return ops.where(ops.expand_dims(finite, -1), token_ids, NOT_DRAWN)
 
 
-class PixelGeneration:
-    """Drawing pictures from an autoregressive model: what `ImageGPTCausalLM` has beside its objective.
+def generate_images(
+    language_model: LanguageModel, num_images: int, sampling: Sampling, batch_size: int, verbose: int = 0
+) -> UInt8Images:
+    """Draws pictures from nothing; `ImageGPTCausalLM.generate`."""
+    num_images = check_integer("num_images", num_images)
+    palette = palette_of(language_model, without="continue_tokens")
+    prompt = np.zeros((num_images, language_model.backbone.num_tokens), np.int32)
+    known = np.zeros(prompt.shape, bool)
+    return palette.decode(continue_tokens(language_model, prompt, known, sampling, batch_size, verbose))
 
-    The compiled loop is made on first use and shared by calls of equal shape.
-    """
 
-    backbone: Any
-    palette: ColorPalette | None
-    _decoder: Untracked[_Decoder] | None = None
-
-    def generate(
-        self,
-        num_images: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-        verbose: int = 0,
-    ) -> UInt8Images:
-        """Draws pictures from nothing, the first pixel included.
-
-        Args:
-            num_images: int. Pictures to draw.
-            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
-            top_k: int. Draw among the k most probable tokens only; all by default.
-            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-            seed: int. Picture i's draws depend on `(seed, i)` alone.
-            batch_size: int. Pictures drawn together; twice the key-value cache of so many must fit into memory, for it
-                grows from time to time.
-            verbose: int. 1 shows how many pictures are done.
-
-        Returns:
-            uint8 array `(num_images, H, W, C)`.
-
-        Raises:
-            ValueError: if an argument is out of its range or the model has no palette.
-
-        Example:
-        ```python
-        images = lm.generate(num_images=16, temperature=1.0, seed=0)
-        ```
-        """
-        num_images = check_integer("num_images", num_images)
-        palette = self._palette()
-        prompt = np.zeros((num_images, self.backbone.num_tokens), np.int32)
-        return palette.decode(
-            self.continue_tokens(
-                prompt, np.zeros(prompt.shape, bool), temperature, top_k, top_p, seed, batch_size, verbose=verbose
-            )
+def complete_images(
+    language_model: LanguageModel,
+    images: Any,
+    keep_rows: int | None,
+    keep_pixels: int | None,
+    num_samples: int,
+    sampling: Sampling,
+    batch_size: int,
+    quantize: bool = False,
+    verbose: int = 0,
+) -> UInt8Images:
+    """Keeps the beginning of pictures and draws the rest; `ImageGPTCausalLM.complete`."""
+    palette = palette_of(language_model, without="continue_tokens")
+    side = language_model.backbone.image_size
+    array = pictures_of_size(images, side, palette.num_channels, stacklevel=4)
+    if (keep_rows is None) == (keep_pixels is None):
+        raise ValueError(
+            "`keep_rows` or `keep_pixels` must be given, and not both. "
+            f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
         )
+    if keep_rows is None:
+        keep_pixels = check_integer("keep_pixels", keep_pixels, 0, side**2)
+    else:
+        keep_pixels = check_integer("keep_rows", keep_rows, 0, side) * side
+    hidden = (np.arange(side**2) >= keep_pixels).reshape(side, side)
 
-    def complete(
-        self,
-        images: Any,
-        keep_rows: int | None = None,
-        num_samples: int = 1,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-        keep_pixels: int | None = None,
-        quantize: bool = False,
-        verbose: int = 0,
-    ) -> UInt8Images:
-        """Keeps the beginning of pictures and draws the rest, several times each.
+    def draw(prompt: TokenIds, drawn: npt.NDArray[np.bool_]) -> TokenIds:
+        return continue_tokens(language_model, prompt, ~drawn, sampling, batch_size, verbose)
 
-        Pictures of another size are cropped to their centre squares and resized to the model's, with a warning.
+    return redraw_pictures(palette, array, hidden, num_samples, quantize, draw)
 
-        Args:
-            images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures.
-            keep_rows: int in 0…H. Rows kept, from the top.
-            num_samples: int. Completions of each picture.
-            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
-            top_k: int. Draw among the k most probable tokens only; all by default.
-            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-            seed: int. The draws of sample j of picture i depend on `(seed, i * num_samples + j)` alone.
-            batch_size: int. Completions drawn together; twice the key-value cache of so many must fit into memory.
-            keep_pixels: int in 0…T, in place of `keep_rows`. Pixels kept, in raster order.
-            quantize: bool. Whether the pixels kept are shown as the model saw them, in palette colours, and not as
-                they were given.
-            verbose: int. 1 shows how many completions are done.
 
-        Returns:
-            uint8 array `(B, num_samples, H, W, C)` of the model's size. What is drawn has palette colours.
-
-        Raises:
-            ValueError: if an argument is out of its range or the model has no palette.
-
-        Example:
-        ```python
-        completions = lm.complete(images, keep_rows=16, num_samples=4, seed=0)
-        ```
-        """
-        palette = self._palette()
-        side = self.backbone.image_size
-        array = pictures_of_size(images, side, palette.num_channels)
-        if (keep_rows is None) == (keep_pixels is None):
-            raise ValueError(
-                "`keep_rows` or `keep_pixels` must be given, and not both. "
-                f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
-            )
-        if keep_rows is None:
-            keep_pixels = check_integer("keep_pixels", keep_pixels, 0, side**2)
-        else:
-            keep_pixels = check_integer("keep_rows", keep_rows, 0, side) * side
-        num_samples = check_integer("num_samples", num_samples)
-        kept = np.arange(side**2) < keep_pixels
-        prompt = np.repeat(palette.encode(array), num_samples, axis=0)
-        token_ids = self.continue_tokens(prompt, kept, temperature, top_k, top_p, seed, batch_size, verbose=verbose)
-        completed = palette.decode(token_ids).reshape(len(array), num_samples, *array.shape[1:])
-        if quantize:
-            return completed
-        return np.where(kept.reshape(side, side, 1), array[:, None], completed)
-
-    def continue_tokens(
-        self,
-        prompt: npt.ArrayLike,
-        known: npt.ArrayLike,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-        uniforms: npt.ArrayLike | None = None,
-        verbose: int = 0,
-    ) -> TokenIds:
-        """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
-
-        Each token is drawn from the model's distribution given all those before it, kept or drawn; known tokens further
-        on have no influence on it. Needs no palette.
-
-        Args:
-            prompt: int array `(B, T)`; entries that are not known are ignored.
-            known: bool array `(B, T)` or `(T,)`, True where the prompt's token is kept.
-            temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
-            top_k: int. Draw among the k most probable tokens only; all by default.
-            top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-            seed: int. Row i's draws depend on `(seed, i)` alone.
-            batch_size: int. Sequences decoded together; twice the key-value cache of so many must fit into memory.
-            uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
-            verbose: int. 1 shows how many sequences are done.
-
-        Returns:
-            int32 array `(B, T)`.
-
-        Raises:
-            ValueError: if an argument is out of its range.
-
-        Example:
-        ```python
-        known = np.arange(1024) < 512
-        continued = lm.continue_tokens(token_ids, known, temperature=0)
-        ```
-        """
-        prompt, known = check_prompt(self.backbone, {"prompt": prompt}, {"known": known}, drawn=False)
-        batch_size = check_integer("batch_size", batch_size)
-        draws = sampling_inputs(prompt.shape, self.backbone.vocabulary_size, temperature, top_k, top_p, seed, uniforms)
-        inputs = {"prompt": prompt, "known": known, **draws}
-        if self._decoder is None:
-            self._decoder = Untracked(_Decoder(self))
-        rows = len(prompt)
-        token_ids = np.empty(prompt.shape, np.int32)
-        progress = keras.utils.Progbar(rows, verbose=verbose, unit_name="picture")
-        for start in range(0, rows, batch_size):
-            # The last rows share a batch with some before them, which come out the same again: one compiled size.
-            first = max(0, min(start, rows - batch_size))
-            part = {name: array[first : first + batch_size] for name, array in inputs.items()}
-            token_ids[first : first + batch_size] = predict_whole_batches(self._decoder.value, part, batch_size)
-            progress.update(min(start + batch_size, rows))
-        return check_all_drawn(token_ids)
-
-    def _palette(self) -> ColorPalette:
-        if self.palette is None:
-            raise ValueError(
-                "`palette` is needed to turn tokens into pictures: make the model with "
-                "`palette=ColorPalette(...)`, or draw tokens with `continue_tokens`. Received: palette=None"
-            )
-        return self.palette
+def continue_tokens(
+    language_model: LanguageModel,
+    prompt: npt.ArrayLike,
+    known: npt.ArrayLike,
+    sampling: Sampling,
+    batch_size: int,
+    verbose: int = 0,
+) -> TokenIds:
+    """Keeps the known tokens of each sequence and draws the others; `ImageGPTCausalLM.continue_tokens`."""
+    backbone = language_model.backbone
+    prompt, known = check_prompt(backbone, {"prompt": prompt}, {"known": known}, drawn=False)
+    draws = sampling.inputs(prompt.shape, backbone.vocabulary_size)
+    return draw_rows(Decoder.of(language_model), {"prompt": prompt, "known": known, **draws}, batch_size, verbose)

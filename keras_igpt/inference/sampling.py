@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.palette.color_palette import TokenIds, check_token_ids
+from keras_igpt.inference.compiled import Arrays, Program, computed_rows
+from keras_igpt.model.backbone import ImageGPTBackbone
+from keras_igpt.palette.color_palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.randomness import check_seed, random_bits
 
@@ -17,6 +22,70 @@ NOT_DRAWN = -1
 
 # Below it, dividing float32 logits overflows.
 _LOWEST_TEMPERATURE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """How tokens are drawn: the model's distribution, made sharper or cut off, and the random numbers.
+
+    Args:
+        temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
+        top_k: int in 1…V. Draw among the k most probable tokens only; all by default.
+        top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+        seed: int. The draws of row i depend on `(seed, i)` alone.
+        uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    uniforms: npt.ArrayLike | None = None
+
+    def inputs(self, shape: tuple[int, ...], vocabulary_size: int) -> dict[str, npt.NDArray[Any]]:
+        """Checks all of it, and makes the arrays that the compiled program takes.
+
+        Args:
+            shape: `(B, T)`, sequences and positions of each.
+            vocabulary_size: int. Palette colours `V`.
+
+        Returns:
+            Arrays by name: `"uniforms"` float32 `(B, T)`, a function of `(seed, row, position)`; `"temperature"`,
+            `"top_k"` and `"top_p"`, `(B,)` each.
+
+        Raises:
+            ValueError: if one is out of its range.
+        """
+        temperature = check_number("temperature", self.temperature, 0)
+        if 0 < temperature < _LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"`temperature` must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}. "
+                f"Received: temperature={temperature}"
+            )
+        top_k = vocabulary_size if self.top_k is None else check_integer("top_k", self.top_k, 1, vocabulary_size)
+        top_p = 1.0 if self.top_p is None else check_number("top_p", self.top_p, 0, 1, above=True)
+        seed = check_seed(self.seed)
+        if temperature == 0:
+            temperature, top_k = 1.0, 1
+        rows, tokens = shape
+        uniforms = self.uniforms
+        if uniforms is None:
+            bits = random_bits("draw", seed, np.arange(rows)[:, None], np.arange(tokens))
+            # 24 bits: more would round to 1 in float32.
+            uniforms = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+        draws = np.asarray(uniforms, np.float32)
+        # Said so that not-a-number fails too.
+        if draws.shape != shape or not (draws.min() >= 0 and draws.max() < 1):
+            raise ValueError(
+                f"`uniforms` must have shape {shape} and lie in [0, 1). "
+                f"Received: shape {draws.shape}, values from {draws.min()} to {draws.max()}"
+            )
+        return {
+            "uniforms": draws,
+            "temperature": np.full(rows, temperature, np.float32),
+            "top_k": np.full(rows, top_k, np.int32),
+            "top_p": np.full(rows, top_p, np.float32),
+        }
 
 
 def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
@@ -68,7 +137,7 @@ def _kept(logits: Any, top_k: Any, top_p: Any) -> Any:
 
 
 def check_prompt(
-    backbone: Any, token_ids: dict[str, npt.ArrayLike], mask: dict[str, npt.ArrayLike], drawn: bool
+    backbone: ImageGPTBackbone, token_ids: dict[str, npt.ArrayLike], mask: dict[str, npt.ArrayLike], drawn: bool
 ) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
     """Checks the tokens that are given and which of them are meant.
 
@@ -100,18 +169,26 @@ def check_prompt(
     return check_token_ids(kept, backbone.vocabulary_size, name).astype(np.int32), np.broadcast_to(chosen, prompt.shape)
 
 
-def check_all_drawn(token_ids: TokenIds) -> TokenIds:
-    """Refuses tokens of which some are `NOT_DRAWN`.
+def draw_rows(program: Program, inputs: Arrays, batch_size: int, verbose: int = 0) -> TokenIds:
+    """Runs a program that draws tokens over all sequences, a batch at a time.
 
     Args:
-        token_ids: int array `(B, T)`.
+        program: a `Program` whose output is tokens, `NOT_DRAWN` for a sequence that met NaN or infinity.
+        inputs: its inputs by name, `"prompt"` `(B, T)` among them.
+        batch_size: int. Sequences drawn together.
+        verbose: int. 1 shows how many sequences are done.
 
     Returns:
-        The same array.
+        int32 array `(B, T)`.
 
     Raises:
-        ValueError: if the logits of a sequence were not finite.
+        ValueError: if `batch_size` is not positive, or the logits of a sequence were not finite.
     """
+    token_ids = np.empty(inputs["prompt"].shape, np.int32)
+    progress = keras.utils.Progbar(len(token_ids), verbose=verbose, unit_name="picture")
+    for part, drawn in computed_rows(program, inputs, batch_size):
+        token_ids[part] = drawn
+        progress.update(part.stop)
     failed = int((token_ids < 0).any(axis=-1).sum())
     if failed:
         raise ValueError(
@@ -121,60 +198,33 @@ def check_all_drawn(token_ids: TokenIds) -> TokenIds:
     return token_ids
 
 
-def sampling_inputs(
-    shape: tuple[int, int],
-    vocabulary_size: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-    uniforms: npt.ArrayLike | None,
-) -> dict[str, npt.NDArray[Any]]:
-    """Checks how tokens are to be drawn, and makes the arrays that the compiled program takes.
+def redraw_pictures(
+    palette: ColorPalette,
+    images: UInt8Images,
+    hidden: npt.NDArray[np.bool_],
+    num_samples: int,
+    quantize: bool,
+    draw: Callable[[TokenIds, npt.NDArray[np.bool_]], TokenIds],
+) -> UInt8Images:
+    """Draws some pixels of pictures, several times each, and keeps the others.
 
     Args:
-        shape: `(B, T)`, sequences and positions of each.
-        vocabulary_size: int. Palette colours `V`.
-        temperature: float, 0 for the most probable token.
-        top_k: int in 1…V, or None for all.
-        top_p: float in (0, 1], or None for all.
-        seed: int.
-        uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's; or None.
+        palette: the model's `ColorPalette`.
+        images: uint8 array `(B, H, W, C)` of the model's size.
+        hidden: bool array `(H, W)` or `(B, H, W)`, True where a pixel is drawn.
+        num_samples: int. Drawings of each picture.
+        quantize: bool. Whether the pixels kept are shown in palette colours, and not as they were given.
+        draw: function of tokens and which of them to draw, `(B * num_samples, T)` each.
 
     Returns:
-        Arrays by name: `"uniforms"` float32 `(B, T)`, a function of `(seed, row, position)`; `"temperature"`, `"top_k"`
-        and `"top_p"`, `(B,)` each.
+        uint8 array `(B, num_samples, H, W, C)`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if `num_samples` is not positive.
     """
-    temperature = check_number("temperature", temperature, 0)
-    if 0 < temperature < _LOWEST_TEMPERATURE:
-        raise ValueError(
-            f"`temperature` must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}. Received: temperature={temperature}"
-        )
-    if top_k is not None:
-        top_k = check_integer("top_k", top_k, 1, vocabulary_size)
-    if top_p is not None:
-        top_p = check_number("top_p", top_p, 0, 1, above=True)
-    seed = check_seed(seed)
-    if temperature == 0:
-        temperature, top_k = 1.0, 1
-    rows, tokens = shape
-    if uniforms is None:
-        bits = random_bits("draw", seed, np.arange(rows)[:, None], np.arange(tokens))
-        # 24 bits: more would round to 1 in float32.
-        uniforms = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-    draws = np.asarray(uniforms, np.float32)
-    # Said so that not-a-number fails too.
-    if draws.shape != shape or not (draws.min() >= 0 and draws.max() < 1):
-        raise ValueError(
-            f"`uniforms` must have shape {shape} and lie in [0, 1). "
-            f"Received: shape {draws.shape}, values from {draws.min()} to {draws.max()}"
-        )
-    return {
-        "uniforms": draws,
-        "temperature": np.full(rows, temperature, np.float32),
-        "top_k": np.full(rows, vocabulary_size if top_k is None else top_k, np.int32),
-        "top_p": np.full(rows, 1.0 if top_p is None else top_p, np.float32),
-    }
+    num_samples = check_integer("num_samples", num_samples)
+    hidden = np.broadcast_to(hidden, images.shape[:3])
+    prompt = np.repeat(palette.encode(images), num_samples, axis=0)
+    token_ids = draw(prompt, np.repeat(hidden.reshape(len(images), -1), num_samples, axis=0))
+    drawn = palette.decode(token_ids).reshape(len(images), num_samples, *images.shape[1:])
+    return drawn if quantize else np.where(hidden[:, None, :, :, None], drawn, images[:, None])

@@ -13,7 +13,7 @@ from keras import ops
 from keras_igpt.backend.gradients import without_gradient
 from keras_igpt.backend.processes import replica_count
 from keras_igpt.backend.untracked import Untracked
-from keras_igpt.inference.compiled import check_finite, predict_whole_batches
+from keras_igpt.inference.compiled import check_finite, computed_rows
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.masking import majority, vote_mask
 from keras_igpt.model.presets import get_preset
@@ -262,8 +262,8 @@ class ImageGPTImageClassifier(TokenModel):
         for mask in range(num_masks):
             position_mask = vote_mask(token_ids.shape, self.language_model.mask_rate, seed, mask)
             masked = {"token_ids": token_ids, "position_mask": position_mask}
-            logits = predict_whole_batches(self, masked, batch_size)
-            votes.append(logits.argmax(axis=-1))
+            segments = computed_rows(self, masked, batch_size, row_bytes=4 * self.num_classes)
+            votes.append(np.concatenate([logits.argmax(axis=-1) for _, logits in segments]))
         return majority(np.stack(votes, axis=-1), seed)
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:

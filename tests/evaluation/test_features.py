@@ -4,8 +4,8 @@ import pytest
 from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize, to_numpy
 
 from keras_igpt.data import LabeledImages, LabeledTokens, load_image_folder, low_data_subset
-from keras_igpt.evaluation import features
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures
+from keras_igpt.inference import compiled
 
 
 def expected_features(model, token_ids, which="normed"):
@@ -64,7 +64,7 @@ def test_a_large_set_comes_in_pieces_and_may_stay_in_a_file(tmp_path, monkeypatc
     monkeypatch.setattr(extractor, "predict", lambda given, **options: pieces.append(len(given)) or predict(given))
     whole = extractor.extract(token_ids, batch_size=4)
     traced = len(calls)
-    monkeypatch.setattr(features, "_SEGMENT_BYTES", 2 * 4 * 4 * 3 * 32)
+    monkeypatch.setattr(compiled, "_SEGMENT_BYTES", 2 * 4 * 4 * 3 * 32)
     path = tmp_path / "new" / "features.npy"
     mapped = extractor.extract(token_ids, batch_size=4, path=path)
     assert pieces == [6, 2, 2, 2]

@@ -231,8 +231,9 @@ def test_pictures_of_other_sizes_and_kinds_are_resized_with_a_word(palette):
     model = make_causal_lm(palette)
     expected = resize_images(pixels[None], 4)
     for given in (pixels, pixels[None], image.fromarray(pixels), [image.fromarray(pixels), expected[0]]):
-        with pytest.warns(UserWarning, match=r"12x9 pixels .width x height. .* resized to the model's 4x4"):
+        with pytest.warns(UserWarning, match=r"12x9 pixels .width x height. .* resized to the model's 4x4") as warned:
             completed = model.complete(given, keep_rows=4)
+        assert warned[0].filename == __file__
         np.testing.assert_array_equal(completed[0, 0], expected[0])
     rotated = image.fromarray(pixels[:4, :4].transpose(1, 0, 2)[::-1])
     rotated.getexif()[0x0112] = 6

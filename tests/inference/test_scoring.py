@@ -5,7 +5,7 @@ from reference import forward, read_weights
 
 import keras_igpt as igpt
 from keras_igpt.data import LabeledImages, LabeledTokens
-from keras_igpt.inference import scoring
+from keras_igpt.inference import compiled, scoring
 from keras_igpt.model.masking import vote_mask
 
 COLORS = igpt.ColorPalette.from_colors(np.random.default_rng(1).integers(0, 256, (16, 3)).astype("uint8"))
@@ -45,7 +45,7 @@ def test_a_set_in_segments_and_whatever_holds_it(causal, monkeypatch, tmp_path):
     labels = np.zeros(7, "int64")
     expected = expected_losses(causal, TOKENS).mean(-1)
     # Two batches a segment: three segments, the last one of one row.
-    monkeypatch.setattr(scoring, "_SEGMENT_BYTES", 2 * 4 * 16 * 3)
+    monkeypatch.setattr(compiled, "_SEGMENT_BYTES", 2 * 4 * 16 * 3)
     tokens = LabeledTokens(TOKENS.astype("uint8"), labels, 16)
     batches = igpt.EvaluationBatches(tokens, None, batch_size=2)
     for inputs in (images, LabeledImages(images, labels), tokens, batches):
