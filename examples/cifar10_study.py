@@ -193,20 +193,21 @@ def finetuning(options: argparse.Namespace) -> None:
     """The rate searched, validation folded back in, refitted, tested once: for each start."""
     data = few_labels(options, load_splits(options))
     for start in options.starts:
-        result = igpt.tune_and_refit(
+        study = igpt.Study(
             lambda hyperparameters, start=start: make_classifier(options, start, hyperparameters.get("learning_rate")),
             data,
             lambda examples: batches(options, examples),
             lambda examples: igpt.EvaluationBatches(examples, None, 250),
             "val_accuracy",
             folder_of(options, start),
+        )
+        study.search(
             epochs=options.epochs,
             oracle=igpt.DescendingLearningRateOracle("val_accuracy", options.rates),
             patience=options.patience,
             to_beat=options.to_beat,
-            evaluate=evaluate,
         )
-        print(f"{start}\n{result}", flush=True)
+        print(f"{start}\n{study.refit(evaluate=evaluate)}", flush=True)
 
 
 def folder_of(options: argparse.Namespace, start: str) -> Path:

@@ -93,18 +93,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     config: dict[str, Any] = {name: value for name, value in vars(options).items() if name not in paths}
     config["backend"] = keras.backend.backend()
     if len(options.rates) > 1:
-        search = igpt.tune(
+        study = igpt.Study(
             lambda hyperparameters: make_model(hyperparameters.get("learning_rate"), options.search_updates),
             tokens,
             training_batches,
             evaluation_batches,
             "val_loss",
             output / "search",
-            epochs=1,
-            oracle=igpt.DescendingLearningRateOracle("val_loss", options.rates),
-            steps_per_epoch=options.search_updates,
             seed=options.seed,
         )
+        oracle = igpt.DescendingLearningRateOracle("val_loss", options.rates)
+        search = study.search(epochs=1, oracle=oracle, steps_per_epoch=options.search_updates)
         print(search)
         rate = search.best.values["learning_rate"]
         config["search"] = [{**trial.values, "val_loss": trial.objective} for trial in search.trials]

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> igpt.TunedResult:
         classifier.compile(**igpt.finetuning_recipe(rate))
         return classifier
 
-    result = igpt.tune_and_refit(
+    study = igpt.Study(
         make_model,
         tokens,
         lambda examples: igpt.TrainingBatches(
@@ -86,12 +86,15 @@ def main(arguments: list[str] | None = None) -> igpt.TunedResult:
         lambda examples: igpt.EvaluationBatches(examples, palette, options.batch_size),
         "val_accuracy",
         options.output,
+        seed=options.seed,
+    )
+    study.search(
         epochs=options.epochs,
         oracle=igpt.DescendingLearningRateOracle("val_accuracy", options.rates, sweep(options)),
         patience=None if options.frozen else options.patience,
         to_beat=options.to_beat,
-        seed=options.seed,
     )
+    result = study.refit()
     print(result)
     return result
 

@@ -51,7 +51,7 @@ from keras_igpt.evaluation.linear_probe import LinearProbe, ProbeReport
 from keras_igpt.evaluation.logistic_regression import LogisticFit, fit_logistic_regression
 from keras_igpt.evaluation.low_data import LowDataTable, low_data_table
 from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
-from keras_igpt.evaluation.study import tune, tune_and_refit
+from keras_igpt.evaluation.study import Study
 from keras_igpt.inference.scoring import Scores
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.cost import Estimate, estimate, forward_flops
@@ -96,6 +96,7 @@ __all__ = [
     "Scores",
     "Search",
     "ServingModel",
+    "Study",
     "TrainingBatches",
     "Trial",
     "TunedResult",
@@ -127,8 +128,6 @@ __all__ = [
     "save_preset_weights",
     "split_off",
     "trained_presets",
-    "tune",
-    "tune_and_refit",
 ]
 
 

@@ -39,6 +39,7 @@ from test_old_files import (
     numbers_of,
     open_cache,
     preset_numbers,
+    search,
     train,
 )
 
@@ -116,6 +117,16 @@ def make_files():
         make_pictures(palette, DATA / "pictures")
     if not any((DATA / "caches").iterdir()):
         make_caches(palette)
+    if BACKEND == "torch" and not (DATA / "search").exists():
+        make_search()
+
+
+def make_search():
+    with tempfile.TemporaryDirectory() as folder:
+        search(folder)
+        (DATA / "search").mkdir()
+        for name in ("trials.json", "report.json"):
+            shutil.copy(Path(folder) / name, DATA / "search" / name)
 
 
 def make_numbers():

@@ -16,6 +16,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tuning_process
 from conftest import make_causal_lm, make_masked_lm, to_numpy
 
 import keras_igpt as igpt
@@ -241,6 +242,27 @@ def open_cache(name, palette):
     return igpt.cache_tokens(examples, palette, name)
 
 
+# === A search, refitted and tested ===
+
+
+def search(folder, make_batches=tuning_process.training_batches):
+    """A study of a classifier that begins with the same weights on any backend."""
+
+    def make_model(hyperparameters):
+        classifier = igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1, hidden_dim=16), num_classes=2)
+        for index, weight in enumerate(classifier.weights):
+            weight.assign(np.full(weight.shape, index / 128, "float32"))
+        rate = hyperparameters.get("learning_rate")
+        # A schedule of this package's own, for its settings are in the file too.
+        schedule = igpt.pretraining_recipe("igpt_small", "ar", steps=8, learning_rate=rate)
+        classifier.compile(**igpt.finetuning_recipe(rate) | schedule)
+        return classifier
+
+    oracle = igpt.DescendingLearningRateOracle("val_loss", (0.03, 0.01))
+    options = {"make_model": make_model, "training_batches": make_batches, "oracle": oracle}
+    return tuning_process.run(folder, epochs=1, to_beat=100.0, **options)
+
+
 # === The tests ===
 
 
@@ -305,6 +327,24 @@ def test_a_token_cache_is_used_and_not_made_again(name, pictures, palette, tmp_p
     np.testing.assert_array_equal(cached.token_ids, palette.encode(expected.images))
     np.testing.assert_array_equal(cached.labels, expected.labels)
     assert cached.num_colors == 16
+
+
+def test_a_finished_search_is_not_run_again(tmp_path):
+    pytest.importorskip("keras_tuner")
+
+    class NotTrained(igpt.TrainingBatches):
+        def __getitem__(self, index):
+            raise AssertionError("trained again")
+
+    # They were written on PyTorch; nothing else in them differs by backend but the last bits of the scores.
+    for file in (DATA / "search").iterdir():
+        (tmp_path / file.name).write_text(file.read_text().replace('"torch"', f'"{BACKEND}"'))
+    result = search(tmp_path, lambda examples: NotTrained(examples, None, tuning_process.BATCH))
+    report = json.loads((DATA / "search" / "report.json").read_text())
+    assert result.final_on_test == report["final_on_test"]
+    assert [trial.objective for trial in result.chosen_on_validation.trials] == [
+        trial["objective"] for trial in report["chosen_on_validation"]["trials"]
+    ]
 
 
 def test_orders_crops_masks_and_draws_of_a_seed_stay_as_they_were():

@@ -48,7 +48,7 @@ def evaluation_batches(examples):
 
 
 def run(folder, **options):
-    """The whole search; options replace its arguments."""
+    """The whole study; options replace arguments of `Study`, `search` and `refit`."""
     arguments = {
         "make_model": make_model,
         "data": make_data(),
@@ -56,11 +56,13 @@ def run(folder, **options):
         "evaluation_batches": evaluation_batches,
         "objective": "val_loss",
         "folder": folder,
-        "epochs": 2,
-        "oracle": igpt.DescendingLearningRateOracle("val_loss", RATES),
-        "verbose": 0,
+        "seed": 0,
     }
-    return igpt.tune_and_refit(**{**arguments, **options})
+    study = igpt.Study(**{name: options.pop(name, default) for name, default in arguments.items()})
+    of_refit = {name: options.pop(name) for name in ("checkpoint_every", "evaluate") if name in options}
+    oracle = options.pop("oracle", igpt.DescendingLearningRateOracle("val_loss", RATES))
+    study.search(**{"epochs": 2, "oracle": oracle, "verbose": 0, **options})
+    return study.refit(**of_refit, verbose=0)
 
 
 def main(folder, way, trial):

@@ -180,12 +180,6 @@ class Ledger:
             f"`folder` must hold this search: {difference}. Give other settings another folder. Received: {received}"
         )
 
-    @classmethod
-    def start_in(cls, path: Path) -> dict[str, str]:
-        """Digests of the weights that the models of a search began with."""
-        start: dict[str, str] = cls._read(path)["search"]["start"]
-        return start
-
     def recorded(self, index: int, values: dict[str, Any]) -> Trial | None:
         """Returns the trial of that number, if it was finished before."""
         if index >= len(self._trials):

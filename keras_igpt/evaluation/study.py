@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,36 +30,25 @@ from keras_igpt.training.resume import ExactResume
 MakeModel = Callable[[Any], keras.Model]
 BatchesT = TypeVar("BatchesT", TrainingBatches, EvaluationBatches)
 
+# Ledgers have a hash of the model's settings, and those name the module of each class: the one it was in when the first
+# ledgers were written. Classes may move on, hashes may not.
+LEDGER_MODULES = {
+    "ImageGPTBackbone": "keras_igpt.backbone",
+    "ImageGPTCausalLM": "keras_igpt.pixel_models",
+    "ImageGPTMaskedLM": "keras_igpt.pixel_models",
+    "CosineDecayOverUpdates": "keras_igpt.training",
+}
 
-def tune(
-    make_model: MakeModel,
-    data: DataSplits[Any],
-    training_batches: Callable[[Any], TrainingBatches],
-    evaluation_batches: Callable[[Any], EvaluationBatches],
-    objective: Any,
-    folder: str | os.PathLike[str],
-    epochs: int,
-    oracle: Any = None,
-    patience: int | None = None,
-    steps_per_epoch: int | None = None,
-    to_beat: float | None = None,
-    seed: int = 0,
-    verbose: Any = 2,
-) -> Search:
-    """Searches hyperparameters on the validation set; the test set is not looked at.
 
-    By default learning rates are tried from large to small until the objective worsens, as in the paper
-    (`DescendingLearningRateOracle`). Any other of KerasTuner's oracles can be given, or one to sweep `beside` the
-    rates; `Hyperband`, whose trials go on from one another, cannot.
+class Study:
+    """Searches hyperparameters on validation, refits with the best ones on train and validation, and tests once.
 
-    Each trial begins with the same weights: the seed is set before `make_model`, which has to make the model and load
-    what it starts from anew, and the weights are compared. A trial whose loss is no number, or whose model is not
-    better than `to_beat`, has diverged: it has no score, and a descent of rates passes it over. Any other error
-    is raised.
+    Everything is kept in `folder`. After a kill, make the study again and call `search` and `refit` as before: trials
+    that had finished are read from `trials.json`, the interrupted one is trained again from its beginning, and the
+    refit goes on from its last checkpoint.
 
-    Each finished trial is written to `trials.json`. Run the same search again after it was killed: finished trials are
-    taken from there, and the one that was interrupted is trained again from its beginning. Trials leave no weights on
-    the disk, and their models and compiled programs leave the memory before the next one begins.
+    Every model begins with the same weights: the seed is set before `make_model`, which has to build the model and load
+    what it starts from each time, and the weights are compared.
 
     Args:
         make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled
@@ -68,25 +57,12 @@ def tune(
         training_batches: takes examples, returns their `TrainingBatches`.
         evaluation_batches: takes examples, returns their `EvaluationBatches`.
         objective: str or `keras_tuner.Objective`. A metric that `fit` reports, such as `"val_loss"` or
-            `"val_accuracy"`; of a metric that KerasTuner does not know it needs the direction.
-        folder: where the search keeps its state. Of one search.
-        epochs: int. Epochs of each trial, at most.
-        oracle: a `keras_tuner.Oracle` of the same objective. One that draws at random needs a seed, a positive one.
-        patience: int. Epochs without a better objective after which a trial ends; its value is then the best epoch's.
-            If None, all epochs are run and the last one counts, which is right with a schedule that ends there.
-        steps_per_epoch: int. Batches an epoch; by default one pass through the training set.
-        to_beat: float. What the objective must be better than; by default its value before training, and for an
-            accuracy also that of always saying the most frequent class, as a spoilt model does.
+            `"val_accuracy"`; a metric that KerasTuner does not know needs its direction too.
+        folder: where the study is kept, one folder for each.
         seed: int. Of the weights that are drawn at random.
-        verbose: as in `fit`.
-
-    Returns:
-        A `Search`.
 
     Raises:
-        ValueError: if the objective is not among the metrics, the models of two trials begin with different weights,
-            or `folder` is of another search.
-        ImportError: if KerasTuner is absent.
+        ValueError: if `seed` is out of range.
 
     Example:
     ```python
@@ -95,90 +71,332 @@ def tune(
         classifier.compile(**finetuning_recipe(hyperparameters.get("learning_rate")))
         return classifier
 
-    search = tune(
+    study = Study(
         make_model,
         data,
         lambda examples: TrainingBatches(examples, palette, 128, augmentation=PaddedCrop()),
         lambda examples: EvaluationBatches(examples, palette, 128),
         objective="val_accuracy",
         folder="runs/finetuning",
-        epochs=20,
-        patience=3,
     )
+    study.search(epochs=20, patience=3)
+    print(study.refit())
+    classifier = keras.saving.load_model("runs/finetuning/model.keras")
     ```
 
     Reference:
-        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), sections 3.3, 3.4
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), sections 3.1, 3.3,
+        3.4
     """
-    epochs = check_integer("epochs", epochs)
-    patience = None if patience is None else check_integer("patience", patience)
-    steps_per_epoch = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch)
-    to_beat = None if to_beat is None else float(check_number("to_beat", to_beat))
-    # NumPy's and PyTorch's generators take 32 bits.
-    seed = check_integer("seed", seed, 0, 2**32 - 1)
-    oracle = _new_oracle(oracle, objective)
-    check_one_process("tune")
-    folder = Path(folder)
-    batches = _batches("training_batches", training_batches, data.train, TrainingBatches)
-    held_out = _batches("evaluation_batches", evaluation_batches, data.validation, EvaluationBatches)
-    steps = steps_per_epoch or batches.steps_per_epoch
-    space = oracle.get_space()
-    untrained, start, settings = _untrained(make_model, space, held_out, oracle.objective.name, seed)
-    # What `make_model` asked for beyond what was declared.
-    oracle.update_space(space)
-    # However many settings fail, the next one may do; KerasTuner's own oracles give up after three.
-    oracle.max_consecutive_failed_trials = -1
-    ledger = Ledger(
-        folder / "trials.json",
-        {
-            "objective": oracle.objective.name,
-            "epochs": epochs,
-            "patience": patience,
-            "steps_per_epoch": steps,
+
+    def __init__(
+        self,
+        make_model: MakeModel,
+        data: DataSplits[Any],
+        training_batches: Callable[[Any], TrainingBatches],
+        evaluation_batches: Callable[[Any], EvaluationBatches],
+        objective: Any,
+        folder: str | os.PathLike[str],
+        seed: int = 0,
+    ) -> None:
+        self._make_model, self._data, self._objective = make_model, data, objective
+        self._training_batches, self._evaluation_batches = training_batches, evaluation_batches
+        self._folder = Path(folder)
+        # NumPy's and PyTorch's generators take 32 bits.
+        self._seed = check_integer("seed", seed, 0, 2**32 - 1)
+        self._searched: Search | None = None
+        self._start: dict[str, str] = {}
+
+    def search(
+        self,
+        epochs: int,
+        oracle: Any = None,
+        patience: int | None = None,
+        steps_per_epoch: int | None = None,
+        to_beat: float | None = None,
+        verbose: int | str = 2,
+    ) -> Search:
+        """Trains a model for each setting and compares them on validation; the test set is not looked at.
+
+        By default learning rates are tried from large to small until the objective worsens, as in the paper
+        (`DescendingLearningRateOracle`). Any other of KerasTuner's oracles can be given, or one to sweep `beside` the
+        rates; `Hyperband`, whose trials go on from one another, cannot.
+
+        A trial whose loss is no number, or whose model is not better than `to_beat`, has diverged: it has no score, and
+        a descent of rates passes it over. Any other error is raised. Trials leave no weights on the disk, and their
+        models and compiled programs leave the memory before the next one begins.
+
+        Args:
+            epochs: int. Epochs of each trial, at most.
+            oracle: a new `keras_tuner.Oracle` of the same objective. One that draws at random needs a seed, a positive
+                one.
+            patience: int. Epochs without a better objective after which a trial ends; its value is then the best
+                epoch's. If None, all epochs are run and the last one counts, which is right with a schedule that ends
+                there.
+            steps_per_epoch: int. Batches an epoch; by default one pass through the training set.
+            to_beat: float. What the objective must be better than; by default its value before training, and for an
+                accuracy also that of always saying the most frequent class, as a spoilt model does.
+            verbose: as in `fit`.
+
+        Returns:
+            A `Search`.
+
+        Raises:
+            ValueError: if the objective is not among the metrics, the models of two trials begin with different
+                weights, or `folder` is of another search.
+            ImportError: if KerasTuner is absent.
+
+        Example:
+        ```python
+        search = study.search(epochs=20, oracle=DescendingLearningRateOracle("val_accuracy", (0.003, 0.001, 0.0003)))
+        print(search.best.values)
+        ```
+        """
+        epochs = check_integer("epochs", epochs)
+        patience = None if patience is None else check_integer("patience", patience)
+        steps_per_epoch = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch)
+        to_beat = None if to_beat is None else float(check_number("to_beat", to_beat))
+        oracle = _new_oracle(oracle, self._objective)
+        check_one_process("search")
+        batches = _batches("training_batches", self._training_batches, self._data.train, TrainingBatches)
+        held_out = _batches("evaluation_batches", self._evaluation_batches, self._data.validation, EvaluationBatches)
+        training = _Training(batches, held_out, epochs, patience, verbose)
+        objective, space = oracle.objective, oracle.get_space()
+        untrained, start, settings = self._untrained(space, held_out, objective.name)
+        # What `make_model` asked for beyond what was declared.
+        oracle.update_space(space)
+        search = Search(
+            objective=objective.name,
+            direction=objective.direction,
+            to_beat=_bound(untrained, objective.name, self._data.validation) if to_beat is None else to_beat,
+            trials=(),
+            steps_per_epoch=steps_per_epoch or batches.steps_per_epoch,
+            seed=self._seed,
+            backend=keras.backend.backend(),
+            num_train=len(self._data.train),
+            num_validation=len(self._data.validation),
+        )
+        ledger = self._ledger(search, training, to_beat, start, settings)
+        search = replace(search, to_beat=ledger.bound)
+
+        def train(hyperparameters: Any) -> Trial:
+            with traced_gradients_dropped():
+                model = self._make(hyperparameters, start)
+                return training.run(model, dict(hyperparameters.values), search)
+
+        trials = _run_trials(oracle, self._folder, ledger, train)
+        self._searched, self._start = replace(search, trials=trials), start
+        return self._searched
+
+    def refit(
+        self,
+        checkpoint_every: int | None = None,
+        evaluate: Callable[[keras.Model, Any], Mapping[str, float]] | None = None,
+        verbose: int | str = 2,
+    ) -> TunedResult:
+        """Trains the best setting of `search` on train and validation together, and tests the model once.
+
+        The refit begins with the weights that each trial began with, and takes as many steps as the best trial did
+        until its value. The set being larger, these are a little less than as many epochs; a schedule counted in steps
+        stays right. The model is written to `model.keras` in `folder`, the report to `report.json`; where the report is
+        there already, nothing is trained again, nor tested.
+
+        Args:
+            checkpoint_every: int. Steps between checkpoints; by default an epoch's.
+            evaluate: takes the refitted model and the test examples, returns metrics by name; by default
+                `model.evaluate` on their evaluation batches.
+            verbose: as in `fit`.
+
+        Returns:
+            A `TunedResult`.
+
+        Raises:
+            ValueError: before `search`, if every trial diverged, if the report in `folder` is of another search, or if
+                a metric is no finite number.
+
+        Example:
+        ```python
+        result = study.refit(evaluate=lambda model, test: {"accuracy": float(np.mean(model.vote(test) == test.labels))})
+        print(result.final_on_test)
+        ```
+        """
+        if checkpoint_every is not None:
+            checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
+        if evaluate is not None and not callable(evaluate):
+            raise ValueError(
+                "`evaluate` must be a function of the model and the test examples, or None. "
+                f"Received: {type(evaluate).__name__}"
+            )
+        if self._searched is None:
+            raise ValueError(
+                "A study must be searched before it is refitted: call `search`, which reads finished trials from "
+                f"`folder`. Received: a study in {self._folder} that was not searched in this process"
+            )
+        search, chosen = self._searched, self._searched.best
+        report = self._folder / "report.json"
+        if report.is_file():
+            return read_report(report, search)
+        together = self._data["train+validation"]
+        saved = self._folder / "model.keras"
+        model = self._refitted(together, search, checkpoint_every or search.steps_per_epoch, verbose)
+        with whole_file(saved) as partial:
+            model.save(partial)
+        if evaluate is None:
+            with traced_gradients_dropped():
+                final = model.evaluate(self._evaluation_batches(self._data.test), return_dict=True, verbose=0)
+        else:
+            final = evaluate(model, self._data.test)
+        result = TunedResult(
+            chosen_on_validation=search,
+            values=chosen.values,
+            steps=chosen.epochs * search.steps_per_epoch,
+            num_refit=len(together),
+            num_test=len(self._data.test),
+            final_on_test=_finite_metrics(final, saved),
+        )
+        write_json(report, asdict(result))
+        for finished in self._folder.glob("refit-*"):
+            shutil.rmtree(finished)
+        return result
+
+    def _untrained(self, space: Any, held_out: EvaluationBatches, objective: str) -> tuple[float, dict[str, str], str]:
+        """The objective before training, digests of the weights, and all settings of the model as JSON.
+
+        Finds a wrong objective before work is lost.
+        """
+        keras.utils.set_random_seed(self._seed)
+        model = self._make_model(space)
+        if not isinstance(model, TokenModel) or not model.compiled:
+            raise ValueError(
+                "`make_model` must return a compiled model of this package. "
+                f"Received: {type(model).__name__}{' that is not compiled' if isinstance(model, TokenModel) else ''}"
+            )
+        metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
+        if objective not in metrics:
+            raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
+        return metrics[objective], _digest(model), _settings(model)
+
+    def _make(self, hyperparameters: Any, start: dict[str, str]) -> keras.Model:
+        """Makes a model and compares the weights it begins with to those of the first model."""
+        keras.utils.set_random_seed(self._seed)
+        model = self._make_model(hyperparameters)
+        digest = _digest(model)
+        # Hyperparameters may add weights or leave some out; those there were must be the same.
+        changed = [name for name, value in digest.items() if start.get(name, value) != value]
+        if changed:
+            raise ValueError(
+                "`make_model` must return a model that begins with the same weights each time: make it anew, and load "
+                f"what it starts from. Received: other weights in {changed[0]}"
+            )
+        return model
+
+    def _ledger(
+        self, search: Search, training: _Training, to_beat: float | None, start: dict[str, str], settings: str
+    ) -> Ledger:
+        """Opens the ledger in the folder; raises `ValueError` where it is of another search."""
+        description = {
+            "objective": search.objective,
+            "epochs": training.epochs,
+            "patience": training.patience,
+            "steps_per_epoch": search.steps_per_epoch,
             "to_beat": to_beat,
-            "seed": seed,
-            "backend": keras.backend.backend(),
-            "batches": batches.description,
-            "train": _fingerprint(data.train),
-            "validation": _fingerprint(data.validation),
+            "seed": search.seed,
+            "backend": search.backend,
+            "batches": training.batches.description,
+            "train": _fingerprint(self._data.train),
+            "validation": _fingerprint(self._data.validation),
             "model": hashlib.sha256(settings.encode()).hexdigest(),
             "start": start,
-        },
-        dict(zip(("model", "compile"), json.loads(settings), strict=True)),
-        _bound(untrained, oracle.objective.name, data.validation) if to_beat is None else to_beat,
-    )
-    search = Search(
-        objective=oracle.objective.name,
-        direction=oracle.objective.direction,
-        to_beat=ledger.bound,
-        trials=(),
-        steps_per_epoch=steps,
-        seed=seed,
-        backend=keras.backend.backend(),
-        num_train=len(data.train),
-        num_validation=len(data.validation),
-    )
+        }
+        readable = dict(zip(("model", "compile"), json.loads(settings), strict=True))
+        return Ledger(self._folder / "trials.json", description, readable, search.to_beat)
+
+    def _refitted(self, examples: Any, search: Search, checkpoint_every: int, verbose: int | str) -> keras.Model:
+        """Trains the best setting on the examples, from the last checkpoint if there is one."""
+        chosen = search.best
+        print(f"Refit on train and validation: {name_of(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
+        model = self._make(_hyperparameters(chosen.values), self._start)
+        # Of this choice alone: a search that is taken further may choose another.
+        choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
+        checkpoints = self._folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
+        with traced_gradients_dropped():
+            model.fit(
+                self._training_batches(examples),
+                epochs=chosen.epochs,
+                steps_per_epoch=search.steps_per_epoch,
+                callbacks=[ExactResume(checkpoints, every=checkpoint_every, keep=1)],
+                verbose=verbose,
+            )
+        return model
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How each trial is trained and validated; see `Study.search`."""
+
+    batches: TrainingBatches
+    held_out: EvaluationBatches
+    epochs: int
+    patience: int | None
+    verbose: int | str
+
+    def run(self, model: keras.Model, values: dict[str, Any], search: Search) -> Trial:
+        """Trains a model and says how it did."""
+        callbacks = []
+        if self.patience is not None:
+            callbacks.append(
+                keras.callbacks.EarlyStopping(monitor=search.objective, mode=search.direction, patience=self.patience)
+            )
+        try:
+            history = model.fit(
+                self.batches,
+                epochs=self.epochs,
+                steps_per_epoch=search.steps_per_epoch,
+                validation_data=self.held_out,
+                callbacks=callbacks,
+                verbose=self.verbose,
+            ).history
+        except FloatingPointError as error:
+            print(f"  {error}", flush=True)
+            return Trial(values, None, 0, {})
+        column = np.array(history[search.objective], np.float64)
+        worst = -np.inf if search.direction == "max" else np.inf
+        finite = np.where(np.isfinite(column), column, worst)
+        best = finite.argmax() if search.direction == "max" else finite.argmin()
+        epoch = int(best) if self.patience is not None else len(column) - 1
+        value = float(finite[epoch])
+        better = value > search.to_beat if search.direction == "max" else value < search.to_beat
+        written = {
+            name: [float(entry) if np.isfinite(entry) else None for entry in entries]
+            for name, entries in history.items()
+        }
+        return Trial(values, value, epoch + 1, written) if better else Trial(values, None, 0, written)
+
+
+def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any], Trial]) -> tuple[Trial, ...]:
+    """Trains what the oracle proposes, or takes it from the ledger, until the oracle stops."""
     # KerasTuner's own files cannot be read back after a kill in mid-write: they begin anew, and finished trials are
     # played back to the oracle from the ledger. Its own tuner sets the folder by this private method too.
     oracle._set_project_dir(str(folder), "oracle")
     oracle.verbose = 0
+    # However many settings fail, the next one may do; KerasTuner's own oracles give up after three.
+    oracle.max_consecutive_failed_trials = -1
+    objective = oracle.objective.name
+    trials: list[Trial] = []
     while (proposed := oracle.create_trial("search")).status == "RUNNING":
         values = dict(proposed.hyperparameters.values)
-        trial = ledger.recorded(len(search.trials), values)
+        trial = ledger.recorded(len(trials), values)
         if trial is None:
-            print(f"Trial {len(search.trials)}: {name_of(values)}", flush=True)
-            with traced_gradients_dropped():
-                model = _make(make_model, proposed.hyperparameters, seed, start)
-                trial = _train(model, batches, held_out, search, values, epochs, patience, verbose)
+            print(f"Trial {len(trials)}: {name_of(values)}", flush=True)
+            trial = train(proposed.hyperparameters)
             # Its memory is the next one's. Models refer to themselves: they go when the collector comes.
-            del model
             gc.collect()
             ledger.record(trial)
-            shown = "diverged" if trial.objective is None else f"{search.objective} {trial.objective:.6g}"
-            print(f"Trial {len(search.trials)}: {name_of(values)}: {shown}", flush=True)
-        search = replace(search, trials=(*search.trials, trial))
+            shown = "diverged" if trial.objective is None else f"{objective} {trial.objective:.6g}"
+            print(f"Trial {len(trials)}: {name_of(values)}: {shown}", flush=True)
+        trials.append(trial)
         if trial.objective is not None:
-            oracle.update_trial(proposed.trial_id, {search.objective: trial.objective}, step=trial.epochs - 1)
+            oracle.update_trial(proposed.trial_id, {objective: trial.objective}, step=trial.epochs - 1)
         proposed.status = "FAILED" if trial.objective is None else "COMPLETED"
         oracle.end_trial(proposed)
     if proposed.status != "STOPPED":
@@ -186,133 +404,7 @@ def tune(
             f"`oracle` must propose a trial once the one before has ended. Received: status {proposed.status!r} of "
             f"{type(oracle).__name__}"
         )
-    return search
-
-
-def tune_and_refit(
-    make_model: MakeModel,
-    data: DataSplits[Any],
-    training_batches: Callable[[Any], TrainingBatches],
-    evaluation_batches: Callable[[Any], EvaluationBatches],
-    objective: Any,
-    folder: str | os.PathLike[str],
-    epochs: int,
-    oracle: Any = None,
-    patience: int | None = None,
-    steps_per_epoch: int | None = None,
-    to_beat: float | None = None,
-    seed: int = 0,
-    checkpoint_every: int | None = None,
-    evaluate: Callable[[keras.Model, Any], Mapping[str, float]] | None = None,
-    verbose: Any = 2,
-) -> TunedResult:
-    """Searches on validation, folds validation back in, refits with what was chosen, and tests once.
-
-    The refit begins with the weights that each trial began with, and takes as many steps as the best trial did until
-    its value. The set being larger, these are a little less than as many epochs; a schedule counted in steps stays
-    right. The refit's model is in `model.keras`, the report in `report.json`; with a report in `folder` nothing is
-    trained again, nor tested.
-
-    Killed, it goes on where it was: in the search as `tune` does, in the refit from its last checkpoint.
-
-    Args:
-        make_model: as in `tune`.
-        data: as in `tune`.
-        training_batches: as in `tune`.
-        evaluation_batches: as in `tune`.
-        objective: as in `tune`.
-        folder: as in `tune`; the refit's files too.
-        epochs: as in `tune`.
-        oracle: as in `tune`.
-        patience: as in `tune`.
-        steps_per_epoch: as in `tune`.
-        to_beat: as in `tune`.
-        seed: as in `tune`.
-        checkpoint_every: int. Steps between checkpoints of the refit; by default an epoch's.
-        evaluate: takes the refitted model and the test examples, returns metrics by name; by default `model.evaluate`
-            on their evaluation batches.
-        verbose: as in `fit`.
-
-    Returns:
-        A `TunedResult`.
-
-    Raises:
-        ValueError: as from `tune`, and if every trial diverged.
-        ImportError: if KerasTuner is absent.
-
-    Example:
-    ```python
-    result = tune_and_refit(
-        make_model, data, training_batches, evaluation_batches, "val_accuracy", folder="runs/tuned", epochs=20
-    )
-    print(result)
-    classifier = keras.saving.load_model("runs/tuned/model.keras")
-    ```
-
-    Reference:
-        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
-    """
-    folder = Path(folder)
-    if checkpoint_every is not None:
-        checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
-    if evaluate is not None and not callable(evaluate):
-        raise ValueError(
-            "`evaluate` must be a function of the model and the test examples, or None. "
-            f"Received: {type(evaluate).__name__}"
-        )
-    search = tune(
-        make_model,
-        data,
-        training_batches,
-        evaluation_batches,
-        objective,
-        folder,
-        epochs,
-        oracle,
-        patience,
-        steps_per_epoch,
-        to_beat,
-        seed,
-        verbose,
-    )
-    chosen = search.best
-    report = folder / "report.json"
-    if report.is_file():
-        return read_report(report, search)
-    together = data["train+validation"]
-    print(f"Refit on train and validation: {name_of(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
-    model = _make(make_model, _hyperparameters(chosen.values), seed, Ledger.start_in(folder / "trials.json"))
-    # Of this choice alone: a search that is taken further may choose another.
-    choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
-    checkpoints = folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
-    with traced_gradients_dropped():
-        model.fit(
-            training_batches(together),
-            epochs=chosen.epochs,
-            steps_per_epoch=search.steps_per_epoch,
-            callbacks=[ExactResume(checkpoints, every=checkpoint_every or search.steps_per_epoch, keep=1)],
-            verbose=verbose,
-        )
-    saved = folder / "model.keras"
-    with whole_file(saved) as partial:
-        model.save(partial)
-    if evaluate is None:
-        with traced_gradients_dropped():
-            final = model.evaluate(evaluation_batches(data.test), return_dict=True, verbose=0)
-    else:
-        final = evaluate(model, data.test)
-    result = TunedResult(
-        chosen_on_validation=search,
-        values=chosen.values,
-        steps=chosen.epochs * search.steps_per_epoch,
-        num_refit=len(together),
-        num_test=len(data.test),
-        final_on_test=_finite_metrics(final, saved),
-    )
-    write_json(report, asdict(result))
-    for finished in folder.glob("refit-*"):
-        shutil.rmtree(finished)
-    return result
+    return tuple(trials)
 
 
 def _new_oracle(oracle: Any, objective: Any) -> Any:
@@ -362,29 +454,6 @@ def _finite_metrics(metrics: Any, saved: Path) -> dict[str, float]:
     return finite
 
 
-def _untrained(
-    make_model: MakeModel, space: Any, held_out: EvaluationBatches, objective: str, seed: int
-) -> tuple[float, dict[str, str], str]:
-    """The objective before training, digests of the weights, and all settings of the model as JSON.
-
-    Finds a wrong objective before work is lost.
-    """
-    keras.utils.set_random_seed(seed)
-    model = make_model(space)
-    if not isinstance(model, TokenModel) or not model.compiled:
-        raise ValueError(
-            "`make_model` must return a compiled model of this package. "
-            f"Received: {type(model).__name__}{' that is not compiled' if isinstance(model, TokenModel) else ''}"
-        )
-    metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
-    if objective not in metrics:
-        raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
-    settings = json.dumps([model.get_config(), model.get_compile_config()], sort_keys=True, default=str)
-    # Keras numbers the names of what a process makes.
-    settings = re.sub(r'_\d+(?=")', "", settings)
-    return metrics[objective], _digest(model), settings
-
-
 def _bound(untrained: float, objective: str, validation: Any) -> float:
     if not objective.endswith("accuracy"):
         return untrained
@@ -402,19 +471,17 @@ def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _make(make_model: MakeModel, hyperparameters: Any, seed: int, start: dict[str, str]) -> keras.Model:
-    """Makes a model and compares the weights it begins with to those of the first model."""
-    keras.utils.set_random_seed(seed)
-    model = make_model(hyperparameters)
-    digest = _digest(model)
-    # Hyperparameters may add weights or leave some out; those there were must be the same.
-    changed = [name for name, value in digest.items() if start.get(name, value) != value]
-    if changed:
-        raise ValueError(
-            "`make_model` must return a model that begins with the same weights each time: make it anew, and load what "
-            f"it starts from. Received: other weights in {changed[0]}"
-        )
-    return model
+def _settings(model: keras.Model) -> str:
+    """All settings of a model as JSON, the same text in any process and wherever this package's classes live."""
+
+    def as_in_ledgers(found: re.Match[str]) -> str:
+        module, name = found.groups()
+        return f'"module": "{LEDGER_MODULES.get(name, module)}", "registered_name": "keras_igpt>{name}"'
+
+    settings = json.dumps([model.get_config(), model.get_compile_config()], sort_keys=True, default=str)
+    settings = re.sub(r'"module": "([^"]*)", "registered_name": "keras_igpt>(\w+)"', as_in_ledgers, settings)
+    # Keras numbers the names of what a process makes.
+    return re.sub(r'_\d+(?=")', "", settings)
 
 
 def _digest(model: keras.Model) -> dict[str, str]:
@@ -425,46 +492,6 @@ def _digest(model: keras.Model) -> dict[str, str]:
         count = sum(key.startswith(f"{path} ") for key in digest)
         digest[f"{path} {count}"] = hashlib.sha256(np.asarray(ops.convert_to_numpy(weight)).tobytes()).hexdigest()
     return digest
-
-
-def _train(
-    model: keras.Model,
-    batches: TrainingBatches,
-    held_out: EvaluationBatches,
-    search: Search,
-    values: dict[str, Any],
-    epochs: int,
-    patience: int | None,
-    verbose: Any,
-) -> Trial:
-    callbacks = []
-    if patience is not None:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(monitor=search.objective, mode=search.direction, patience=patience)
-        )
-    try:
-        history = model.fit(
-            batches,
-            epochs=epochs,
-            steps_per_epoch=search.steps_per_epoch,
-            validation_data=held_out,
-            callbacks=callbacks,
-            verbose=verbose,
-        ).history
-    except FloatingPointError as error:
-        print(f"  {error}", flush=True)
-        return Trial(values, None, 0, {})
-    column = np.array(history[search.objective], np.float64)
-    worst = -np.inf if search.direction == "max" else np.inf
-    finite = np.where(np.isfinite(column), column, worst)
-    best = finite.argmax() if search.direction == "max" else finite.argmin()
-    epoch = int(best) if patience is not None else len(column) - 1
-    value = float(finite[epoch])
-    better = value > search.to_beat if search.direction == "max" else value < search.to_beat
-    written = {
-        name: [float(entry) if np.isfinite(entry) else None for entry in entries] for name, entries in history.items()
-    }
-    return Trial(values, value, epoch + 1, written) if better else Trial(values, None, 0, written)
 
 
 def _hyperparameters(values: dict[str, Any]) -> Any:

@@ -232,7 +232,8 @@ def test_a_kill_in_the_refit_is_resumed(finished, tmp_path):
     # TensorFlow wraps what its input raises.
     with pytest.raises(Exception, match="stopped here"):
         run(tmp_path, training_batches=lambda examples: Stopping(examples, None, 12), checkpoint_every=2)
-    assert len(list(tmp_path.glob("refit-*"))) == 1
+    # By this name a refit finds its checkpoint again.
+    assert [path.name for path in tmp_path.glob("refit-*")] == ["refit-32b23f699654"]
     assert not (tmp_path / "report.json").exists()
     assert run(tmp_path, checkpoint_every=2) == finished[1]
 
@@ -267,7 +268,7 @@ def test_what_cannot_be_searched_is_said_before_training(tmp_path):
         with_batches(epochs=0)
     with pytest.raises(ValueError, match=r"`make_model` must return a compiled model.*that is not compiled"):
         with_batches(make_model=lambda hyperparameters: make_causal_lm(num_layers=1))
-    for name in ("patience", "steps_per_epoch", "checkpoint_every"):
+    for name in ("patience", "steps_per_epoch"):
         for value in (0, "x", 1.5, True):
             with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least 1. Received: {name}="):
                 with_batches(**{name: value})
@@ -276,12 +277,23 @@ def test_what_cannot_be_searched_is_said_before_training(tmp_path):
             with_batches(to_beat=value)
     with pytest.raises(ValueError, match=r"`seed` must be an integer in 0…4294967295\. Received: seed=-1"):
         with_batches(seed=-1)
-    with pytest.raises(ValueError, match="`evaluate` must be a function of the model and the test examples"):
-        with_batches(evaluate="accuracy")
     with pytest.raises(ValueError, match=r"`oracle` must be a keras_tuner\.Oracle\. Received: str"):
         with_batches(oracle="random")
     with pytest.raises(ValueError, match=r"`evaluation_batches` must return EvaluationBatches\. Received: LabeledTo"):
         with_batches(evaluation_batches=lambda examples: examples)
+
+
+def test_what_cannot_be_refitted_is_said_first(tmp_path):
+    study = igpt.Study(make_model, make_data(), training_batches, evaluation_batches, "val_loss", tmp_path)
+    for value in (0, "x", 1.5, True):
+        with pytest.raises(ValueError, match=r"`checkpoint_every` must be an integer of at least 1\. Received: check"):
+            study.refit(checkpoint_every=value)
+    with pytest.raises(ValueError, match="`evaluate` must be a function of the model and the test examples"):
+        study.refit(evaluate="accuracy")
+    with pytest.raises(ValueError, match="must be searched before it is refitted: call `search`") as raised:
+        study.refit()
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_oracle_serves_one_search(tmp_path):
