@@ -115,11 +115,22 @@ def generate_images(
     return palette.decode(continue_tokens(language_model, prompt, known, sampling, batch_size, verbose))
 
 
+def pixels_kept(keep_rows: int | None, keep_pixels: int | None, side: int) -> int:
+    """Returns how many pixels of a picture are kept, of which rows or pixels were given, or says what is wrong."""
+    if (keep_rows is None) == (keep_pixels is None):
+        raise ValueError(
+            "`keep_rows` or `keep_pixels` must be given, and not both. "
+            f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
+        )
+    if keep_rows is None:
+        return check_integer("keep_pixels", keep_pixels, 0, side**2)
+    return check_integer("keep_rows", keep_rows, 0, side) * side
+
+
 def complete_images(
     language_model: LanguageModel,
     images: Any,
-    keep_rows: int | None,
-    keep_pixels: int | None,
+    keep_pixels: int,
     num_samples: int,
     sampling: Sampling,
     batch_size: int,
@@ -130,15 +141,6 @@ def complete_images(
     palette = palette_of(language_model, without="continue_tokens")
     side = language_model.backbone.image_size
     array = pictures_of_size(images, side, palette.num_channels, stacklevel=4)
-    if (keep_rows is None) == (keep_pixels is None):
-        raise ValueError(
-            "`keep_rows` or `keep_pixels` must be given, and not both. "
-            f"Received: keep_rows={keep_rows}, keep_pixels={keep_pixels}"
-        )
-    if keep_rows is None:
-        keep_pixels = check_integer("keep_pixels", keep_pixels, 0, side**2)
-    else:
-        keep_pixels = check_integer("keep_rows", keep_rows, 0, side) * side
     hidden = (np.arange(side**2) >= keep_pixels).reshape(side, side)
 
     def draw(prompt: TokenIds, drawn: npt.NDArray[np.bool_]) -> TokenIds:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy.typing as npt
 
-from keras_igpt.inference.decoding import complete_images, continue_tokens, generate_images
+from keras_igpt.inference.decoding import complete_images, continue_tokens, generate_images, pixels_kept
 from keras_igpt.inference.sampling import Sampling
 from keras_igpt.inference.scoring import Scores, score_images
 from keras_igpt.model.backbone import ImageGPTBackbone
@@ -140,9 +140,8 @@ class ImageGPTCausalLM(PixelModel):
         ```
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        return complete_images(
-            self, images, keep_rows, keep_pixels, num_samples, sampling, batch_size, quantize, verbose
-        )
+        kept = pixels_kept(keep_rows, keep_pixels, self.backbone.image_size)
+        return complete_images(self, images, kept, num_samples, sampling, batch_size, quantize, verbose)
 
     def continue_tokens(
         self,
