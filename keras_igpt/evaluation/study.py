@@ -19,7 +19,6 @@ import numpy as np
 from keras import ops
 
 from keras_igpt.backend.processes import check_one_process
-from keras_igpt.backend.traced_gradients import traced_gradients_dropped
 from keras_igpt.data import DataSplits, EvaluationBatches, LabeledImages, LabeledTokens, TrainingBatches
 from keras_igpt.evaluation.search_records import Ledger, Search, Trial, TunedResult, name_of, read_report
 from keras_igpt.objectives.token_model import TokenModel
@@ -180,9 +179,7 @@ class Study:
         search = replace(search, to_beat=ledger.bound)
 
         def train(hyperparameters: Any) -> Trial:
-            with traced_gradients_dropped():
-                model = self._make(hyperparameters, start)
-                return training.run(model, dict(hyperparameters.values), search)
+            return training.run(self._make(hyperparameters, start), dict(hyperparameters.values), search)
 
         trials = _run_trials(oracle, self._folder, ledger, train)
         self._searched, self._start = replace(search, trials=trials), start
@@ -242,8 +239,7 @@ class Study:
         with whole_file(saved) as partial:
             model.save(partial)
         if evaluate is None:
-            with traced_gradients_dropped():
-                final = model.evaluate(self._evaluation_batches(self._data.test), return_dict=True, verbose=0)
+            final = model.evaluate(self._evaluation_batches(self._data.test), return_dict=True, verbose=0)
         else:
             final = evaluate(model, self._data.test)
         result = TunedResult(
@@ -319,14 +315,13 @@ class Study:
         # Of this choice alone: a search that is taken further may choose another.
         choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
         checkpoints = self._folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
-        with traced_gradients_dropped():
-            model.fit(
-                self._training_batches(examples),
-                epochs=chosen.epochs,
-                steps_per_epoch=search.steps_per_epoch,
-                callbacks=[ExactResume(checkpoints, every=checkpoint_every, keep=1)],
-                verbose=verbose,
-            )
+        model.fit(
+            self._training_batches(examples),
+            epochs=chosen.epochs,
+            steps_per_epoch=search.steps_per_epoch,
+            callbacks=[ExactResume(checkpoints, every=checkpoint_every, keep=1)],
+            verbose=verbose,
+        )
         return model
 
 

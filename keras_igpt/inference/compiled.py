@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.backend.processes import batch_divisor, check_one_process
-from keras_igpt.backend.traced_gradients import traced_gradients_dropped
 from keras_igpt.backend.untracked import Untracked
 from keras_igpt.backend.whole_steps import WholeStepModel
 from keras_igpt.data.batches import EvaluationBatches, Source
@@ -122,9 +121,7 @@ def computed_rows(
     def segments() -> Iterator[tuple[slice, npt.NDArray[Any]]]:
         for start in range(0, rows, together):
             part = slice(start, min(start + together, rows))
-            with traced_gradients_dropped():
-                outputs = compute(part)
-            yield part, np.asarray(outputs)[: part.stop - part.start]
+            yield part, np.asarray(compute(part))[: part.stop - part.start]
 
     return segments()
 

@@ -178,8 +178,14 @@ class TokenModel(QuantizableModel, WholeStepModel):
         if isinstance(x, (TrainingBatches, EvaluationBatches)) and labelled:
             self.check_labels(x.known_labels, name)
         # TensorFlow keeps what it has read from for good, and would keep the model with it.
-        model = weakref.proxy(self)
-        data = CheckedData(x, lambda batch: model.check_batch(batch, name, labelled))
+        check = weakref.WeakMethod(self.check_batch)
+
+        def look_at(batch: Any) -> None:
+            method = check()
+            if method is not None:
+                method(batch, name, labelled)
+
+        data = CheckedData(x, look_at)
         if data.first is None:
             self.check_batch((x, y, sample_weight), name, labelled)
             # Keras would drop the weights where there are no targets.
