@@ -5,7 +5,7 @@ from conftest import make_backbone, make_causal_lm, make_masked_lm, random_token
 from keras import ops
 from reference import forward, read_weights
 
-from keras_igpt.model import attention as attention_module
+from keras_igpt.model import attention_kernels
 
 SIZES = [
     {},
@@ -212,7 +212,7 @@ def test_blocks_of_queries_do_not_change_the_model(monkeypatch):
     backbone = randomize(make_backbone(image_size=12, kernel="blocks"))
     token_ids = random_tokens(2, 144)
     expected = to_numpy(backbone(token_ids))
-    monkeypatch.setattr(attention_module, "_SHORTEST_QUERY_BLOCK", 20)
+    monkeypatch.setattr(attention_kernels, "_SHORTEST_QUERY_BLOCK", 20)
     np.testing.assert_allclose(to_numpy(backbone(token_ids)), expected, atol=1e-5)
 
 
