@@ -1,7 +1,9 @@
 """What several test modules share: tiny models, and how tensors are read and set."""
 
+import gc
 import os
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 # Before Keras or a backend is imported.
@@ -13,6 +15,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Halves the time of compiling. XLA ends the process at a flag that it does not know, so only where it is known.
+if metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import keras
 import numpy as np
@@ -23,12 +28,19 @@ import keras_igpt as igpt
 TINY = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _swept():
+    """What is alive by now stays: collecting garbage looks at what a module's tests make, not at all of the suite's."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def palette():
     """Sixteen colours whose distances are all distinct enough to survive any rounding."""
     steps = np.array([0, 85, 170, 255], "uint8")

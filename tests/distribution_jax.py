@@ -79,7 +79,7 @@ def expected_axes(variable, model_devices):
 
 @pytest.mark.parametrize(
     ("kind", "model_devices"),
-    [*((kind, 1) for kind in KINDS), ("causal", 4), ("masked", 2), ("classifier", 4)],
+    [("causal", 4), ("masked", 2), ("classifier", 1), ("classifier", 4)],
 )
 def test_training_equals_that_of_one_device(alone, kind, model_devices):
     distribution = distribute(model_devices)
@@ -106,10 +106,9 @@ def test_training_equals_that_of_one_device(alone, kind, model_devices):
     assert {name: axes for name, axes in found.items() if name not in ("iteration", "learning_rate")} == moments
 
 
-@pytest.mark.parametrize("kind", ["causal", "classifier"])
-def test_a_file_opens_on_any_number_of_devices(kind, tmp_path):
+def test_a_file_opens_on_any_number_of_devices(tmp_path):
     distribute(4)
-    model = make(kind)
+    model = make("classifier")
     model.optimizer.build(model.trainable_variables)
     random = np.random.default_rng(0)
     for variable in model.optimizer.variables[2:]:
@@ -145,8 +144,7 @@ def test_a_killed_run_goes_on_with_other_devices(tmp_path):
         np.testing.assert_allclose(array, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_devices", [1, 4])
-def test_pictures_and_features_of_any_number(palette, model_devices):
+def test_pictures_and_features_of_any_number(palette):
     def draw_and_probe():
         model = randomize(make_causal_lm(palette, **SIZES))
         drawn = model.generate(num_images=3, seed=0)
@@ -156,9 +154,11 @@ def test_pictures_and_features_of_any_number(palette, model_devices):
         return drawn, completed, probe.features(images[:5])
 
     alone = draw_and_probe()
-    distribute(model_devices)
-    for result, expected in zip(draw_and_probe(), alone, strict=True):
-        np.testing.assert_allclose(result, expected, atol=1e-5)
+    for model_devices in (1, 4):
+        keras.distribution.set_distribution(None)
+        distribute(model_devices)
+        for result, expected in zip(draw_and_probe(), alone, strict=True):
+            np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_rows_that_cannot_be_shared_out_are_refused_before_any_work():

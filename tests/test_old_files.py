@@ -58,7 +58,7 @@ def machine():
     processor = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags"))]
     # PyTorch shares sums out among its threads.
     threads = __import__("torch").get_num_threads() if BACKEND == "torch" else os.cpu_count()
-    switches = ("XLA_FLAGS", "JAX_DISABLE", "TF_ENABLE", "TF_XLA")
+    switches = {"jax": ("XLA_FLAGS", "JAX_DISABLE"), "tensorflow": ("TF_ENABLE", "TF_XLA"), "torch": ()}[BACKEND]
     chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(switches)]
     return ", ".join([*versions, *chosen, f"{threads} threads", platform.machine(), *processor])
 

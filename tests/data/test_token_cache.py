@@ -335,7 +335,9 @@ def make_cache(files, palette, folder, reads):
     igpt.cache_tokens(files, palette, folder)
 
 
-def test_of_several_processes_one_does_the_work(tmp_path, files, palette):
+def test_of_several_processes_one_does_the_work(tmp_path, files, palette, monkeypatch):
+    # NumPy's work on any backend, and JAX is the quickest to import.
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
     context = multiprocessing.get_context("spawn")
     reads = context.Value("i", 0)
     arguments = (files, palette, tmp_path / "cache", reads)

@@ -11,10 +11,10 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm")
 
-# Eager steps are slow: as many as take half a minute.
-STEPS = {"jax": 10_000, "tensorflow": 6_000, "torch": 3_000}[keras.backend.backend()]
+# Eager steps are slow: as many as take some seconds.
+STEPS = {"jax": 4_000, "tensorflow": 3_000, "torch": 1_500}[keras.backend.backend()]
 REPEATS = 12
-TRIALS = 20
+TRIALS = 14
 
 # One process for all: each list holds the resident bytes after a fifth of the steps, a call or a trial.
 MEASURE = """
@@ -97,8 +97,8 @@ def measured(tmp_path_factory):
 def test_training_steps_leave_nothing_behind(measured):
     assert len(measured["steps"]) == 5
     after_a_fifth, end = measured["steps"][0], measured["steps"][-1]
-    # Half a kilobyte a step: less than one batch, its logits or a step's line of logs.
-    assert end - after_a_fifth < 512 * (STEPS - STEPS // 5)
+    # A kilobyte a step: less than its logits.
+    assert end - after_a_fifth < 1024 * (STEPS - STEPS // 5)
 
 
 @pytest.mark.parametrize("what", ["calls", "generate"])
@@ -114,7 +114,7 @@ def test_models_of_trials_are_dropped(measured):
 
 
 def test_trials_leave_nothing_behind(measured):
-    # The first trials fill caches and the allocator's pools; each of the last ten adds less than its program's size.
+    # The first trials fill caches and the allocator's pools; each of the last six adds less than its program's size.
     # TensorFlow itself keeps three megabytes of each; with the whole program it would be thirty-five.
-    limit = 80_000_000 if keras.backend.backend() == "tensorflow" else 10_000_000
-    assert measured["trials"][-1] - measured["trials"][9] < limit
+    limit = 60_000_000 if keras.backend.backend() == "tensorflow" else 8_000_000
+    assert measured["trials"][-1] - measured["trials"][7] < limit

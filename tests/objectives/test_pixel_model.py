@@ -54,7 +54,7 @@ def test_bert_loss_is_the_mean_over_hidden_pixels_then_over_pictures_that_have_a
 
 @pytest.mark.parametrize("mask_rate", [0.0, 1.0])
 def test_hiding_nothing_or_everything_divides_by_nothing(mask_rate):
-    model = compiled(make_masked_lm(mask_rate=mask_rate), learning_rate=0.1)
+    model = compiled(make_masked_lm(mask_rate=mask_rate, num_layers=1), learning_rate=0.1)
     history = model.fit(random_tokens(4), epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert history["loss"][0] == pytest.approx(math.log(16) if mask_rate else 0.0, abs=1e-5)
@@ -62,14 +62,15 @@ def test_hiding_nothing_or_everything_divides_by_nothing(mask_rate):
 
 
 def test_a_picture_of_one_pixel():
-    for model in (make_causal_lm(image_size=1), make_masked_lm(image_size=1, mask_rate=0.5)):
+    sizes = {"image_size": 1, "num_layers": 1}
+    for model in (make_causal_lm(**sizes), make_masked_lm(mask_rate=0.5, **sizes)):
         history = compiled(model, 0.1).fit(random_tokens(6, 1), epochs=2, verbose=0).history
         assert np.isfinite(history["loss"]).all()
 
 
 @pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
 def test_evaluation_does_not_depend_on_batches_or_order(make):
-    model = compiled(randomize(make()))
+    model = compiled(randomize(make(num_layers=1)))
     token_ids = random_tokens(10)
     whole = model.evaluate(token_ids, batch_size=10, verbose=0, return_dict=True)["bits_per_pixel"]
     parts = model.evaluate(token_ids[::-1].copy(), batch_size=4, verbose=0, return_dict=True)["bits_per_pixel"]
@@ -194,7 +195,7 @@ def test_every_kind_of_input_trains_the_same(make):
     token_ids = random_tokens(8)
     losses = {}
     for kind in ("array", "PyDataset", "tf.data"):
-        model = compiled(randomize(make()), learning_rate=0.1)
+        model = compiled(randomize(make(num_layers=1)), learning_rate=0.1)
         losses[kind] = model.fit(**inputs_of_kind(kind, token_ids), epochs=3, verbose=0).history["loss"]
     np.testing.assert_allclose(losses["PyDataset"], losses["array"], rtol=1e-5)
     np.testing.assert_allclose(losses["tf.data"], losses["array"], rtol=1e-5)
@@ -226,7 +227,7 @@ def test_an_impossible_token_from_a_pipeline_cannot_go_unnoticed():
 
 @pytest.mark.parametrize("colors", [256, 512])
 def test_any_integer_type_that_holds_the_tokens_will_do(colors):
-    model = compiled(randomize(make_causal_lm(vocabulary_size=colors), scale=0.1))
+    model = compiled(randomize(make_causal_lm(vocabulary_size=colors, num_layers=1), scale=0.1))
     token_ids = random_tokens(4, vocabulary_size=256)
     losses = [model.evaluate(token_ids.astype(kind), verbose=0)[0] for kind in ("int32", "uint8", "uint16", "int64")]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,19 +22,22 @@ import numpy as np
 import keras_igpt
 import h5py
 import keras
-path, arrays, result = sys.argv[1:]
-model = keras.saving.load_model(path)
+arrays, *paths = sys.argv[1:]
 stored = np.load(arrays)
 token_ids, labels = stored["token_ids"], stored["labels"]
-outputs = {"logits": model.predict(token_ids, verbose=0), "iterations": int(model.optimizer.iterations)}
-backbone = model.backbone
-outputs["features"] = keras.ops.convert_to_numpy(backbone.pooled_features(token_ids))
-outputs["centroids"] = model.palette.centroids
-targets = labels if hasattr(model, "num_classes") else None
-history = model.fit(token_ids, targets, batch_size=8, epochs=2, shuffle=False, verbose=0).history
-outputs["losses"] = np.array(history["loss"])
-np.savez(result, **outputs)
+for path in paths:
+    model = keras.saving.load_model(path)
+    outputs = {"logits": model.predict(token_ids, verbose=0), "iterations": int(model.optimizer.iterations)}
+    backbone = model.backbone
+    outputs["features"] = keras.ops.convert_to_numpy(backbone.pooled_features(token_ids))
+    outputs["centroids"] = model.palette.centroids
+    targets = labels if hasattr(model, "num_classes") else None
+    history = model.fit(token_ids, targets, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+    outputs["losses"] = np.array(history["loss"])
+    np.savez(f"{path}.{keras.backend.backend()}.npz", **outputs)
 """
+
+TOKENS, LABELS = random_tokens(8), np.arange(8) % 4
 
 
 def make_trained(kind, palette):
@@ -48,58 +52,75 @@ def make_trained(kind, palette):
         model = igpt.ImageGPTImageClassifier(language_model, num_classes=4, generative_weight=0.5)
         recipe = igpt.finetuning_recipe(0.001)
     model.compile(**recipe)
-    token_ids, labels = random_tokens(8), np.arange(8) % 4
-    fit(model, token_ids, labels, epochs=3)
-    return model, token_ids, labels
+    fit(model, epochs=3)
+    return model
 
 
-def fit(model, token_ids, labels, epochs):
-    targets = labels if isinstance(model, igpt.ImageGPTImageClassifier) else None
-    return model.fit(token_ids, targets, batch_size=8, epochs=epochs, shuffle=False, verbose=0).history["loss"]
+def fit(model, epochs):
+    targets = LABELS if isinstance(model, igpt.ImageGPTImageClassifier) else None
+    return model.fit(TOKENS, targets, batch_size=8, epochs=epochs, shuffle=False, verbose=0).history["loss"]
+
+
+@pytest.fixture(scope="module")
+def saved(palette, tmp_path_factory):
+    """The file of each kind of model after three steps, what it gives then, and the losses of two steps more."""
+    folder = tmp_path_factory.mktemp("saved")
+    np.savez(folder / "arrays.npz", token_ids=TOKENS, labels=LABELS)
+    models = {}
+    for kind in ("causal", "masked", "classifier"):
+        keras.utils.set_random_seed(0)
+        model = make_trained(kind, palette)
+        model.save(folder / f"{kind}.keras")
+        models[kind] = {
+            "model": model,
+            "logits": model.predict(TOKENS, verbose=0),
+            "features": keras.ops.convert_to_numpy(model.backbone.pooled_features(TOKENS)),
+            "optimizer": [keras.ops.convert_to_numpy(variable).copy() for variable in model.optimizer.variables],
+            "losses": fit(model, epochs=2),
+        }
+    return folder, models
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "classifier"])
-def test_one_file_holds_everything(kind, palette, tmp_path):
-    model, token_ids, labels = make_trained(kind, palette)
-    model.save(tmp_path / "model.keras")
-    restored = keras.saving.load_model(tmp_path / "model.keras")
-    assert type(restored) is type(model)
+def test_one_file_holds_everything(kind, palette, saved):
+    folder, expected = saved[0], saved[1][kind]
+    restored = keras.saving.load_model(folder / f"{kind}.keras")
+    assert type(restored) is type(expected["model"])
     assert restored.palette == palette
     # Names of metrics are counted up in a process; everything else must be the same.
-    assert restored.backbone.get_config() == model.backbone.get_config()
-    np.testing.assert_array_equal(restored.predict(token_ids, verbose=0), model.predict(token_ids, verbose=0))
-    for old, new in zip(model.optimizer.variables, restored.optimizer.variables, strict=True):
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(old), keras.ops.convert_to_numpy(new))
+    assert restored.backbone.get_config() == expected["model"].backbone.get_config()
+    np.testing.assert_array_equal(restored.predict(TOKENS, verbose=0), expected["logits"])
+    for new, old in zip(restored.optimizer.variables, expected["optimizer"], strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(new), old)
     # The next masks are those of the next step, not those of the first.
-    np.testing.assert_allclose(
-        fit(restored, token_ids, labels, epochs=2), fit(model, token_ids, labels, epochs=2), rtol=1e-6
-    )
+    np.testing.assert_allclose(fit(restored, epochs=2), expected["losses"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["causal", "classifier"])
-def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_backend(kind, backend, palette, tmp_path):
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != keras.backend.backend()])
+def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_other_backend(backend, palette, saved):
     pytest.importorskip(backend)
-    model, token_ids, labels = make_trained(kind, palette)
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "arrays.npz", token_ids=token_ids, labels=labels)
-    arguments = [str(tmp_path / name) for name in ("model.keras", "arrays.npz", "result.npz")]
+    folder, models = saved
+    kinds = ("causal", "classifier")
     subprocess.run(
-        [sys.executable, "-c", OPEN_ELSEWHERE, *arguments],
+        [
+            sys.executable,
+            "-c",
+            OPEN_ELSEWHERE,
+            *(str(folder / name) for name in ("arrays.npz", *(f"{kind}.keras" for kind in kinds))),
+        ],
         check=True,
         env={**os.environ, "KERAS_BACKEND": backend},
-        cwd=tmp_path,
+        cwd=folder,
     )
-    result = np.load(tmp_path / "result.npz")
-    np.testing.assert_allclose(result["logits"], model.predict(token_ids, verbose=0), atol=1e-4)
-    features = keras.ops.convert_to_numpy(model.backbone.pooled_features(token_ids))
-    np.testing.assert_allclose(result["features"], features, atol=1e-4)
-    np.testing.assert_array_equal(result["centroids"], palette.centroids)
-    assert result["iterations"] == 3
-    here = fit(model, token_ids, labels, epochs=2)
-    assert result["losses"][0] == pytest.approx(here[0], rel=1e-5)
-    # One update apart: Adam turns rounding of its smallest gradients into steps of full size.
-    assert result["losses"][1] == pytest.approx(here[1], rel=2e-3)
+    for kind in kinds:
+        result, expected = np.load(folder / f"{kind}.keras.{backend}.npz"), models[kind]
+        np.testing.assert_allclose(result["logits"], expected["logits"], atol=1e-4)
+        np.testing.assert_allclose(result["features"], expected["features"], atol=1e-4)
+        np.testing.assert_array_equal(result["centroids"], palette.centroids)
+        assert result["iterations"] == 3
+        assert result["losses"][0] == pytest.approx(expected["losses"][0], rel=1e-5)
+        # One update apart: Adam turns rounding of its smallest gradients into steps of full size.
+        assert result["losses"][1] == pytest.approx(expected["losses"][1], rel=2e-3)
 
 
 @pytest.mark.parametrize("chosen", ["auto", True, False])
@@ -114,10 +135,9 @@ def test_where_a_file_opens_decides_whether_it_is_compiled(chosen, tmp_path):
     assert keras.saving.load_model(tmp_path / "model.keras").jit_compile == model.jit_compile
 
 
-def test_a_file_opened_without_its_optimizer_passes_none_on(palette, tmp_path):
+def test_a_file_opened_without_its_optimizer_passes_none_on(saved, tmp_path):
     """Neither alone nor inside a classifier, whose own is all that its file has."""
-    model, _, _ = make_trained("causal", palette)
-    model.save(tmp_path / "model.keras")
+    shutil.copy(saved[0] / "causal.keras", tmp_path / "model.keras")
     without = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     assert getattr(without, "optimizer", None) is None
     without.save(tmp_path / "without.keras")
@@ -137,15 +157,21 @@ def test_a_file_opened_without_its_optimizer_passes_none_on(palette, tmp_path):
     assert all(path.startswith("optimizer") for path in stored["classifier"])
 
 
-# Dies while it writes over what it has written, as by SIGKILL: `os._exit` runs nothing on its way out.
+# Dies while it writes over what it has written, as by SIGKILL: `os._exit` runs nothing on its way out. Several deaths
+# are those of its children, and its own.
 DIE_WHILE_SAVING = """
 import os, shutil, sys
 import h5py
 import keras_igpt as igpt
 from keras_igpt.training.distribution import save_model
-kind, path, copy = sys.argv[1:]
 lm = igpt.ImageGPTCausalLM(igpt.ImageGPTBackbone(16, 4, 1, 2, 8, attention="causal"))
 lm.compile("sgd")
+for argument in sys.argv[1:]:
+    kind, path, copy = argument.split(",")
+    # The last one in this process: JAX may not be forked once it runs.
+    if argument == sys.argv[-1] or (child := os.fork()) == 0:
+        break
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 save = {
     "file": lambda: lm.save(path),
     "folder": lambda: lm.save(path, zipped=False),
@@ -167,16 +193,22 @@ def content_of(path):
     return {file.relative_to(path): file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "weights", "backbone", "save_model"])
-def test_killed_while_it_is_written_over_a_file_is_as_it_was(kind, tmp_path):
-    if keras.backend.backend() != "torch" and kind != "file":
-        pytest.skip("the backend has no part in it, and each process takes seconds to begin")
-    ending = {"folder": "", "weights": ".weights.h5"}.get(kind, ".keras")
-    path, copy = tmp_path / f"model{ending}", tmp_path / f"copy{ending}"
-    result = subprocess.run([sys.executable, "-c", DIE_WHILE_SAVING, kind, str(path), str(copy)], capture_output=True)
+def test_killed_while_it_is_written_over_a_file_is_as_it_was(tmp_path):
+    if not hasattr(os, "fork"):
+        pytest.skip("those that die are forks")
+    # The backend has no part in how files take each other's place.
+    kinds = ["file", "folder", "weights", "backbone", "save_model"] if keras.backend.backend() == "torch" else ["file"]
+    endings = {"folder": "", "weights": ".weights.h5"}
+    paths = {}
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        paths[kind] = [tmp_path / kind / f"{name}{endings.get(kind, '.keras')}" for name in ("model", "copy")]
+    arguments = [f"{kind},{path},{copy}" for kind, (path, copy) in paths.items()]
+    result = subprocess.run([sys.executable, "-c", DIE_WHILE_SAVING, *arguments], capture_output=True)
     assert result.returncode == 9, result.stderr[-2000:]
-    assert content_of(path) == content_of(copy)
-    assert len(list(tmp_path.glob(".partial-*"))) == 1
+    for path, copy in paths.values():
+        assert content_of(path) == content_of(copy)
+        assert len(list(path.parent.glob(".partial-*"))) == 1
 
 
 def test_saving_means_what_it_means_in_keras(tmp_path, monkeypatch):

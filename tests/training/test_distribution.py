@@ -81,7 +81,7 @@ def test_on_one_device_nothing_changes(tmp_path):
 
 def start(*command, devices=8):
     # Compiling takes most of the time, and what is compiled runs for a few steps only.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,

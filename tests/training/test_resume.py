@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,9 +56,11 @@ def make_model(kind, **options):
     return model
 
 
+HELD_OUT = igpt.EvaluationBatches(LabeledTokens(random_tokens(4, seed=1), np.zeros(4, "int64"), 16), None, 4)
+
+
 def train(model, callbacks=(), batches=None, **options):
-    held_out = igpt.EvaluationBatches(LabeledTokens(random_tokens(4, seed=1), np.zeros(4, "int64"), 16), None, 4)
-    options = {"epochs": 3, "verbose": 0, "validation_data": held_out, **options}
+    options = {"epochs": 3, "verbose": 0, **options}
     return model.fit(batches or make_batches(), callbacks=[*callbacks], **options).history
 
 
@@ -81,6 +84,14 @@ def assert_same_weights(model, other):
         np.testing.assert_array_equal(np.asarray(weight), np.asarray(expected), err_msg=weight.path)
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """The autoregressive model after a training that was never stopped."""
+    model = make_model("ar")
+    train(model)
+    return model
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("ar", {"accumulation_steps": 2}), ("bert", {"ema_momentum": 0.9}), ("classifier", {"clip_norm": 1.0})],
@@ -88,22 +99,25 @@ def assert_same_weights(model, other):
 def test_a_resumed_run_ends_as_one_never_stopped(kind, options, tmp_path):
     """Stopped in the middle of two epochs and once at an epoch's end; losses and metrics of each epoch too."""
     alone = make_model(kind, **options)
-    expected = train(alone)
+    expected = train(alone, validation_data=HELD_OUT)
+    # In one model, as after an exception that was caught, and at last in a new one.
+    stopped = make_model(kind, **options)
     for epoch, batch in ((0, 3), (1, 2), (2, 0)):
         with pytest.raises(CrashError):
-            train(make_model(kind, **options), [igpt.ExactResume(tmp_path, every=1), Crash(epoch, batch)])
+            train(stopped, [igpt.ExactResume(tmp_path, every=1), Crash(epoch, batch)], validation_data=HELD_OUT)
     # Interrupted before a step of which nothing was saved yet: it is taken again.
     resumed = make_model(kind, **options)
-    history = train(resumed, [igpt.ExactResume(tmp_path, every=1)])
+    history = train(resumed, [igpt.ExactResume(tmp_path, every=1)], validation_data=HELD_OUT)
     assert_same_weights(resumed, alone)
     assert {name: values[-1] for name, values in history.items()} == {name: v[-1] for name, v in expected.items()}
 
 
 def test_the_metrics_of_a_resumed_epoch_are_those_of_all_its_steps(tmp_path):
-    expected = train(make_model("ar"))
+    expected = train(make_model("ar"), validation_data=HELD_OUT)
+    model = make_model("ar")
     with pytest.raises(CrashError):
-        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=2), Crash(1, 4)])
-    history = train(make_model("ar"), [igpt.ExactResume(tmp_path, every=2)])
+        train(model, [igpt.ExactResume(tmp_path, every=2), Crash(1, 4)], validation_data=HELD_OUT)
+    history = train(model, [igpt.ExactResume(tmp_path, every=2)], validation_data=HELD_OUT)
     assert {name: values[-2:] for name, values in expected.items()} == history
 
 
@@ -154,25 +168,52 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_named(damage, tmp_path):
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory):
+    """The last three checkpoints of a run that crashed, and the weights of the last but one."""
+    folder = tmp_path_factory.mktemp("crashed")
     with pytest.raises(CrashError):
-        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=3, keep=3), Crash(2, 3)])
-    newest = max(tmp_path.glob("step-*.npz"))
+        train(make_model("ar"), [igpt.ExactResume(folder, every=3, keep=3), Crash(2, 3)])
+    older = tmp_path_factory.mktemp("older")
+    for path in sorted(folder.glob("step-*.npz"))[:-1]:
+        shutil.copy(path, older)
+    return folder, restored(older)
+
+
+def restored(folder):
+    """The weights that a training would go on from."""
+    model, found = make_model("ar"), []
+    visit(model, folder, meanwhile=lambda: found.extend(np.asarray(weight) for weight in model.variables))
+    return found
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_named(damage, crashed, tmp_path):
+    folder = shutil.copytree(crashed[0], tmp_path / "copied")
+    newest = max(folder.glob("step-*.npz"))
     damage(newest)
-    resumed, alone = make_model("ar"), make_model("ar")
     with pytest.warns(UserWarning, match=f"{newest.name} is damaged .*: going on from the checkpoint before it"):
-        train(resumed, [igpt.ExactResume(tmp_path, every=3)])
-    train(alone)
+        found = restored(folder)
+    for weight, expected in zip(found, crashed[1], strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_a_run_goes_on_past_a_damaged_checkpoint(crashed, alone, tmp_path):
+    folder = shutil.copytree(crashed[0], tmp_path / "copied")
+    truncate(max(folder.glob("step-*.npz")))
+    resumed = make_model("ar")
+    with pytest.warns(UserWarning, match="is damaged"):
+        train(resumed, [igpt.ExactResume(folder, every=3)])
     assert_same_weights(resumed, alone)
 
 
 def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path):
+    model = make_model("ar")
     with pytest.raises(CrashError):
-        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=4, keep=3), Crash(2, 3)])
+        train(model, [igpt.ExactResume(tmp_path, every=4, keep=3), Crash(2, 3)])
     truncate(max(tmp_path.glob("step-*.npz")))
     with pytest.warns(UserWarning, match="is damaged"), pytest.raises(CrashError):
-        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(2, 1)])
+        train(model, [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(2, 1)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000012.npz", "step-00000010.npz"]
 
 
@@ -243,9 +284,8 @@ class StopEarly(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_there(tmp_path):
-    alone, stopped, resumed = make_model("ar"), make_model("ar"), make_model("ar")
-    train(alone)
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_there(alone, tmp_path):
+    stopped, resumed = make_model("ar"), make_model("ar")
     train(stopped, [StopEarly(), igpt.ExactResume(tmp_path, every=100)])
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.npz"]
     train(resumed, [igpt.ExactResume(tmp_path, every=100)])
@@ -325,12 +365,11 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
     assert received == [signal.SIGTERM]
 
 
-def test_training_goes_on_where_nothing_can_be_written(tmp_path, monkeypatch):
+def test_training_goes_on_where_nothing_can_be_written(alone, tmp_path):
     (tmp_path / "file").touch()
-    resumed, alone = make_model("ar"), make_model("ar")
+    resumed = make_model("ar")
     with pytest.warns(UserWarning, match="Training goes on, but its checkpoint was not written: .*Not a directory"):
         train(resumed, [igpt.ExactResume(tmp_path / "file" / "folder", every=4)])
-    train(alone)
     assert_same_weights(resumed, alone)
 
 
@@ -354,7 +393,7 @@ def test_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}.npz" for step in (12, 14, 15)]
 
 
-def test_a_signal_saves_the_state_and_goes_where_it_went_before(tmp_path):
+def test_a_signal_saves_the_state_and_goes_where_it_went_before(alone, tmp_path):
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             if batch == 2:
@@ -375,9 +414,8 @@ def test_a_signal_saves_the_state_and_goes_where_it_went_before(tmp_path):
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.npz"]
-    resumed, alone = make_model("ar"), make_model("ar")
+    resumed = make_model("ar")
     train(resumed, [igpt.ExactResume(tmp_path, every=100)])
-    train(alone)
     assert_same_weights(resumed, alone)
 
 
@@ -512,11 +550,10 @@ def without(path, *keys):
     write_checkpoint(path, {key: value for key, value in header.items() if key not in keys}, arrays)
 
 
-def test_checkpoints_of_an_earlier_version_go_on(tmp_path):
-    alone = make_model("ar")
-    train(alone)
+def test_checkpoints_of_an_earlier_version_go_on(alone, tmp_path):
+    model = make_model("ar")
     with pytest.raises(CrashError):
-        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(1, 3)])
+        train(model, [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(1, 3)])
     without(max(tmp_path.glob("step-*")), "first_step", "data", "settings", "settings_reached")
     resumed = make_model("ar")
     train(resumed, [igpt.ExactResume(tmp_path, every=100)])
@@ -560,12 +597,12 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
     script = Path(__file__).parents[1] / "resume_process.py"
     environment = {**os.environ, "PYTHONPATH": str(script.parent.parent), "TF_CPP_MIN_LOG_LEVEL": "3"}
     result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "4", "0"], capture_output=True, text=True, env=environment
+        [sys.executable, str(script), str(tmp_path), "3", "0"], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["equal"]
-    assert report["killed"] == 4
+    assert report["killed"] == 3
     assert "Going on from" in result.stdout
 
 
