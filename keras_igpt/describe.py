@@ -18,8 +18,6 @@ from keras_igpt.objectives.token_model import TokenModel
 from keras_igpt.support.checks import check_integer
 from keras_igpt.training.recipes import pretraining_recipe
 
-_SIZES = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim")
-
 
 @dataclass(frozen=True)
 class Description:
@@ -90,12 +88,10 @@ def describe(preset_or_model: str | keras.Model, batch_size: int | None = None) 
 
 def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> Description:
     backbone = model if isinstance(model, ImageGPTBackbone) else model.backbone
-    sizes = {name: getattr(backbone, name) for name in _SIZES}
+    architecture = backbone.architecture
     rows = {
-        **sizes,
-        "attention": backbone.attention,
+        **architecture.arguments,
         "attention kernel": backbone.attention_kernel,
-        "normalization": backbone.normalization,
         "dtype policy": backbone.dtype_policy.name,
         "parameters, all told": f"{model.count_params():,}",
     }
@@ -111,7 +107,7 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
     optimizer = model.optimizer if model.compiled else None
     inner = innermost(optimizer)
     needs = estimate(
-        {**sizes, "attention": backbone.attention, "normalization": backbone.normalization},
+        architecture,
         batch_size,
         dtype=backbone.dtype_policy.name,
         remat=backbone.remat,
@@ -120,9 +116,8 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
     )
     training = {} if inner is None else {"compiled with": _settings(inner)}
     for name, preset in PRESETS.items():
-        same_sizes = {size: preset.architecture[size] for size in _SIZES} == sizes
         # A trained preset has one objective; an architecture alone serves both.
-        if same_sizes and (preset.weights is None or preset.attention == backbone.attention):
+        if preset.sizes == architecture.sizes and (preset.weights is None or preset.attention == backbone.attention):
             training |= _recipes(name, preset)
     return Description(type(model).__name__, rows, needs, training)
 

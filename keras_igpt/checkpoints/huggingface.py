@@ -20,7 +20,14 @@ from keras_igpt.checkpoints.huggingface_files import (
     open_tensors,
     read_json,
 )
-from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, Sizes, build_model, weight_variables
+from keras_igpt.checkpoints.tensors import (
+    CheckpointTensors,
+    Shape,
+    build_model,
+    released_architecture,
+    weight_variables,
+)
+from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.quantization import check_not_quantized
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.palette.color_palette import ColorPalette
@@ -92,18 +99,17 @@ def load_huggingface_checkpoint(
     ```
     """
     path = find_folder(folder, download)
-    sizes = _read_config(path / CONFIG)
+    architecture = _read_config(path / CONFIG)
     palette = _read_palette(path / PREPROCESSOR)
-    sizes.check(path / CONFIG, palette)
     tensors = open_tensors(path)
     # Before as many names are made as the configuration says.
-    if sizes.num_layers > len(tensors.shapes):
+    if architecture.num_layers > len(tensors.shapes):
         raise ValueError(
             f"{path / CONFIG} must have the layers that the weights are of. "
-            f"Received: n_layer={sizes.num_layers}, while {tensors.path} has {len(tensors.shapes)} tensors"
+            f"Received: n_layer={architecture.num_layers}, while {tensors.path} has {len(tensors.shapes)} tensors"
         )
     body = _BODY if any(name.startswith(_BODY) for name in tensors.shapes) else ""
-    expected = _expected_shapes(sizes, body)
+    expected = _expected_shapes(architecture, body)
     biases = [name for name in expected if name.endswith(".bias")]
     tensors.check(expected, optional=biases if body else [*biases, _HEAD])
     _check_biases(tensors, [name for name in biases if name in tensors.shapes])
@@ -114,9 +120,9 @@ def load_huggingface_checkpoint(
             stacklevel=2,
         )
 
-    model = build_model(sizes, "causal", palette, dtype, remat)
+    model = build_model(path / CONFIG, architecture, palette, dtype, remat)
     variables = weight_variables(model)
-    for role, name in _names(sizes.num_layers, body).items():
+    for role, name in _names(architecture.num_layers, body).items():
         variables[role].assign(tensors[name].reshape(variables[role].shape))
     table = tensors[body + _TABLE]
     variables["token_embedding"].assign(table[:-1])
@@ -156,17 +162,14 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
         from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(SAFETENSORS_NEEDED) from error
-    backbone = lm.backbone
-    sizes = Sizes(
-        backbone.vocabulary_size, backbone.num_tokens, backbone.num_layers, backbone.num_heads, backbone.hidden_dim
-    )
-    tensors = _tensors_of(lm, sizes)
+    architecture = lm.backbone.architecture
+    tensors = _tensors_of(lm)
     with whole_folder(target) as partial:
         # Older versions of transformers refuse a file that does not say that its tensors are laid out as PyTorch's.
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        write_json(partial / CONFIG, _config_of(sizes))
+        write_json(partial / CONFIG, _config_of(architecture))
         if lm.palette is not None:
-            write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, backbone.image_size))
+            write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, architecture.image_size))
 
 
 def _names(num_layers: int, body: str) -> dict[str, str]:
@@ -177,15 +180,15 @@ def _names(num_layers: int, body: str) -> dict[str, str]:
     return names
 
 
-def _expected_shapes(sizes: Sizes, body: str) -> dict[str, Shape]:
-    width = sizes.hidden_dim
+def _expected_shapes(architecture: Architecture, body: str) -> dict[str, Shape]:
+    width = architecture.hidden_dim
     shapes: dict[str, Shape] = {
-        body + _TABLE: (sizes.vocabulary_size + 1, width),
-        body + "wpe.weight": (sizes.num_tokens, width),
+        body + _TABLE: (architecture.vocabulary_size + 1, width),
+        body + "wpe.weight": (architecture.num_tokens, width),
         body + "ln_f.weight": (width,),
-        _HEAD: (sizes.vocabulary_size, width),
+        _HEAD: (architecture.vocabulary_size, width),
     }
-    for layer in range(sizes.num_layers):
+    for layer in range(architecture.num_layers):
         prefix = f"{body}h.{layer}."
         shapes |= {prefix + "ln_1.weight": (width,), prefix + "ln_2.weight": (width,)}
         for name, inputs, outputs in (
@@ -207,7 +210,7 @@ def _check_biases(tensors: CheckpointTensors, names: list[str]) -> None:
         )
 
 
-def _read_config(path: Path) -> Sizes:
+def _read_config(path: Path) -> Architecture:
     if not path.exists():
         raise ValueError(f"`folder` must have {CONFIG}. Received: {os.fspath(path.parent)!r} without one")
     config = read_json(path)
@@ -227,8 +230,14 @@ def _read_config(path: Path) -> Sizes:
         faults.append(f"n_inner={config['n_inner']!r} instead of {4 * config['n_embd']}")
     if faults:
         raise ValueError(f"{path} must describe the released architecture. Received: {', '.join(faults)}")
-    vocabulary_with_start, *others = (config[name] for name in _SIZES)
-    return Sizes(vocabulary_with_start - 1, *others)
+    return released_architecture(
+        path,
+        num_tokens=config["n_positions"],
+        vocabulary_size=config["vocab_size"] - 1,
+        num_layers=config["n_layer"],
+        num_heads=config["n_head"],
+        hidden_dim=config["n_embd"],
+    )
 
 
 def _read_palette(path: Path) -> ColorPalette | None:
@@ -261,11 +270,13 @@ def _check_exportable(lm: ImageGPTCausalLM, target: Path) -> None:
         raise ValueError(f"`folder` must be a new or empty folder. Received: {os.fspath(target)!r}, which has content")
 
 
-def _tensors_of(lm: ImageGPTCausalLM, sizes: Sizes) -> dict[str, npt.NDArray[np.float32]]:
+def _tensors_of(lm: ImageGPTCausalLM) -> dict[str, npt.NDArray[np.float32]]:
     """The tensors of transformers' model: the weights, and the biases that it has as zeros."""
     weights = {role: np.asarray(host_array(variable), np.float32) for role, variable in weight_variables(lm).items()}
-    shapes = _expected_shapes(sizes, _BODY)
-    tensors = {name: weights[role].reshape(shapes[name]) for role, name in _names(sizes.num_layers, _BODY).items()}
+    shapes = _expected_shapes(lm.backbone.architecture, _BODY)
+    tensors = {
+        name: weights[role].reshape(shapes[name]) for role, name in _names(lm.backbone.num_layers, _BODY).items()
+    }
     tensors[_BODY + _TABLE] = np.concatenate([weights["token_embedding"], weights["start_vector"][None]])
     tensors[_HEAD] = weights["pixel_head"].T
     broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
@@ -278,15 +289,15 @@ def _tensors_of(lm: ImageGPTCausalLM, sizes: Sizes) -> dict[str, npt.NDArray[np.
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def _config_of(sizes: Sizes) -> dict[str, Any]:
+def _config_of(architecture: Architecture) -> dict[str, Any]:
     return {
         "architectures": ["ImageGPTForCausalImageModeling"],
         "model_type": _MODEL_TYPE,
-        "vocab_size": sizes.vocabulary_size + 1,
-        "n_positions": sizes.num_tokens,
-        "n_layer": sizes.num_layers,
-        "n_head": sizes.num_heads,
-        "n_embd": sizes.hidden_dim,
+        "vocab_size": architecture.vocabulary_size + 1,
+        "n_positions": architecture.num_tokens,
+        "n_layer": architecture.num_layers,
+        "n_head": architecture.num_heads,
+        "n_embd": architecture.hidden_dim,
         "n_inner": None,
         **_MEANING,
         "attn_pdrop": 0.0,

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, Sizes, build_model, weight_variables
+from keras_igpt.checkpoints.tensors import (
+    CheckpointTensors,
+    Shape,
+    build_model,
+    released_architecture,
+    weight_variables,
+)
+from keras_igpt.model.architecture import Architecture
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.palette.color_palette import ColorPalette
@@ -81,20 +88,18 @@ def load_openai_checkpoint(
         [the released code](https://github.com/openai/image-gpt)
     """
     tensors = _open(_find_checkpoint(Path(folder)))
-    causal = "model/sos" in tensors.shapes
-    sizes = _read_sizes(tensors)
-    tensors.check(_expected_shapes(sizes, causal))
+    architecture = _read_architecture(tensors)
+    tensors.check(_expected_shapes(architecture))
     palette = _read_palette(tensors.path.parent / _CLUSTERS)
-    sizes.check(tensors.path, palette)
 
-    model = build_model(sizes, "causal" if causal else "bidirectional", palette, dtype, remat)
+    model = build_model(tensors.path, architecture, palette, dtype, remat)
     variables = weight_variables(model)
     for role, name in _SHARED.items():
         variables[role].assign(tensors[name])
-    if causal:
+    if architecture.attention == "causal":
         variables["start_vector"].assign(tensors["model/sos"])
     variables["pixel_head"].assign(tensors["model/wtet"].T)
-    for layer in range(sizes.num_layers):
+    for layer in range(architecture.num_layers):
         for role, name in _SHARED_OF_BLOCK.items():
             variables[f"block_{layer}.{role}"].assign(tensors[f"model/h{layer}/{name}"])
         projections = [tensors[f"model/h{layer}/attn/{part}_proj"] for part in "qkv"]  # each (N, H, D)
@@ -185,8 +190,8 @@ def _open(checkpoint: Path) -> CheckpointTensors:
     return CheckpointTensors(checkpoint, shapes, read)
 
 
-def _read_sizes(tensors: CheckpointTensors) -> Sizes:
-    """The sizes that the shapes tell; what else is wrong shows when all shapes are compared with them."""
+def _read_architecture(tensors: CheckpointTensors) -> Architecture:
+    """What the shapes tell; what else is wrong shows when all shapes are compared with it."""
     ranks = {"model/wte": 2, "model/wpe": 2, "model/h0/attn/q_proj": 3}
     if any(len(tensors.shapes.get(name, ())) != rank for name, rank in ranks.items()):
         raise ValueError(
@@ -195,28 +200,31 @@ def _read_sizes(tensors: CheckpointTensors) -> Sizes:
         )
     vocabulary_size, hidden_dim = tensors.shapes["model/wte"]
     layers = {match[0] for name in tensors.shapes if (match := re.match(r"model/h\d+/", name))}
-    return Sizes(
-        vocabulary_size=vocabulary_size,
+    return released_architecture(
+        tensors.path,
         num_tokens=tensors.shapes["model/wpe"][0],
+        vocabulary_size=vocabulary_size,
         num_layers=len(layers),
         num_heads=tensors.shapes["model/h0/attn/q_proj"][0],
         hidden_dim=hidden_dim,
+        attention="causal" if "model/sos" in tensors.shapes else "bidirectional",
     )
 
 
-def _expected_shapes(sizes: Sizes, causal: bool) -> dict[str, Shape]:
-    width, heads = sizes.hidden_dim, sizes.num_heads
+def _expected_shapes(architecture: Architecture) -> dict[str, Shape]:
+    width = architecture.hidden_dim
     shapes: dict[str, Shape] = {
-        "model/wte": (sizes.vocabulary_size, width),
-        "model/wtet": (sizes.vocabulary_size, width),
-        "model/wpe": (sizes.num_tokens, width),
+        "model/wte": (architecture.vocabulary_size, width),
+        "model/wtet": (architecture.vocabulary_size, width),
+        "model/wpe": (architecture.num_tokens, width),
         "model/ln_f/g": (width,),
     }
-    if causal:
+    if architecture.attention == "causal":
         shapes["model/sos"] = (width,)
-    for layer in range(sizes.num_layers):
+    for layer in range(architecture.num_layers):
         prefix = f"model/h{layer}/"
-        shapes |= {prefix + f"attn/{part}_proj": (heads, width // max(heads, 1), width) for part in "qkvc"}
+        heads = (architecture.num_heads, architecture.head_dim, width)
+        shapes |= {prefix + f"attn/{part}_proj": heads for part in "qkvc"}
         shapes |= {
             prefix + "ln_1/g": (width,),
             prefix + "ln_2/g": (width,),

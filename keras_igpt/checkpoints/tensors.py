@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
@@ -79,83 +80,54 @@ class CheckpointTensors:
             raise ValueError(f"{self.path} must hold the weights of one Image GPT. Received: {'; '.join(named)}")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a model as a checkpoint states them.
+def released_architecture(path: Path, num_tokens: int, **arguments: Any) -> Architecture:
+    """Makes the architecture that a checkpoint states, with the released code's norm.
 
-    Attributes:
-        vocabulary_size: int. Palette colours `V`.
+    Args:
+        path: where the sizes are from, for messages.
         num_tokens: int. Sequence length `T`.
-        num_layers: int. Blocks `L`.
-        num_heads: int. Attention heads `N`.
-        hidden_dim: int. Width `D`.
+        **arguments: of `Architecture`, `image_size` and `normalization` apart.
+
+    Returns:
+        An `Architecture` with `normalization="rms_norm"`.
+
+    Raises:
+        ValueError: if images are not square, or no network has these sizes.
     """
-
-    vocabulary_size: int
-    num_tokens: int
-    num_layers: int
-    num_heads: int
-    hidden_dim: int
-
-    def check(self, path: Path, palette: ColorPalette | None) -> None:
-        """Checks what a model needs of its sizes.
-
-        Args:
-            path: where the sizes are from, for messages.
-            palette: the palette that comes with them.
-
-        Raises:
-            ValueError: if sequences are not square, heads do not divide the width, or the palette has other colours.
-        """
-        if min(self.vocabulary_size, self.num_tokens, self.num_layers, self.num_heads, self.hidden_dim) < 1:
-            raise ValueError(f"{path} must hold a model of positive sizes. Received: {self}")
-        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ValueError(
-                f"{path} must hold a model of square pictures. Received: {self.num_tokens} positions, no square number"
-            )
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"{path} must hold a model whose heads divide its width. "
-                f"Received: {self.num_heads} heads, width {self.hidden_dim}"
-            )
-        if palette is not None and palette.num_colors != self.vocabulary_size:
-            raise ValueError(
-                f"The colour clusters beside {path} must be as many as the model's {self.vocabulary_size} colours. "
-                f"Received: {palette.num_colors} clusters"
-            )
+    image_size = math.isqrt(max(num_tokens, 0))
+    if image_size**2 != num_tokens:
+        raise ValueError(f"{path} must be of square images. Received: {num_tokens} positions, no square number")
+    try:
+        return Architecture(image_size=image_size, normalization="rms_norm", **arguments)
+    except ValueError as error:
+        raise ValueError(f"{path} must be of an Image GPT: {error}") from error
 
 
 def build_model(
-    sizes: Sizes,
-    attention: Literal["causal", "bidirectional"],
-    palette: ColorPalette | None,
-    dtype: Any,
-    remat: bool,
+    path: Path, architecture: Architecture, palette: ColorPalette | None, dtype: Any, remat: bool
 ) -> ImageGPTCausalLM | ImageGPTMaskedLM:
-    """Makes the model whose weights are about to come: with the released code's norm, its weights still random.
+    """Makes the model whose weights are about to be read.
 
     Args:
-        sizes: those of the checkpoint, checked.
-        attention: `"causal"` or `"bidirectional"`.
+        path: where the architecture is from, for messages.
+        architecture: that of the checkpoint.
         palette: a `ColorPalette` or None.
         dtype: dtype policy, as in `ImageGPTBackbone`.
         remat: bool, as in `ImageGPTBackbone`.
 
     Returns:
-        An `ImageGPTCausalLM`, or an `ImageGPTMaskedLM` where attention is bidirectional.
+        An `ImageGPTCausalLM`, or an `ImageGPTMaskedLM` where attention is bidirectional; its weights are random.
+
+    Raises:
+        ValueError: if the palette has another number of colours.
     """
-    backbone = ImageGPTBackbone(
-        vocabulary_size=sizes.vocabulary_size,
-        image_size=math.isqrt(sizes.num_tokens),
-        num_layers=sizes.num_layers,
-        num_heads=sizes.num_heads,
-        hidden_dim=sizes.hidden_dim,
-        attention=attention,
-        normalization="rms_norm",
-        remat=remat,
-        dtype=dtype,
-    )
-    model = ImageGPTCausalLM if attention == "causal" else ImageGPTMaskedLM
+    if palette is not None and palette.num_colors != architecture.vocabulary_size:
+        raise ValueError(
+            f"The colour clusters beside {path} must be as many as the model's {architecture.vocabulary_size} colours. "
+            f"Received: {palette.num_colors} clusters"
+        )
+    backbone = ImageGPTBackbone(**architecture.arguments, remat=remat, dtype=dtype)
+    model = ImageGPTCausalLM if architecture.attention == "causal" else ImageGPTMaskedLM
     return model(backbone, palette=palette)
 
 

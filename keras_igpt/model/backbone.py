@@ -12,6 +12,7 @@ from keras import ops
 from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.fused_attention import contiguous
 from keras_igpt.backend.processes import infers_shapes_of_replicas
+from keras_igpt.model.architecture import Architecture, Attention, NormalizationKind
 from keras_igpt.model.attention import SelfAttention
 from keras_igpt.model.attention_kernels import Kernel, KeyValue, attention_kernel
 from keras_igpt.model.embedding import PixelEmbedding
@@ -151,59 +152,48 @@ class ImageGPTBackbone(QuantizableModel):
         num_layers: int,
         num_heads: int,
         hidden_dim: int,
-        attention: Literal["causal", "bidirectional"] = "causal",
-        normalization: Literal["layer_norm", "rms_norm"] = "layer_norm",
+        attention: Attention = "causal",
+        normalization: NormalizationKind = "layer_norm",
         kernel: Kernel = "auto",
         remat: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
-        image_size = check_integer("image_size", image_size)
-        num_layers = check_integer("num_layers", num_layers)
-        num_heads = check_integer("num_heads", num_heads)
-        hidden_dim = check_integer("hidden_dim", hidden_dim)
-        if hidden_dim % num_heads:
-            raise ValueError(
-                f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
-            )
-        check_choice("attention", attention, ("causal", "bidirectional"))
-        check_choice("normalization", normalization, ("layer_norm", "rms_norm"))
+        architecture = Architecture(
+            vocabulary_size, image_size, num_layers, num_heads, hidden_dim, attention, normalization
+        )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
         # Where there is no fused kernel, one that is asked for fails here and not in the first step.
-        attention_kernel(kernel, self.compute_dtype, hidden_dim // num_heads)
+        attention_kernel(kernel, self.compute_dtype, architecture.head_dim)
 
         # === Layers ===
         self.pixel_embedding = PixelEmbedding(
-            vocabulary_size,
-            hidden_dim,
+            architecture.vocabulary_size,
+            architecture.hidden_dim,
             shift=attention == "causal",
             dtype=self.dtype_policy,
             name="pixel_embedding",
         )
         self.blocks = [
             TransformerBlock(
-                num_heads,
-                num_layers,
+                architecture.num_heads,
+                architecture.num_layers,
                 attention,
                 normalization,
                 kernel,
                 dtype=self.dtype_policy,
                 name=f"block_{layer}",
             )
-            for layer in range(num_layers)
+            for layer in range(architecture.num_layers)
         ]
         self.final_norm = Normalization(normalization, dtype=self.dtype_policy, name="final_norm")
 
         # === Config ===
-        self.vocabulary_size = vocabulary_size
-        self.image_size = image_size
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.hidden_dim = hidden_dim
-        self.attention = attention
-        self.normalization = normalization
+        self.architecture = architecture
+        # `vocabulary_size`, `num_layers` and so on are attributes of the backbone too.
+        for name, value in architecture.arguments.items():
+            setattr(self, name, value)
         self.kernel: Kernel = kernel
         self.remat = remat
 
@@ -248,7 +238,7 @@ class ImageGPTBackbone(QuantizableModel):
     @property
     def num_tokens(self) -> int:
         """Sequence length `T`."""
-        return self.image_size**2
+        return self.architecture.num_tokens
 
     @property
     def attention_kernel(self) -> str:
@@ -258,7 +248,7 @@ class ImageGPTBackbone(QuantizableModel):
     @property
     def head_dim(self) -> int:
         """Width `H` of one attention head."""
-        return self.hidden_dim // self.num_heads
+        return self.architecture.head_dim
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         self.pixel_embedding.build(input_shape)
@@ -412,13 +402,7 @@ class ImageGPTBackbone(QuantizableModel):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "image_size": self.image_size,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "hidden_dim": self.hidden_dim,
-            "attention": self.attention,
-            "normalization": self.normalization,
+            **self.architecture.arguments,
             "kernel": self.kernel,
             "remat": self.remat,
         }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 
-from keras_igpt.model.presets import count_parameters, get_preset
+from keras_igpt.model.architecture import Architecture, check_architecture
+from keras_igpt.model.presets import get_preset
 from keras_igpt.support.checks import check_choice, check_integer
 
 # Widths D that a block keeps of each token for its backward pass, in the compute dtype: both normalised inputs;
@@ -141,7 +143,7 @@ class Estimate:
 
 
 def estimate(
-    preset: str | dict[str, Any],
+    preset: str | Architecture | Mapping[str, Any],
     batch_size: int,
     image_size: int | None = None,
     *,
@@ -158,8 +160,7 @@ def estimate(
     top: leave a sixth of the memory free.
 
     Args:
-        preset: name of a preset, or a dictionary of `ImageGPTBackbone` arguments: the five sizes, and perhaps
-            `attention` and `normalization`.
+        preset: name of a preset; an `Architecture`; or its fields in a dictionary, the choices optional.
         batch_size: int. Sequences `B` of a step.
         image_size: int. Side of the pictures, in place of the preset's.
         dtype: dtype policy of the model: `"float32"`, `"mixed_bfloat16"`, `"mixed_float16"`, `"bfloat16"`,
@@ -181,28 +182,21 @@ def estimate(
     print(estimate("igpt_large", batch_size=16, dtype="mixed_bfloat16", remat=True))
     ```
     """
-    architecture = dict(get_preset(preset).architecture if isinstance(preset, str) else preset)
+    architecture = get_preset(preset) if isinstance(preset, str) else check_architecture("preset", preset)
     if image_size is not None:
-        architecture["image_size"] = image_size
-    sizes = {"vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim"}
-    if not sizes <= set(architecture) <= sizes | {"attention", "normalization"}:
-        raise ValueError(
-            f"`preset` must have the keys {sorted(sizes)}, perhaps 'attention' and 'normalization'. "
-            f"Received: {sorted(architecture)}"
-        )
-    architecture |= {name: check_integer(name, architecture[name]) for name in sorted(sizes)}
+        architecture = replace(architecture, image_size=image_size)
     batch_size = check_integer("batch_size", batch_size)
     backend = keras.backend.backend() if backend is None else backend
     check_choice("backend", backend, _UPDATE_COPIES)
     check_choice("dtype", dtype, BYTES_BY_POLICY)
     compute, variable = BYTES_BY_POLICY[dtype]
-    layers, width, heads = architecture["num_layers"], architecture["hidden_dim"], architecture["num_heads"]
-    vocabulary, length = architecture["vocabulary_size"], architecture["image_size"] ** 2
-    causal = architecture.get("attention", "causal") == "causal"
+    layers, width, heads = architecture.num_layers, architecture.hidden_dim, architecture.num_heads
+    vocabulary, length = architecture.vocabulary_size, architecture.num_tokens
+    causal = architecture.attention == "causal"
     tokens = batch_size * length
 
     # === What lives throughout ===
-    parameters = count_parameters(**architecture)
+    parameters = architecture.num_parameters
     # The pixel head is float32 under any policy.
     head = width * vocabulary
     weights = (parameters - head) * variable + head * 4
@@ -211,7 +205,7 @@ def estimate(
     # === What the forward pass keeps ===
     fused = backend == "torch" or (backend == "jax" and compute < 4)
     norm_widths = _KEPT_WIDTHS_OF_NORM[backend]
-    if backend == "torch" and architecture.get("normalization") == "rms_norm":
+    if backend == "torch" and architecture.normalization == "rms_norm":
         norm_widths += 1
     # Statistics of attention, one float32 a head and token, stand in for the score matrix.
     block = tokens * (_KEPT_WIDTHS * width * compute + 2 * norm_widths * width * 4 + heads * 4)

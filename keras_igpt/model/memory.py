@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -64,18 +65,10 @@ def _training_memory(model: Any, batch_size: int) -> int | None:
     divided = replicas > 1 or keras.distribution.distribution() is not None
     if optimizer is None or policy not in BYTES_BY_POLICY or getattr(model, "frozen", False) or divided:
         return None
-    architecture = {
-        "vocabulary_size": backbone.vocabulary_size,
-        "image_size": backbone.image_size,
-        "num_layers": backbone.num_layers,
-        "num_heads": backbone.num_heads,
-        "hidden_dim": backbone.hidden_dim,
-        "attention": backbone.attention,
-        "normalization": backbone.normalization,
-    }
+    architecture = backbone.architecture
     if not getattr(model, "generative_weight", 1):
         # A classifier without L_GEN has no pixel logits, and runs no block above its features.
-        architecture |= {"vocabulary_size": 1, "num_layers": max(1, model.layer)}
+        architecture = replace(architecture, vocabulary_size=1, num_layers=max(1, model.layer))
     inner = innermost(optimizer)
     needs = estimate(architecture, batch_size, dtype=policy, remat=backbone.remat)
     # What other optimizers keep is not counted.

@@ -102,7 +102,7 @@ def save_preset_weights(language_model: keras.Model, path: str | os.PathLike[str
             )
     config = {
         "format": _FORMAT,
-        "architecture": _architecture(backbone),
+        "architecture": backbone.architecture.arguments,
         "options": {name: getattr(language_model, name) for name in language_model._own_options},
     }
     arrays[_CONFIG] = np.array(json.dumps(config))
@@ -174,11 +174,6 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
             f"Received: a damaged or foreign file ({type(error).__name__}: {error})"
         ) from error
     return arrays, config
-
-
-def _architecture(backbone: keras.Model) -> dict[str, Any]:
-    names = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim", "attention", "normalization")
-    return {name: getattr(backbone, name) for name in names}
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:

@@ -20,6 +20,7 @@ from keras_igpt.backend.processes import (
     process_index,
     wait_for_processes,
 )
+from keras_igpt.model.architecture import Architecture
 from keras_igpt.support.checks import check_integer
 
 # Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
@@ -44,7 +45,7 @@ _LAYOUTS: dict[str, tuple[str | None, ...]] = {
 
 
 def layout_map(
-    device_mesh: keras.distribution.DeviceMesh, architecture: Mapping[str, Any]
+    device_mesh: keras.distribution.DeviceMesh, architecture: Architecture | Mapping[str, Any]
 ) -> keras.distribution.LayoutMap:
     """Says where each weight of this package's models goes on a mesh of devices.
 
@@ -53,8 +54,8 @@ def layout_map(
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh` with the axes `"batch"` and `"model"`.
-        architecture: constructor arguments of `ImageGPTBackbone`, such as `get_preset("igpt_large").architecture`, of
-            the models to come; they are not made yet when the mesh must be known.
+        architecture: `Architecture` of the models to come, or constructor arguments of `ImageGPTBackbone`, such as
+            `get_preset("igpt_large").architecture`; models are built when the layouts are known.
 
     Returns:
         A `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
@@ -72,11 +73,12 @@ def layout_map(
     axes = dict(zip(device_mesh.axis_names, device_mesh.shape, strict=True))
     if set(axes) != {"batch", "model"}:
         raise ValueError(f"`device_mesh` must have the axes 'batch' and 'model'. Received: {device_mesh.axis_names}")
+    sizes = architecture.sizes if isinstance(architecture, Architecture) else architecture
     # Where the heads divide, so do D and 4D.
     for name in ("num_heads", "vocabulary_size"):
-        if architecture[name] % axes["model"]:
+        if sizes[name] % axes["model"]:
             raise ValueError(
-                f"`device_mesh` must have a 'model' axis that divides {name}={architecture[name]}. "
+                f"`device_mesh` must have a 'model' axis that divides {name}={sizes[name]}. "
                 f"Received: {axes['model']} devices along it"
             )
     layouts = keras.distribution.LayoutMap(device_mesh)
@@ -85,7 +87,9 @@ def layout_map(
     return layouts
 
 
-def make_distribution(architecture: Mapping[str, Any], model_devices: int = 1) -> keras.distribution.Distribution:
+def make_distribution(
+    architecture: Architecture | Mapping[str, Any], model_devices: int = 1
+) -> keras.distribution.Distribution:
     """Makes a distribution over all devices of all processes, for batches of `TrainingBatches`.
 
     Set it before anything of Keras is made, model and optimizer included.
