@@ -25,10 +25,10 @@ from keras_igpt.checkpoints.tensors import (
     Shape,
     build_model,
     released_architecture,
-    weight_variables,
 )
 from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.quantization import check_not_quantized
+from keras_igpt.model.weights_by_role import weights_by_role
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.files import whole_folder, write_json
@@ -121,7 +121,7 @@ def load_huggingface_checkpoint(
         )
 
     model = build_model(path / CONFIG, architecture, palette, dtype, remat)
-    variables = weight_variables(model)
+    variables = weights_by_role(model)
     for role, name in _names(architecture.num_layers, body).items():
         variables[role].assign(tensors[name].reshape(variables[role].shape))
     table = tensors[body + _TABLE]
@@ -272,7 +272,7 @@ def _check_exportable(lm: ImageGPTCausalLM, target: Path) -> None:
 
 def _tensors_of(lm: ImageGPTCausalLM) -> dict[str, npt.NDArray[np.float32]]:
     """The tensors of transformers' model: the weights, and the biases that it has as zeros."""
-    weights = {role: np.asarray(host_array(variable), np.float32) for role, variable in weight_variables(lm).items()}
+    weights = {role: np.asarray(host_array(variable), np.float32) for role, variable in weights_by_role(lm).items()}
     shapes = _expected_shapes(lm.backbone.architecture, _BODY)
     tensors = {
         name: weights[role].reshape(shapes[name]) for role, name in _names(lm.backbone.num_layers, _BODY).items()

@@ -16,9 +16,9 @@ from keras_igpt.checkpoints.tensors import (
     Shape,
     build_model,
     released_architecture,
-    weight_variables,
 )
 from keras_igpt.model.architecture import Architecture
+from keras_igpt.model.weights_by_role import weights_by_role
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.palette.color_palette import ColorPalette
@@ -93,7 +93,7 @@ def load_openai_checkpoint(
     palette = _read_palette(tensors.path.parent / _CLUSTERS)
 
     model = build_model(tensors.path, architecture, palette, dtype, remat)
-    variables = weight_variables(model)
+    variables = weights_by_role(model)
     for role, name in _SHARED.items():
         variables[role].assign(tensors[name])
     if architecture.attention == "causal":

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +15,6 @@ from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
-from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import ColorPalette
 
 Shape = tuple[int, ...]
@@ -129,40 +127,3 @@ def build_model(
     backbone = ImageGPTBackbone(**architecture.arguments, remat=remat, dtype=dtype)
     model = ImageGPTCausalLM if architecture.attention == "causal" else ImageGPTMaskedLM
     return model(backbone, palette=palette)
-
-
-def weight_variables(model: PixelModel) -> dict[str, keras.Variable]:
-    """Names the variables of a model with `normalization="rms_norm"`.
-
-    Args:
-        model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
-
-    Returns:
-        Dictionary of `token_embedding` `(V, D)`, `position_embedding` `(T, D)`, `start_vector` `(D,)` where there is
-        one, `final_norm` `(D,)`, `pixel_head` `(D, V)` and, behind `block_0.` and so on, `attention_norm` `(D,)`,
-        `query_key_value` `(D, 3, N, H)`, `output_projection` `(N, H, D)`, `feed_forward_norm` `(D,)`, `expansion`
-        `(D, 4D)` and `contraction` `(4D, D)`.
-    """
-    backbone = model.backbone
-    embedding = backbone.pixel_embedding
-    # The layer's own property gives a tensor on some backends.
-    (token_embedding,) = embedding.token_embedding.weights
-    variables = {
-        "token_embedding": token_embedding,
-        "position_embedding": embedding.position_embedding,
-        "final_norm": backbone.final_norm.gain,
-        "pixel_head": model.pixel_head.kernel,
-    }
-    if embedding.shift:
-        variables["start_vector"] = embedding.start_vector
-    for layer, block in enumerate(backbone.blocks):
-        prefix = f"block_{layer}."
-        variables |= {
-            prefix + "attention_norm": block.attention_norm.gain,
-            prefix + "query_key_value": block.attention.query_key_value.kernel,
-            prefix + "output_projection": block.attention.output_projection.kernel,
-            prefix + "feed_forward_norm": block.feed_forward_norm.gain,
-            prefix + "expansion": block.feed_forward.expansion.kernel,
-            prefix + "contraction": block.feed_forward.contraction.kernel,
-        }
-    return variables

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from keras_igpt.model.presets import get_preset, trained_presets
 from keras_igpt.model.quantization import check_not_quantized
+from keras_igpt.model.weights_by_role import path_of, weights_by_role
 from keras_igpt.support.files import whole_file
 
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
@@ -177,9 +178,5 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """The weights of a backbone, or of a language model, by names that do not depend on the model's own."""
-    backbone = getattr(model, "backbone", model)
-    variables = {variable.path.removeprefix(f"{backbone.path}/"): variable for variable in backbone.weights}
-    if backbone is not model:
-        variables["pixel_head/kernel"] = model.pixel_head.kernel
-    return variables
+    """The trained weights of a backbone, or of a language model, by their names in the file."""
+    return {path_of(role): weight for role, weight in weights_by_role(model).items() if role != "mask_step"}

@@ -21,26 +21,20 @@ from keras_igpt.backend.processes import (
     wait_for_processes,
 )
 from keras_igpt.model.architecture import Architecture
+from keras_igpt.model.weights_by_role import PATHS
 from keras_igpt.support.checks import check_integer
 
-# Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
-_LAYOUTS: dict[str, tuple[str | None, ...]] = {
+# The axes of the weights that devices share. All others, 0.2% of iGPT-L at 32x32 pixels, are whole everywhere: they
+# need no messages, while a divided table of embeddings would send activations, (B, T, D), in every step.
+_LAYOUTS = {
     # A head's queries, keys, values and attention stay on one device; only the sum over heads crosses devices.
-    "query_key_value/kernel": (None, None, "model", None),
-    "output_projection/kernel": ("model", None, None),
+    "query_key_value": (None, None, "model", None),
+    "output_projection": ("model", None, None),
     # Likewise a hidden unit of the feed-forward network: one sum a block.
-    "expansion/kernel": (None, "model"),
-    "contraction/kernel": ("model", None),
+    "expansion": (None, "model"),
+    "contraction": ("model", None),
     # Along the palette, so that the logits, (B, T, V) in float32, are shared out too; the loss sums over them.
-    "pixel_head/kernel": (None, "model"),
-    # What follows is 0.2% of iGPT-L at 32x32 pixels. Whole everywhere it needs no messages: a divided table of
-    # embeddings would send activations, (B, T, D), in every step.
-    "token_embedding/embeddings": (None, None),
-    "position_embedding": (None, None),
-    "start_vector": (None,),
-    "(attention_norm|feed_forward_norm|final_norm)/(gain|bias)": (None,),
-    "class_head/kernel": (None, None),
-    "random_position_mask/step": (),
+    "pixel_head": (None, "model"),
 }
 
 
@@ -82,8 +76,8 @@ def layout_map(
                 f"Received: {axes['model']} devices along it"
             )
     layouts = keras.distribution.LayoutMap(device_mesh)
-    for path, layout in _LAYOUTS.items():
-        layouts[f".*/{path}"] = layout
+    for role, layout in _LAYOUTS.items():
+        layouts[f".*/{PATHS[role]}"] = layout
     return layouts
 
 
