@@ -101,26 +101,26 @@ class TransformerBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class ImageGPTBackbone(QuantizableModel):
-    """The transformer of Image GPT, from palette tokens to features.
+    """The transformer of Image GPT, from palette tokens to features; built when constructed.
 
     Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation
-    of the released code. All weights exist once the object does.
+    of the released code. The arguments are attributes too; `architecture` has those that decide the weights.
 
     Args:
         vocabulary_size: int. Palette colours `V`.
-        image_size: int. Side of the square pictures in pixels; sequences have `T = image_size ** 2` tokens.
+        image_size: int. Side of the square images in pixels; sequences have `T = image_size ** 2` tokens.
         num_layers: int. Blocks `L`.
         num_heads: int. Attention heads `N`; must divide `hidden_dim`.
         hidden_dim: int. Width `D`.
         attention: `"causal"` for the autoregressive objective (inputs are shifted behind a start vector) or
             `"bidirectional"` for BERT's.
         normalization: `"layer_norm"`, the paper's text, or `"rms_norm"`, what the released weights were trained with.
-        kernel: attention's. `"auto"`, the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX with a
-            GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises where there
-            is none. No kernel keeps `T x T` weights. `attention_kernel` says which one runs.
-        remat: bool. Whether the backward pass computes each block anew from its input, which saves most of the memory
-            and costs a third of the time. XLA undoes it on CPU with JAX.
-        dtype: dtype policy of the blocks, `"mixed_bfloat16"` say. Norm statistics and softmax are float32 under any.
+        kernel: of attention. `"auto"` is the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX
+            with a GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises if
+            there is none. No kernel keeps `T x T` weights. The property `attention_kernel` says which one runs.
+        remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory and
+            costs a third of the time. XLA undoes it on CPU with JAX.
+        dtype: dtype policy of the blocks, such as `"mixed_bfloat16"`. Norm statistics and softmax are always float32.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -164,7 +164,7 @@ class ImageGPTBackbone(QuantizableModel):
         )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
-        # Where there is no fused kernel, one that is asked for fails here and not in the first step.
+        # An absent fused kernel fails here and not in the first step.
         attention_kernel(kernel, self.compute_dtype, architecture.head_dim)
 
         # === Layers ===
@@ -201,15 +201,14 @@ class ImageGPTBackbone(QuantizableModel):
 
     @classmethod
     def from_preset(cls, name: str, load_weights: bool | None = None, **overrides: Any) -> ImageGPTBackbone:
-        """Makes a backbone of a preset: an architecture with random weights, or a trained model's with its own.
+        """Makes a backbone of a preset, with its trained weights or random ones.
 
         Args:
             name: str. A preset (`keras_igpt.get_preset`): `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
                 `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop; or a
                 trained one.
-            load_weights: bool. Whether the weights are the preset's; by default they are where it has some.
-            **overrides: constructor arguments that differ from the preset's; with its weights none that change their
-                shapes or meaning.
+            load_weights: bool. Whether to load the preset's weights; by default if it has some.
+            **overrides: constructor arguments that differ from the preset's; with its weights, none that they fix.
 
         Returns:
             An `ImageGPTBackbone`.

@@ -53,7 +53,8 @@ def _rates(**rates: float) -> MappingProxyType[str, float]:
     return MappingProxyType(rates)
 
 
-_PAPER = "Chen et al., 2020, section 3.3 and table 5; heads as in the released code"
+_SOURCE = "Chen et al., 2020, section 3.3 and table 5; heads as in the released code"
+_PAPER: dict[str, Any] = {"source": _SOURCE, "steps": 1_000_000}
 _OURS: dict[str, Any] = {
     "learning_rates": _rates(ar=0.003, bert=0.003),
     "source": "not in the paper: a size for one small machine, with the autoregressive rate of iGPT-S for both "
@@ -69,34 +70,22 @@ _TRAINED: dict[str, Any] = {
 PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
     {
         "igpt_small": Preset(
-            *(512, 32, 24, 8, 512),
-            description="iGPT-S",
-            learning_rates=_rates(ar=0.003, bert=0.01),
-            source=_PAPER,
-            steps=1_000_000,
+            *(512, 32, 24, 8, 512), description="iGPT-S", learning_rates=_rates(ar=0.003, bert=0.01), **_PAPER
         ),
         "igpt_medium": Preset(
-            *(512, 32, 36, 8, 1024),
-            description="iGPT-M",
-            learning_rates=_rates(ar=0.003, bert=0.003),
-            source=_PAPER,
-            steps=1_000_000,
+            *(512, 32, 36, 8, 1024), description="iGPT-M", learning_rates=_rates(ar=0.003, bert=0.003), **_PAPER
         ),
-        # Table 5 also prints 0.01 for 48x48 pictures, ten times the rate at 32x32; it stands alone there.
+        # Table 5 also prints 0.01 for 48x48 pixels, ten times the rate at 32x32; it stands alone there.
         "igpt_large": Preset(
-            *(512, 32, 48, 16, 1536),
-            description="iGPT-L",
-            learning_rates=_rates(ar=0.001, bert=0.001),
-            source=_PAPER,
-            steps=1_000_000,
+            *(512, 32, 48, 16, 1536), description="iGPT-L", learning_rates=_rates(ar=0.001, bert=0.001), **_PAPER
         ),
         # The paper does not state the heads of iGPT-XL. 32 gives them the width of iGPT-L's, 96. It was trained on
-        # 64x64 pictures (`image_size=64`), yet its parameter count is the one at 32x32.
+        # 64x64 pixels (`image_size=64`), yet its parameter count is the one at 32x32.
         "igpt_extra_large": Preset(
             *(512, 32, 60, 32, 3072),
             description="iGPT-XL",
             learning_rates=_rates(ar=0.0003),
-            source=f"{_PAPER}, which says nothing of this one's: 32 is our choice",
+            source=f"{_SOURCE}, which says nothing of this one's: 32 is our choice",
             batch_size=64,
             steps=2_000_000,
         ),
@@ -123,16 +112,10 @@ PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
 
 
 def get_preset(name: str) -> Preset:
-    """Looks a preset up.
-
-    Args:
-        name: str. A key of `PRESETS`.
-
-    Returns:
-        The `Preset`.
+    """Returns the `Preset` of a name.
 
     Raises:
-        ValueError: if there is none of that name; the message lists those there are.
+        ValueError: if there is none; the message lists all names.
 
     Example:
     ```python
