@@ -1,7 +1,7 @@
 """Training over several devices and processes: where weights and batches go.
 
-Keras distributes on JAX alone. TensorFlow has `tf.distribute` for it, in whose scope the models of this package work as
-they are; on PyTorch they run on one device.
+Keras distributes on JAX alone. On TensorFlow, build the models in the scope of a `tf.distribute` strategy; on PyTorch
+they run on one device.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from typing import Any
 
 import keras
 
-from keras_igpt.backend.processes import (
-    host_array,
-    keras_distributes,
-    process_count,
-    process_index,
-    wait_for_processes,
-)
+from keras_igpt.backend.processes import host_array, keras_distributes, process_count, process_index, wait_for_processes
 from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.weights_by_role import PATHS
 from keras_igpt.support.checks import check_integer
@@ -41,15 +35,15 @@ _LAYOUTS = {
 def layout_map(
     device_mesh: keras.distribution.DeviceMesh, architecture: Architecture | Mapping[str, Any]
 ) -> keras.distribution.LayoutMap:
-    """Says where each weight of this package's models goes on a mesh of devices.
+    """Makes the layouts of this package's models on a mesh of devices.
 
     Attention heads, the feed-forward network's width 4D and the pixel head's colours are shared out along the axis
     `"model"`; all else is whole on every device. The optimizer's moments lie where their weights do.
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh` with the axes `"batch"` and `"model"`.
-        architecture: `Architecture` of the models to come, or constructor arguments of `ImageGPTBackbone`, such as
-            `get_preset("igpt_large").architecture`; models are built when the layouts are known.
+        architecture: `Architecture` of the models, which are built after this, or constructor arguments of
+            `ImageGPTBackbone`, such as `get_preset("igpt_large").architecture`.
 
     Returns:
         A `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
@@ -86,12 +80,11 @@ def make_distribution(
 ) -> keras.distribution.Distribution:
     """Makes a distribution over all devices of all processes, for batches of `TrainingBatches`.
 
-    Set it before anything of Keras is made, model and optimizer included.
+    Set it before models and optimizers are made.
 
     Args:
         architecture: as in `layout_map`.
-        model_devices: int. Devices that share one copy of the model; 1 keeps a whole copy on each. The batch is shared
-            out over the copies.
+        model_devices: int. Devices that share one copy of the model. The batch is shared out over the copies.
 
     Returns:
         A `keras.distribution.DataParallel` or `keras.distribution.ModelParallel`.
@@ -118,7 +111,7 @@ def make_distribution(
         raise ValueError(
             f"`model_devices` must divide the {len(devices)} device(s). Received: model_devices={model_devices}"
         )
-    # Batches of this package come in the shard of each process; Keras could divide a `tf.data.Dataset` only.
+    # Each process reads its shard of the batches itself; Keras could only divide a `tf.data.Dataset`.
     if model_devices == 1:
         return keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
     mesh = keras.distribution.DeviceMesh((len(devices) // model_devices, model_devices), ("batch", "model"), devices)
@@ -128,26 +121,24 @@ def make_distribution(
 
 
 def save_model(model: keras.Model, path: str | Path) -> None:
-    """Writes a `.keras` file from the first process, wherever the parts of the weights are.
+    """Writes a `.keras` file, whole or not at all, from the first of several processes.
 
-    The file is that of one device and opens under any distribution. It takes its name when it is whole. All processes
-    must call this; when it returns, the file is there. Weights and optimizer state must fit into the memory of the
-    first host.
+    The file opens under any distribution or none. All processes must call this; when it returns, the file is there.
+    Weights and optimizer state must fit into the memory of the first host.
 
     Args:
         model: a model of this package, compiled or not.
-        path: file name ending in `.keras`, of a place that the first process can write to.
+        path: file name ending in `.keras`, which the first process can write.
 
     Example:
     ```python
     save_model(lm, "igpt.keras")
     ```
     """
-    path = Path(path)
     if process_count() > 1:
-        _save_from_first_process(model, path)
+        _save_from_first_process(model, Path(path))
     else:
-        model.save(path)
+        model.save(Path(path))
 
 
 def _save_from_first_process(model: keras.Model, path: Path) -> None:
@@ -174,6 +165,6 @@ def _save_from_first_process(model: keras.Model, path: Path) -> None:
                 copy.save(path)
         finally:
             keras.distribution.set_distribution(distribution)
-            # Making the copy drew seeds that the other processes did not draw.
+            # The copy drew seeds that the other processes did not draw.
             random.setstate(random_state)
     wait_for_processes("save_model")
