@@ -16,12 +16,11 @@ Model = TypeVar("Model", bound=PixelModel)
 
 
 def refit_palette(lm: Model, palette: ColorPalette) -> Model:
-    """Makes a model of another palette from the weights of one that is trained.
+    """Makes a model of another palette from the weights of a trained one, to be trained further.
 
     Each new colour takes over the embedding and the pixel-head column of the old colour nearest to it; all other
-    weights stay. It is a start to train on from, not an equal model: new colours with the same old one begin alike,
-    and share its probability only after training, for each begins with the whole of it. A palette whose colours are
-    the old ones in another order gives the same model of the same images.
+    weights stay. New colours with the same old one start alike, each with its whole probability. A palette of the old
+    colours in another order gives the same model of the same images.
 
     Args:
         lm: an `ImageGPTCausalLM` or `ImageGPTMaskedLM` with a palette.

@@ -1,4 +1,4 @@
-"""What the checkpoint formats of others share: tensors by name, the model that fits them and its variables by role."""
+"""What the checkpoint formats of others share: tensors by name, and the model that fits them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CheckpointTensors:
-    """The tensors of a checkpoint, read one at a time: the weights of a large model need not be in memory twice.
+    """The tensors of a checkpoint, read one at a time, so that a large model is not in memory twice.
 
     Attributes:
         path: what the tensors are in, for messages.
@@ -35,17 +35,7 @@ class CheckpointTensors:
     read: Callable[[str], npt.NDArray[Any]]
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        """Reads a tensor as float32.
-
-        Args:
-            name: str. A key of `shapes`.
-
-        Returns:
-            float32 array.
-
-        Raises:
-            ValueError: if it is of no real numbers, or has values that are none.
-        """
+        """Reads a tensor as float32; raises `ValueError` if it is not of finite real numbers."""
         stored = np.asarray(self.read(name))
         if not np.can_cast(stored.dtype, np.float32, "same_kind"):
             raise ValueError(f"{self.path} must hold real numbers. Received: {name} of {stored.dtype}")
@@ -55,7 +45,7 @@ class CheckpointTensors:
         return array
 
     def check(self, expected: Mapping[str, Shape], optional: Collection[str] = ()) -> None:
-        """Compares names and shapes with those of a model, before there is one.
+        """Compares names and shapes with those of a model, before it is built.
 
         Args:
             expected: the shape of each tensor by its name.
@@ -78,16 +68,28 @@ class CheckpointTensors:
             raise ValueError(f"{self.path} must hold the weights of one Image GPT. Received: {'; '.join(named)}")
 
 
+def names_in_blocks(names: Mapping[str, str], prefix: str, num_layers: int) -> dict[str, str]:
+    """Returns the names of the tensors of all blocks, by the role of the weight.
+
+    Args:
+        names: ends of the names in a block by role.
+        prefix: of the names, with `{}` for the block's number.
+        num_layers: int. Blocks `L`.
+    """
+    return {
+        f"block_{layer}.{role}": prefix.format(layer) + name
+        for layer in range(num_layers)
+        for role, name in names.items()
+    }
+
+
 def released_architecture(path: Path, num_tokens: int, **arguments: Any) -> Architecture:
     """Makes the architecture that a checkpoint states, with the released code's norm.
 
     Args:
         path: where the sizes are from, for messages.
         num_tokens: int. Sequence length `T`.
-        **arguments: of `Architecture`, `image_size` and `normalization` apart.
-
-    Returns:
-        An `Architecture` with `normalization="rms_norm"`.
+        **arguments: of `Architecture`, except `image_size` and `normalization`.
 
     Raises:
         ValueError: if images are not square, or no network has these sizes.
@@ -104,7 +106,7 @@ def released_architecture(path: Path, num_tokens: int, **arguments: Any) -> Arch
 def build_model(
     path: Path, architecture: Architecture, palette: ColorPalette | None, dtype: Any, remat: bool
 ) -> ImageGPTCausalLM | ImageGPTMaskedLM:
-    """Makes the model whose weights are about to be read.
+    """Builds the language model, with random weights, that the weights of a checkpoint are for.
 
     Args:
         path: where the architecture is from, for messages.
@@ -112,9 +114,6 @@ def build_model(
         palette: a `ColorPalette` or None.
         dtype: dtype policy, as in `ImageGPTBackbone`.
         remat: bool, as in `ImageGPTBackbone`.
-
-    Returns:
-        An `ImageGPTCausalLM`, or an `ImageGPTMaskedLM` where attention is bidirectional; its weights are random.
 
     Raises:
         ValueError: if the palette has another number of colours.
