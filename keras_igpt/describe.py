@@ -146,7 +146,7 @@ def _settings(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     named = {"beta_1": "Adam's beta_1", "beta_2": "Adam's beta_2", "epsilon": "Adam's epsilon", "momentum": "momentum"}
     settings |= {title: config[key] for key, title in named.items() if key in config}
     settings["weight decay"] = config.get("weight_decay") or "none"
-    settings["clipped to global norm"] = config.get("global_clipnorm") or "not"
+    settings["clipped to global norm"] = config.get("global_clipnorm") or "no"
     settings["batches an update"] = config.get("gradient_accumulation_steps") or 1
     settings["moving average"] = config["ema_momentum"] if config.get("use_ema") else "none"
     return settings

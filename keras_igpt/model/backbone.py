@@ -51,8 +51,8 @@ class TransformerBlock(keras.layers.Layer):
         self,
         num_heads: int,
         num_layers: int,
-        attention: Literal["causal", "bidirectional"],
-        normalization: Literal["layer_norm", "rms_norm"],
+        attention: Attention,
+        normalization: NormalizationKind,
         kernel: Kernel = "auto",
         **kwargs: Any,
     ) -> None:
