@@ -56,8 +56,8 @@ def load_openai_checkpoint(
 
     Args:
         folder: folder with one checkpoint; of several, the checkpoint's path up to its step,
-            `"downloads/model.ckpt-1000000"`. Not needed is the `.meta` file; `kmeans_centers.npy` in the same folder
-            becomes the palette.
+            `"downloads/model.ckpt-1000000"`. The `.meta` file is not needed; `kmeans_centers.npy` in the same folder,
+            if there is one, becomes the palette.
         dtype: dtype policy of the blocks, as in `ImageGPTBackbone`.
         remat: bool, as in `ImageGPTBackbone`.
 
