@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.support.randomness import uniforms
+from keras_igpt.support.randomness import mix_words, uniforms, wrap_word
 
 
 def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.NDArray[np.bool_]:
@@ -96,14 +96,14 @@ class RandomPositionMask(keras.layers.Layer):
         token_ids = ops.cast(token_ids, "int32")
         positions = ops.arange(token_ids.shape[-1], dtype="int32")
         # A picture's key: the sum of one hash a (position, token), so that any changed pixel gives other masks.
-        words = _mix(token_ids + _wrap(0x9E3779B9) * (positions + 1))
+        words = mix_words(token_ids + wrap_word(0x9E3779B9) * (positions + 1))
         picture = ops.cast(ops.sum(words, axis=-1, keepdims=True), "int32")  # (B, 1)
-        draw = _mix(ops.convert_to_tensor(_wrap(self.seed), "int32"))
+        draw = mix_words(ops.convert_to_tensor(wrap_word(self.seed), "int32"))
         if training:
             # The evaluation draw is no training step's: steps count from one here.
-            draw = _mix(draw + self.step + 1)
-        key = _mix(ops.bitwise_xor(picture, draw))
-        bits = _mix(key + _wrap(0x85EBCA77) * (positions + 1))  # (B, T)
+            draw = mix_words(draw + self.step + 1)
+        key = mix_words(ops.bitwise_xor(picture, draw))
+        bits = mix_words(key + wrap_word(0x85EBCA77) * (positions + 1))  # (B, T)
         # 24 bits are a uniform number in steps of 2^-24.
         uniform = ops.bitwise_and(bits, 0xFFFFFF)
         return uniform < round(self.rate * (1 << 24))
@@ -114,23 +114,3 @@ class RandomPositionMask(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
-
-
-def _mix(words: Any) -> Any:
-    """MurmurHash3's 32-bit finaliser on int32 tensors, whose products wrap on every backend."""
-    words = ops.bitwise_xor(words, _logical_right_shift(words, 16))
-    words = words * _wrap(0x85EBCA6B)
-    words = ops.bitwise_xor(words, _logical_right_shift(words, 13))
-    words = words * _wrap(0xC2B2AE35)
-    return ops.bitwise_xor(words, _logical_right_shift(words, 16))
-
-
-def _wrap(word: int) -> int:
-    """The signed 32-bit integer with the bits of `word`."""
-    word &= 0xFFFFFFFF
-    return word - (1 << 32) if word >= 1 << 31 else word
-
-
-def _logical_right_shift(words: Any, count: int) -> Any:
-    # The shift of a signed integer copies its sign into the top bits; clear them.
-    return ops.bitwise_and(ops.right_shift(words, count), (1 << (32 - count)) - 1)

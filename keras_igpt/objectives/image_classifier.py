@@ -54,7 +54,8 @@ class ImageGPTImageClassifier(TokenModel):
 
     Returns:
         Dictionary of `"class_logits"`, float32 `(B, C)`, and with a positive `generative_weight` `"image_losses"`,
-        float32 `(B,)`, the pixel objective of each image in nats per token. `predict` returns the class logits alone.
+        float32 `(B,)`, the pixel objective of each image in nats per token, and `"image_weights"`, float32 `(B,)`, 0
+        for an image without a predicted token. `predict` returns the class logits alone.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -280,7 +281,9 @@ class ImageGPTImageClassifier(TokenModel):
         if self.generative_weight:
             # Reduced to one number an image at once: the logits themselves, (B, T, V), are too large to hand out.
             logits = self.language_model.pixel_head(states[-1])
-            outputs["image_losses"] = self.language_model.image_losses(token_ids, logits, position_mask)
+            losses = self.language_model.image_losses(token_ids, logits, position_mask)
+            outputs["image_losses"] = losses
+            outputs["image_weights"] = self.language_model.image_weights(losses, position_mask)
         return outputs
 
     def compute_loss(
@@ -305,10 +308,9 @@ class ImageGPTImageClassifier(TokenModel):
         if not training:
             self._mean_loss.value.update_state(*self._mean_class_loss(x, y, logits, sample_weight, loss))
         if self.generative_weight:
-            losses = y_pred["image_losses"]
-            weights = self.language_model.image_weights(
-                losses, self.language_model.hidden_positions(x, training), sample_weight
-            )
+            losses, weights = y_pred["image_losses"], y_pred["image_weights"]
+            if sample_weight is not None:
+                weights = weights * ops.cast(sample_weight, weights.dtype)
             self.generative_loss.update_state(losses, sample_weight=weights)
             loss = loss + self.generative_weight * weighted_mean(losses, weights)
             if not training:

@@ -40,7 +40,8 @@ class ImageGPTMaskedLM(PixelModel):
             `(B, T)`, True where the pixel is hidden from the input and predicted.
 
     Returns:
-        float32 tensor `(B, T, V)`: logits at every position; the loss counts those of hidden positions.
+        float32 tensor `(B, T, V)`: logits at every position; the loss counts those of hidden positions. With
+        `training=True` a dictionary of `"logits"` and the `"position_mask"` that was drawn.
 
     Raises:
         ValueError: if backbone and palette do not fit, or `mask_rate` is out of range.

@@ -144,8 +144,10 @@ class PixelModel(TokenModel):
         """Counts one training step, for whatever is drawn anew each step."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        hidden = self.backbone(token_ids_of(inputs), position_mask=self.hidden_positions(inputs, training))
-        return self.pixel_head(hidden)
+        position_mask = self.hidden_positions(inputs, training)
+        logits = self.pixel_head(self.backbone(token_ids_of(inputs), position_mask=position_mask))
+        # The loss takes the mask from the output, so that a training step draws it once.
+        return {"logits": logits, "position_mask": position_mask} if training and position_mask is not None else logits
 
     def pooled_features(
         self,
@@ -208,7 +210,7 @@ class PixelModel(TokenModel):
         total = ops.sum(ops.where(position_mask, losses, ops.zeros_like(losses)), axis=-1)
         return total / ops.maximum(ops.sum(counted, axis=-1), 1.0)
 
-    def image_weights(self, losses: Any, position_mask: Any | None, sample_weight: Any | None) -> Any:
+    def image_weights(self, losses: Any, position_mask: Any | None, sample_weight: Any | None = None) -> Any:
         """Computes how much each image counts: by its sample weight, and not at all without a predicted token.
 
         Args:
@@ -233,8 +235,11 @@ class PixelModel(TokenModel):
         training: bool = True,
     ) -> Any:
         """Computes the objective in nats per token; targets are the inputs, and `y` is ignored."""
-        position_mask = self.hidden_positions(x, training)
-        losses = self.image_losses(token_ids_of(x), y_pred, position_mask)
+        if isinstance(y_pred, dict):
+            logits, position_mask = y_pred["logits"], y_pred["position_mask"]
+        else:
+            logits, position_mask = y_pred, self.hidden_positions(x, training)
+        losses = self.image_losses(token_ids_of(x), logits, position_mask)
         weights = self.image_weights(losses, position_mask, per_image(sample_weight))
         self.bits_per_pixel.update_state(losses / math.log(2), sample_weight=weights)
         if training:
