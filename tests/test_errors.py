@@ -162,10 +162,6 @@ CASES = {
         lambda: make_causal_lm().continue_tokens(TOKENS[:, :3], np.zeros(3, bool)),
     ),
     "known positions that are no mask": ("known", lambda: make_causal_lm().continue_tokens(TOKENS, 8)),
-    "uniform numbers of one": (
-        "uniforms",
-        lambda: make_causal_lm().continue_tokens(TOKENS, np.zeros(16, bool), uniforms=np.ones((4, 16))),
-    ),
     # Probes
     "a probe of no model": ("language_model", lambda: igpt.LinearProbe(make_backbone())),
     "a depth that is not there": ("layers", lambda: igpt.LinearProbe(make_causal_lm(), layers=[3])),

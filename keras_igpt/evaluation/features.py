@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.backend.whole_steps import WholeStepModel
-from keras_igpt.data.batches import Source
 from keras_igpt.data.examples import Examples, Labels
-from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples
 from keras_igpt.inference.compiled import computed_rows
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.support.checks import check_choice, check_depths
@@ -133,15 +132,14 @@ class FeatureExtractor(WholeStepModel):
 
     def extract(
         self,
-        inputs: npt.ArrayLike | Source,
+        inputs: Pictures,
         batch_size: int = 128,
         path: str | os.PathLike[str] | None = None,
     ) -> Float32Array:
         """Computes the features of pictures, which are decoded and encoded as they are needed.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`, files at their centre squares.
+            inputs: pictures or token ids, of all the kinds that `ImageGPTCausalLM.score` takes.
             batch_size: int. Pictures that are computed together.
             path: `.npy` file to write the features to instead of memory, shape `(depths, B, D)`; one of that name is
                 replaced when all is done. Those of ImageNet at 25 depths of 512 features take 63 GB.
@@ -188,7 +186,7 @@ class FeatureExtractor(WholeStepModel):
         """Computes the features of labelled pictures.
 
         Args:
-            examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, or a pair of inputs (as in `extract`) and integer
+            examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, or a pair of images or token ids and integer
                 labels `(B,)`.
             batch_size: as in `extract`.
             path: as in `extract`.

@@ -12,7 +12,7 @@ import keras
 import numpy.typing as npt
 
 from keras_igpt.data.batches import Source
-from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples
 from keras_igpt.evaluation.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
@@ -225,12 +225,11 @@ class LinearProbe:
         assert self._report is not None
         return self._report
 
-    def features(self, inputs: npt.ArrayLike | Source) -> Float32Array:
+    def features(self, inputs: Pictures) -> Float32Array:
         """Computes the pooled features of the chosen depths.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`.
+            inputs: pictures or token ids, of all the kinds that `ImageGPTCausalLM.score` takes.
 
         Returns:
             float32 array `(B, len(layers), D)`.
@@ -244,8 +243,8 @@ class LinearProbe:
         """Fits one regression a depth: C chosen on validation, then refitted on train and validation.
 
         Args:
-            train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of inputs (as in `features`) and integer
-                labels `(B,)`.
+            train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of images or token ids and integer labels
+                `(B,)`.
             validation: the same of other pictures; they also choose the best depth.
 
         Returns:
@@ -314,7 +313,7 @@ class LinearProbe:
         )
         return accuracies
 
-    def predict(self, inputs: npt.ArrayLike | Source, layer: int | None = None) -> npt.NDArray[Any]:
+    def predict(self, inputs: Pictures, layer: int | None = None) -> npt.NDArray[Any]:
         """Predicts classes from one depth.
 
         Args:

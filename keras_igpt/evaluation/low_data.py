@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from keras_igpt.data.batches import Source
-from keras_igpt.data.examples import DataSplits, LabeledImages, LabeledTokens, low_data_subset
-from keras_igpt.data.inputs import as_examples
+from keras_igpt.data.examples import DataSplits, Labels, low_data_subset
+from keras_igpt.data.inputs import as_examples, as_pictures
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures, Which
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
@@ -20,7 +20,7 @@ from keras_igpt.evaluation.logistic_regression import (
     fit_logistic_regression,
 )
 from keras_igpt.objectives.pixel_model import PixelModel
-from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import write_json
 from keras_igpt.support.randomness import check_seed
@@ -169,7 +169,10 @@ def low_data_table(
                 LabeledFeatures(np.empty((len(data.train), 0, 0), np.float32), data.train.labels), count, seed
             )
     classes = check_classes(data.train.labels, data.validation.labels)
-    pixels = {name: _pixels(part, language_model.palette) for name, part in parts.items()}
+    pixels = {
+        name: _pixels(as_pictures(language_model, part, f"data.{name}"), parts[name].labels)
+        for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+    }
     features = {name: extractor.extract_labeled(part, batch_size) for name, part in parts.items()}
     lines = []
     for count in labels_per_class:
@@ -213,16 +216,6 @@ def _line(
     )
 
 
-def _pixels(examples: Source, palette: ColorPalette | None) -> LabeledFeatures:
+def _pixels(images: UInt8Images, labels: Labels) -> LabeledFeatures:
     """Pixels in 0…1 as features of a single depth."""
-    if isinstance(examples, LabeledImages):
-        images = examples.images
-    elif isinstance(examples, LabeledTokens):
-        if palette is None:
-            raise ValueError(
-                "`data` must be images, since the model has no palette to see tokens with. Received: tokens"
-            )
-        images = palette.decode(examples.token_ids)
-    else:
-        images = examples.load().images
-    return LabeledFeatures((images.reshape(len(images), 1, -1) / np.float32(255)).astype(np.float32), examples.labels)
+    return LabeledFeatures((images.reshape(len(images), 1, -1) / np.float32(255)).astype(np.float32), labels)

@@ -13,6 +13,7 @@ from keras import ops
 from keras_igpt.backend.gradients import without_gradient
 from keras_igpt.backend.processes import replica_count
 from keras_igpt.backend.untracked import Untracked
+from keras_igpt.data.inputs import Pictures, as_examples
 from keras_igpt.inference.compiled import check_finite, computed_rows
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.masking import majority, vote_mask
@@ -223,15 +224,13 @@ class ImageGPTImageClassifier(TokenModel):
         """
         return check_finite(super().predict(x, *args, **kwargs)["class_logits"], "predict")
 
-    def vote(
-        self, inputs: npt.ArrayLike, num_masks: int = 5, seed: int = 0, batch_size: int = 128
-    ) -> npt.NDArray[np.int64]:
+    def vote(self, inputs: Pictures, num_masks: int = 5, seed: int = 0, batch_size: int = 128) -> npt.NDArray[np.int64]:
         """Predicts classes by a majority of several masks, for a BERT model, whose inputs are masked.
 
         A picture's masks and the choice among classes with equally many votes are functions of `(seed, row)`.
 
         Args:
-            inputs: uint8 images `(B, H, W, 3)`, which the model's palette encodes, or token ids `(B, T)`.
+            inputs: pictures or token ids `(B, T)`, of all the kinds that `score` takes.
             num_masks: int. Independent masks of each picture.
             seed: int. Of masks and ties.
             batch_size: int. Pictures computed together.
@@ -258,12 +257,20 @@ class ImageGPTImageClassifier(TokenModel):
             )
         num_masks = check_integer("num_masks", num_masks)
         seed = check_seed(seed)
-        token_ids = self.token_array(inputs)
+        examples = as_examples(self, inputs)
         votes = []
         for mask in range(num_masks):
-            position_mask = vote_mask(token_ids.shape, self.language_model.mask_rate, seed, mask)
-            masked = {"token_ids": token_ids, "position_mask": position_mask}
-            segments = computed_rows(self, masked, batch_size, row_bytes=4 * self.num_classes)
+            shape = (len(examples), self.backbone.num_tokens)
+            position_mask = vote_mask(shape, self.language_model.mask_rate, seed, mask)
+            segments = computed_rows(
+                self,
+                {"position_mask": position_mask},
+                batch_size,
+                row_bytes=4 * self.num_classes,
+                examples=examples,
+                palette=self.palette,
+                purpose="vote",
+            )
             votes.append(np.concatenate([logits.argmax(axis=-1) for _, logits in segments]))
         return majority(np.stack(votes, axis=-1), seed)
 

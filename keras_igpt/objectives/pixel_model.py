@@ -141,7 +141,7 @@ class PixelModel(TokenModel):
         return None
 
     def advance_step(self) -> None:
-        """Counts one training step, for whatever is drawn anew each step."""
+        """Counts one training step."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         position_mask = self.hidden_positions(inputs, training)
@@ -170,22 +170,14 @@ class PixelModel(TokenModel):
         )
 
     def token_losses(self, token_ids: Any, logits: Any) -> Any:
-        """Computes the loss of each token in nats.
-
-        Args:
-            token_ids: int tensor `(B, T)`, the targets.
-            logits: float32 tensor `(B, T, V)`.
-
-        Returns:
-            float32 tensor `(B, T)`.
-        """
+        """Computes the loss `(B, T)` of each token in nats, from token ids `(B, T)` and logits `(B, T, V)`."""
         # Small unsigned types cannot hold the palette's size, and comparing with it would wrap.
         token_ids = ops.cast(token_ids, "int32")
         in_range = ops.logical_and(token_ids >= 0, token_ids < self.backbone.vocabulary_size)
         losses = ops.sparse_categorical_crossentropy(
             ops.where(in_range, token_ids, ops.zeros_like(token_ids)), logits, from_logits=True
         )
-        # No backend may pass an impossible token off as some other one.
+        # Out-of-range tokens must not pass for others on any backend.
         return ops.where(in_range, losses, math.nan)
 
     def image_losses(self, token_ids: Any, logits: Any, position_mask: Any | None) -> Any:
@@ -211,16 +203,7 @@ class PixelModel(TokenModel):
         return total / ops.maximum(ops.sum(counted, axis=-1), 1.0)
 
     def image_weights(self, losses: Any, position_mask: Any | None, sample_weight: Any | None = None) -> Any:
-        """Computes how much each image counts: by its sample weight, and not at all without a predicted token.
-
-        Args:
-            losses: float32 tensor `(B,)` of `image_losses`.
-            position_mask: as in `image_losses`.
-            sample_weight: optional tensor `(B,)`.
-
-        Returns:
-            float32 tensor `(B,)`.
-        """
+        """Computes the weight `(B,)` of each image: its sample weight, or 0 if none of its tokens is predicted."""
         weights = ops.ones_like(losses) if sample_weight is None else ops.cast(sample_weight, losses.dtype)
         if position_mask is not None:
             weights = weights * ops.cast(ops.any(position_mask, axis=-1), losses.dtype)
