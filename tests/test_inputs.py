@@ -137,6 +137,13 @@ def test_single_pictures_and_what_is_made_of_them(models, tmp_path):
         np.testing.assert_array_equal(as_pictures(models.causal, KINDS[kind](tmp_path)), IMAGES)
 
 
+def test_rows_that_fill_a_batch_up_are_not_among_the_outputs(models, tmp_path):
+    expected = models.classifier.predict(TOKENS, batch_size=2, verbose=0)
+    for kind in ("LabeledTokens", "ImageFiles"):
+        predicted = models.classifier.predict(KINDS[kind](tmp_path), batch_size=2, verbose=0)
+        np.testing.assert_allclose(predicted, expected, rtol=1e-5)
+
+
 def test_resizing_warns_where_the_method_was_called(models):
     for method in ("attention maps", "features", "predict"):
         with pytest.warns(UserWarning, match=r"8x8 pixels .* resized to the model's 4x4") as warned:

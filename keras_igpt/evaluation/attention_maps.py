@@ -1,4 +1,4 @@
-"""Which pixels a pixel looks at: attention probabilities of one block, which no kernel of the model ever keeps."""
+"""Attention probabilities of one block, which the model's kernels never keep: which pixels a pixel looks at."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def attention_maps(
 ) -> npt.NDArray[np.float32]:
     """Computes the attention probabilities of one block, for a few pictures to look at.
 
-    The whole `T x T` matrix of each head is in memory, 4 MiB at 1024 positions, and nothing is compiled: slow, and
-    apart from the kernels that training runs.
+    Slow: nothing is compiled, and the whole `T x T` matrix of each head is in memory, 4 MiB at 1024 positions.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.

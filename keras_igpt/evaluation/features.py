@@ -1,4 +1,4 @@
-"""Features of a frozen model at chosen depths, from whatever the package reads pictures from."""
+"""Features of a frozen model at chosen depths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_igpt.backend.whole_steps import WholeStepModel
 from keras_igpt.data.examples import Examples, Labels
 from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples
 from keras_igpt.inference.compiled import computed_rows
-from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.objectives.pixel_model import PixelModel, check_language_model
 from keras_igpt.support.checks import check_choice, check_depths
 from keras_igpt.support.files import new_mapped_array, whole_file
 
@@ -78,8 +78,8 @@ class LabeledFeatures(Examples):
 class FeatureExtractor(WholeStepModel):
     """Computes the features f^l of chosen depths, pooled over positions inside the compiled graph.
 
-    What leaves the device is `(B, depths, D)`, not every position, of a set of any size in one pass. A BERT model's
-    inputs are masked; a picture's mask is a function of the model's `mask_seed` and of the picture.
+    Only `(B, depths, D)` leaves the device. A BERT model's inputs are masked; a picture's mask is a function of the
+    model's `mask_seed` and of the picture.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are read, never changed.
@@ -110,11 +110,7 @@ class FeatureExtractor(WholeStepModel):
         layers: Literal["all"] | Sequence[int] = "all",
         which: Which = "normed",
     ) -> None:
-        if not isinstance(language_model, PixelModel):
-            raise ValueError(
-                "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
-                f"Received: {type(language_model).__name__}"
-            )
+        check_language_model(language_model)
         last = language_model.backbone.num_layers
         every = isinstance(layers, str) and layers == "all"
         depths = check_depths("layers", range(last + 1) if every else layers, last)
@@ -136,7 +132,7 @@ class FeatureExtractor(WholeStepModel):
         batch_size: int = 128,
         path: str | os.PathLike[str] | None = None,
     ) -> Float32Array:
-        """Computes the features of pictures, which are decoded and encoded as they are needed.
+        """Computes the features of pictures; files are decoded batch by batch.
 
         Args:
             inputs: pictures or token ids, of all the kinds that `ImageGPTCausalLM.score` takes.
@@ -162,7 +158,7 @@ class FeatureExtractor(WholeStepModel):
             palette=self.language_model.palette,
             purpose="extract",
         )
-        # Each depth in one piece: a regression reads them one by one.
+        # Each depth is contiguous: regressions read one depth at a time.
         shape = (len(self.depths), len(source), hidden_dim)
 
         def fill(features: Float32Array) -> None:

@@ -1,4 +1,4 @@
-"""Classification from few labels: logistic regression on frozen features of random subsets."""
+"""Classification from few labels: logistic regression on the frozen features of random subsets."""
 
 from __future__ import annotations
 
@@ -114,15 +114,15 @@ def low_data_table(
     strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
     batch_size: int = 128,
 ) -> LowDataTable:
-    """Measures how well few labels do with the frozen features, and with raw pixels.
+    """Measures classification from few labels with the frozen features, and with raw pixels.
 
-    Features of all pictures are computed once. For each number of labels and each seed a random subset of train,
-    equally many of each class, is fitted with logistic regression: no augmentation, no pseudo-labels, no fine-tuning.
+    Features of all pictures are computed once. For each number of labels and each seed, logistic regression is fitted
+    to a random subset of train with equally many pictures of each class: no augmentation, pseudo-labels or fine-tuning.
 
-    The paper does not say how depth and C are chosen. Here the validation split chooses both: C for each subset, the
-    depth for each number of labels by the mean over its subsets. That takes more labels than the few that are fitted,
-    which is common in this field and flatters every method with something to choose; the labels of validation are never
-    fitted, and raw pixels are given the same choice.
+    The paper does not say how depth and C are chosen. Here the validation split chooses C for each subset, and the
+    depth for each number of labels by the mean over its subsets. That uses more labels than are fitted, which is common
+    in this field and flatters methods with choices; validation labels are never fitted, and raw pixels get the same
+    choice of C.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.

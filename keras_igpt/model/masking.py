@@ -1,4 +1,4 @@
-"""BERT's masks: of a training step, of evaluation and of a vote, by arithmetic that is the same on every backend."""
+"""BERT's masks: of a training step, of evaluation and of a vote; the same on every backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.
     """
     hidden = np.empty(shape, bool)
     rows, tokens = shape
-    # The random numbers of some rows at a time: they take eight times the memory of what is kept.
+    # In chunks: the random numbers take eight times the memory of the mask.
     for start in range(0, rows, 1024):
         chunk = np.arange(start, min(start + 1024, rows))
         hidden[chunk] = uniforms("vote mask", seed, mask, chunk[:, None], np.arange(tokens)) < rate
@@ -34,17 +34,9 @@ def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.
 
 
 def majority(votes: npt.NDArray[Any], seed: int) -> npt.NDArray[np.int64]:
-    """Finds the most frequent class of each row; of several, one at random.
-
-    Args:
-        votes: integer array `(B, K)` of classes.
-        seed: int.
-
-    Returns:
-        int64 array `(B,)`. The choice in a row is a function of `(seed, row)`.
-    """
+    """Finds the most frequent class `(B,)` among the votes `(B, K)` of each row; ties are broken by `(seed, row)`."""
     supporters = (votes[:, :, None] == votes[:, None, :]).sum(axis=-1)  # (B, K), of each vote's class
-    # Classes in a tie have equally many votes: to draw one of these votes is to draw one of these classes.
+    # Classes in a tie have equally many votes, so drawing one of these votes draws each class with equal probability.
     rows, places = np.indices(votes.shape)
     draws = uniforms("vote tie", seed, rows, places)
     chosen = np.where(supporters == supporters.max(axis=-1, keepdims=True), draws, -1.0).argmax(axis=-1)
@@ -56,9 +48,9 @@ def majority(votes: npt.NDArray[Any], seed: int) -> npt.NDArray[np.int64]:
 class RandomPositionMask(keras.layers.Layer):
     """Chooses the positions that BERT hides: each one independently with probability `rate`.
 
-    The choice is a hash of the seed, the picture and, in training, the step, computed in 32-bit integers: it is the
-    same on every backend, whatever the batch and its order, and repeats after a restart, since the step is a weight
-    and is saved with the others. Evaluation hides the same positions of the same picture each time.
+    The choice is a hash of the seed, the picture and, in training, the step: the same on every backend, in any batch
+    and order, and after a restart, as the step is a weight and saved with the others. Evaluation always hides the same
+    positions of a picture.
 
     Args:
         rate: float in [0, 1]. Probability of each position.

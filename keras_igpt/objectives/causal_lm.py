@@ -116,7 +116,9 @@ class ImageGPTCausalLM(PixelModel):
             images: pictures, of all the kinds that `score` takes.
             keep_rows: int in 0…H. Rows kept, from the top.
             num_samples: int. Completions of each picture.
-            temperature, top_k, top_p: as in `generate`.
+            temperature: as in `generate`.
+            top_k: as in `generate`.
+            top_p: as in `generate`.
             seed: int. The draws of sample j of picture i depend on `(seed, i * num_samples + j)` alone.
             batch_size: int. Completions drawn together; twice the key-value cache of so many must fit into memory.
             keep_pixels: int in 0…T, in place of `keep_rows`. Pixels kept, in raster order.
@@ -158,7 +160,9 @@ class ImageGPTCausalLM(PixelModel):
         Args:
             prompt: int array `(B, T)`; entries that are not known are ignored.
             known: bool array `(B, T)` or `(T,)`, True where the prompt's token is kept.
-            temperature, top_k, top_p: as in `generate`.
+            temperature: as in `generate`.
+            top_k: as in `generate`.
+            top_p: as in `generate`.
             seed: int. Row i's draws depend on `(seed, i)` alone.
             batch_size: int. Sequences decoded together; twice the key-value cache of so many must fit into memory.
             verbose: int. 1 shows how many sequences are done.

@@ -20,7 +20,7 @@ from keras_igpt.model.masking import majority, vote_mask
 from keras_igpt.model.presets import get_preset
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
-from keras_igpt.objectives.pixel_model import PixelModel, weighted_mean
+from keras_igpt.objectives.pixel_model import PixelModel, check_language_model, weighted_mean
 from keras_igpt.objectives.token_model import TokenModel, per_image, token_ids_of
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer, check_number
@@ -37,7 +37,7 @@ class ImageGPTImageClassifier(TokenModel):
     nats per token.
 
     Training changes the weights that its loss depends on. Without L_GEN these are the class head's and those below it;
-    the others are not computed with, and the optimizer keeps nothing for them.
+    the others are not used, and have no optimizer state.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, which is trained along.
@@ -47,7 +47,7 @@ class ImageGPTImageClassifier(TokenModel):
             probe is trained faster, but in the end the last one was better.
         frozen: bool. Whether the language model stays as it is and the class head alone is trained: a linear probe by
             gradient descent, the paper's for ImageNet, with `probing_recipe`. Needs `generative_weight=0`. A BERT
-            model still counts the steps, to draw new masks in each.
+            model still draws new masks in each step.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -81,11 +81,7 @@ class ImageGPTImageClassifier(TokenModel):
         frozen: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(language_model, PixelModel):
-            raise ValueError(
-                "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
-                f"Received: {type(language_model).__name__}"
-            )
+        check_language_model(language_model)
         num_classes = check_integer("num_classes", num_classes, 2)
         generative_weight = check_number("generative_weight", generative_weight, 0)
         last = language_model.backbone.num_layers
@@ -110,8 +106,8 @@ class ImageGPTImageClassifier(TokenModel):
 
         if generative_weight:
             self.generative_loss = keras.metrics.Mean(name="generative_loss")
-        # These stay out of the model's files. The first takes the place of Keras' mean loss; in evaluation it has L_CLF
-        # alone, and the second L_GEN, for each has its own weights. In training the second stays zero.
+        # Not in the model's files. The first replaces Keras' mean loss. In evaluation it has L_CLF alone and the second
+        # L_GEN, as each has its own weights; in training the second stays zero.
         self._mean_loss = Untracked(keras.metrics.Mean(name="loss"))
         self._mean_generative_loss = Untracked(keras.metrics.Mean(name="mean_generative_loss"))
 
@@ -174,7 +170,7 @@ class ImageGPTImageClassifier(TokenModel):
         palette: ColorPalette | None = self.language_model.palette
         return palette
 
-    # Not by `trainable` of the layers: the language model is the caller's, who may train it elsewhere too.
+    # Not by the layers' `trainable`: the caller may train the language model elsewhere too.
     @property
     def trainable_variables(self) -> list[Any]:
         """The variables that training changes."""
@@ -208,19 +204,9 @@ class ImageGPTImageClassifier(TokenModel):
         self.class_head.build((None, self.backbone.hidden_dim))
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Computes class logits in batches; `keras.Model.predict`, with `x` checked first.
+        """Computes class logits `(B, C)` in batches; `keras.Model.predict`, which takes pictures too.
 
-        Args:
-            x: what `call` takes, or a data set of it.
-            *args: of `keras.Model.predict`.
-            **kwargs: of `keras.Model.predict`.
-
-        Returns:
-            float32 array `(B, C)`.
-
-        Raises:
-            ValueError: if `x` does not fit the model, or its weights have diverged: the largest of logits that are no
-                numbers would be class 0.
+        Raises `ValueError` if the weights have diverged: the largest of logits that are not finite would be class 0.
         """
         return check_finite(super().predict(x, *args, **kwargs)["class_logits"], "predict")
 
@@ -277,7 +263,7 @@ class ImageGPTImageClassifier(TokenModel):
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         token_ids = token_ids_of(inputs)
         position_mask = self.language_model.hidden_positions(inputs, training)
-        # In one pass: what the class head reads and, where L_GEN needs it, what the pixel head does.
+        # One pass for the class head and, where L_GEN needs it, the pixel head.
         depths = (self.layer, self.backbone.num_layers) if self.generative_weight else (self.layer,)
 
         def normed_states() -> list[Any]:
@@ -286,7 +272,7 @@ class ImageGPTImageClassifier(TokenModel):
         states = without_gradient(normed_states) if self.frozen else normed_states()  # (B, T, D) each
         outputs = {"class_logits": self.class_head(ops.mean(ops.cast(states[0], "float32"), axis=1))}
         if self.generative_weight:
-            # Reduced to one number an image at once: the logits themselves, (B, T, V), are too large to hand out.
+            # Reduced to one number an image here: the logits (B, T, V) are too large to return.
             logits = self.language_model.pixel_head(states[-1])
             losses = self.language_model.image_losses(token_ids, logits, position_mask)
             outputs["image_losses"] = losses
@@ -357,16 +343,7 @@ class ImageGPTImageClassifier(TokenModel):
         return results
 
     def check_labels(self, labels: Any, name: str = "x") -> None:
-        """Checks the class labels that come with `name`.
-
-        Args:
-            labels: integer array `(B,)` or `(B, 1)` of classes; with a loss that takes them, numbers `(B, C)`, such as
-                smoothed ones.
-            name: str. What the caller calls what they come with.
-
-        Raises:
-            ValueError: if they are none, of another kind or out of range.
-        """
+        """Checks class labels: integers `(B,)` or `(B, 1)`; or, for a loss that takes them, numbers `(B, C)`."""
         wanted = f"`{name}` must come with class labels, integers (B,) in 0…{self.num_classes - 1}"
         if labels is None:
             raise ValueError(f"{wanted}. Received: no labels")

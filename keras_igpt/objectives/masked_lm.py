@@ -161,7 +161,9 @@ class ImageGPTMaskedLM(PixelModel):
             token_ids: int array `(B, T)`; entries that are hidden are ignored.
             position_mask: bool array `(B, T)` or `(T,)`, True where a token is redrawn.
             num_rounds: int. Rounds, as in `fill`.
-            temperature, top_k, top_p: as in `fill`.
+            temperature: as in `fill`.
+            top_k: as in `fill`.
+            top_p: as in `fill`.
             seed: int. Order and draws of row i depend on `(seed, i)` alone.
             batch_size: int. Sequences drawn together.
 

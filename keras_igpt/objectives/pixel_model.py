@@ -32,7 +32,7 @@ class PixelModel(TokenModel):
     """
 
     _attention: str
-    # Arguments beside the backbone's that a preset's file keeps.
+    # Arguments beside the backbone's that are kept in a preset's file.
     _own_options: tuple[str, ...] = ()
 
     def __init__(
@@ -122,18 +122,7 @@ class PixelModel(TokenModel):
         self.pixel_head.build((None, None, self.backbone.hidden_dim))
 
     def hidden_positions(self, inputs: Any, training: bool | None = None) -> Any | None:
-        """Returns the positions hidden from the input, or None where the objective hides none.
-
-        Args:
-            inputs: what `call` takes.
-            training: bool. Whether the step takes part in the choice.
-
-        Returns:
-            bool tensor `(B, T)` or None.
-
-        Raises:
-            ValueError: if inputs have a mask and the objective has no use for one.
-        """
+        """Returns the positions `(B, T)` hidden from the input, or None; in training they depend on the step."""
         if isinstance(inputs, dict) and "position_mask" in inputs:
             raise ValueError(
                 f"`position_mask` is for ImageGPTMaskedLM. Received: position_mask for {type(self).__name__}"
@@ -181,15 +170,9 @@ class PixelModel(TokenModel):
         return ops.where(in_range, losses, math.nan)
 
     def image_losses(self, token_ids: Any, logits: Any, position_mask: Any | None) -> Any:
-        """Computes each image's loss: the mean over its predicted tokens, in nats per token.
+        """Computes each image's loss `(B,)`: the mean over its predicted tokens in nats, 0 if there is none.
 
-        Args:
-            token_ids: int tensor `(B, T)`, the targets.
-            logits: float32 tensor `(B, T, V)`.
-            position_mask: bool tensor `(B, T)`, the tokens that count; all of them where None.
-
-        Returns:
-            float32 tensor `(B,)`; 0 for an image without a predicted token.
+        Predicted are the tokens where `position_mask` is True, or all of them if it is None.
 
         Reference:
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.2;
@@ -262,6 +245,14 @@ class PixelModel(TokenModel):
         if config["palette"] is not None:
             config["palette"] = ColorPalette.from_config(config["palette"])
         return super().from_config(config, custom_objects=custom_objects)
+
+
+def check_language_model(model: Any) -> None:
+    """Raises `ValueError` for what is no `ImageGPTCausalLM` or `ImageGPTMaskedLM`."""
+    if not isinstance(model, PixelModel):
+        raise ValueError(
+            f"`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. Received: {type(model).__name__}"
+        )
 
 
 def weighted_mean(values: Any, weights: Any) -> Any:

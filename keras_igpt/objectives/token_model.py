@@ -314,7 +314,7 @@ def _check_weights(sample_weight: Any, rows: int) -> None:
 
 @contextmanager
 def _errors_of(checked: list[CheckedData]) -> Iterator[None]:
-    """Raises what was wrong with a batch as it was said, where TensorFlow passes an error of its own on."""
+    """Raises the original error of a batch where TensorFlow replaces it by one of its own."""
     try:
         yield
     except Exception as raised:

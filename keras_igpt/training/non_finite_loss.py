@@ -11,8 +11,8 @@ import keras
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Raises an error with step, batch and learning rate when the loss becomes NaN or infinite.
 
-    The models of this package add it to `fit` themselves, unless `callbacks` is a `CallbackList`. The loss is read while
-    the device goes on, so a few steps may follow the one that is named; `ExactResume` saves no state that is not finite.
+    The models of this package add it to `fit` themselves, unless `callbacks` is a `CallbackList`. The loss is read
+    while the device goes on, so a few steps may follow the named one; `ExactResume` saves no state that is not finite.
 
     Raises:
         FloatingPointError: from `fit`.
