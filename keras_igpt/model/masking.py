@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.support.randomness import mix_words, uniforms, wrap_word
+from keras_igpt.support.randomness import mixed_words, signed_word, uniforms
 
 
 def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.NDArray[np.bool_]:
@@ -88,14 +88,14 @@ class RandomPositionMask(keras.layers.Layer):
         token_ids = ops.cast(token_ids, "int32")
         positions = ops.arange(token_ids.shape[-1], dtype="int32")
         # A picture's key: the sum of one hash a (position, token), so that any changed pixel gives other masks.
-        words = mix_words(token_ids + wrap_word(0x9E3779B9) * (positions + 1))
+        words = mixed_words(token_ids + signed_word(0x9E3779B9) * (positions + 1))
         picture = ops.cast(ops.sum(words, axis=-1, keepdims=True), "int32")  # (B, 1)
-        draw = mix_words(ops.convert_to_tensor(wrap_word(self.seed), "int32"))
+        draw = mixed_words(ops.convert_to_tensor(signed_word(self.seed), "int32"))
         if training:
             # The evaluation draw is no training step's: steps count from one here.
-            draw = mix_words(draw + self.step + 1)
-        key = mix_words(ops.bitwise_xor(picture, draw))
-        bits = mix_words(key + wrap_word(0x85EBCA77) * (positions + 1))  # (B, T)
+            draw = mixed_words(draw + self.step + 1)
+        key = mixed_words(ops.bitwise_xor(picture, draw))
+        bits = mixed_words(key + signed_word(0x85EBCA77) * (positions + 1))  # (B, T)
         # 24 bits are a uniform number in steps of 2^-24.
         uniform = ops.bitwise_and(bits, 0xFFFFFF)
         return uniform < round(self.rate * (1 << 24))

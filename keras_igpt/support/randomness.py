@@ -64,7 +64,7 @@ def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return bits ^ (bits >> np.uint64(31))
 
 
-def mix_words(words: Any) -> Any:
+def mixed_words(words: Any) -> Any:
     """MurmurHash3's 32-bit finalizer: the hash for compiled graphs, as not every backend has 64-bit integers.
 
     Args:
@@ -74,13 +74,13 @@ def mix_words(words: Any) -> Any:
         int32 tensor of the same shape.
     """
     words = ops.bitwise_xor(words, _logical_right_shift(words, 16))
-    words = words * wrap_word(0x85EBCA6B)
+    words = words * signed_word(0x85EBCA6B)
     words = ops.bitwise_xor(words, _logical_right_shift(words, 13))
-    words = words * wrap_word(0xC2B2AE35)
+    words = words * signed_word(0xC2B2AE35)
     return ops.bitwise_xor(words, _logical_right_shift(words, 16))
 
 
-def wrap_word(word: int) -> int:
+def signed_word(word: int) -> int:
     """Returns the signed 32-bit integer with the lower 32 bits of `word`."""
     word &= 0xFFFFFFFF
     return word - (1 << 32) if word >= 1 << 31 else word

@@ -1,4 +1,4 @@
-"""The settings of model, optimizer and loss that decide a training, beside its data and weights."""
+"""What decides a training beside its data and its weights: the settings of model, optimizer and loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ Settings = dict[str, Any]
 
 
 def training_settings(model: keras.Model) -> Settings:
-    """Returns how a compiled model is trained: plain values by dotted names, such as `"optimizer.learning_rate"`."""
+    """Says how a compiled model is trained, for comparison with other processes.
+
+    Args:
+        model: a compiled model.
+
+    Returns:
+        Strings, numbers, booleans and None by dotted names, such as `"optimizer.learning_rate"`.
+    """
     optimizer = model.optimizer
     compiled = model.get_compile_config() or {}
     described = {
@@ -41,7 +48,16 @@ def training_settings(model: keras.Model) -> Settings:
 
 
 def differences(there: Settings, here: Settings) -> list[str]:
-    """Describes each setting that differs. None equals absence: options that later versions of Keras add begin so."""
+    """Compares two settings.
+
+    Args:
+        there: settings of a run before.
+        here: settings of this run.
+
+    Returns:
+        For each that differs its name, its value here and its value there, in words. None is the same as nothing: so
+        begin options that a later version of Keras adds.
+    """
     return [
         f"{name} is {here.get(name)!r} here and was {there.get(name)!r}"
         for name in {**there, **here}
