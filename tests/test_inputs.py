@@ -101,6 +101,7 @@ WRONG_PICTURES = {
     "token ids out of range": lambda folder: TOKENS + 16,
     "no token ids": lambda folder: TOKENS[:0],
     "no picture": lambda folder: [],
+    "rows of several lengths": lambda folder: [[1, 2], [3]],
     "one row of token ids": lambda folder: TOKENS[0],
     "tokens of other colours": lambda folder: LabeledTokens(TOKENS, LABELS, 17),
     "tokens of smaller pictures": lambda folder: LabeledTokens(TOKENS[:, :9], LABELS, 16),

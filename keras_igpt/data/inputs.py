@@ -175,15 +175,15 @@ def are_pictures(given: Any) -> bool:
 
 
 def array_of(values: Any) -> npt.NDArray[Any] | None:
-    """Returns values in memory as a NumPy array; None for data sets, generators, nothing, and lists of no one shape."""
+    """Returns values in memory as a NumPy array; None for data sets, generators and nothing."""
     if ops.is_tensor(values) or hasattr(values, "__array__"):
         return _on_host(values)
-    if isinstance(values, (list, tuple)):
-        try:
-            return np.asarray(values)
-        except ValueError:
-            return None
-    return None
+    if not isinstance(values, (list, tuple)):
+        return None
+    try:
+        return np.asarray(values)
+    except ValueError:  # rows of several lengths
+        return np.empty(len(values), object)
 
 
 def _palette_of(model: PictureModel, name: str) -> ColorPalette:
