@@ -2,7 +2,7 @@
 
 Command: python benchmarks/data_pipeline.py --data-dir FOLDER   (prepared TensorFlow Datasets)
 
-1. CIFAR-10 fine-tuning: shuffled batches of 128 with padded crops, mirroring and tokens, and BERT masks besides;
+1. CIFAR-10 fine-tuning: shuffled batches of 128 with padded crops, mirroring and tokens;
    against the straightforward tf.data pipeline (map pad, crop, flip; encode with all distances in float32).
 2. ImageNet pre-training: random resized crops, 32x32, tokens; against nothing but decoding the same JPEGs with
    TensorFlow Datasets (`as_dataset`, all cores), and against our own reading of whole pictures.
@@ -76,9 +76,6 @@ def cifar(data_dir: str, rounds: int, steps: int) -> dict[str, np.ndarray]:
     settings = {"seed": 0, "augmentation": igpt.PaddedCrop()}
     contestants = {
         "keras_igpt, crops": take(igpt.TrainingBatches(data.train, palette, BATCH_SIZE, **settings), steps),
-        "keras_igpt, crops and masks": take(
-            igpt.TrainingBatches(data.train, palette, BATCH_SIZE, mask_rate=0.15, **settings), steps
-        ),
         "tf.data, crops": tf_data_pipeline(data.train, palette, steps),
     }
     seconds = alternate(contestants, rounds)

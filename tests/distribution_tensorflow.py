@@ -58,9 +58,20 @@ def test_two_replicas_equal_one_device(kind):
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
+class MaskedBatches(keras.utils.PyDataset):
+    """One batch with masks of its own."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        token_ids = EXAMPLES.token_ids[:8]
+        return ({"token_ids": token_ids, "position_mask": token_ids > 7},)
+
+
 def test_masks_of_ones_own_are_not_for_replicas():
-    """Keras adds the replicas' first batches up, bool masks included; the model's own masks do not pass there."""
-    batches = igpt.TrainingBatches(EXAMPLES, None, batch_size=8, mask_rate=0.5)
+    """Keras adds up the replicas' first batches, bool masks included; masks drawn by the model are no part of them."""
+    batches = MaskedBatches()
     with STRATEGY.scope():
         model = make_masked_lm(**SIZES)
         model.compile(keras.optimizers.SGD(0.1))

@@ -162,10 +162,6 @@ CASES = {
         lambda: make_causal_lm().continue_tokens(TOKENS[:, :3], np.zeros(3, bool)),
     ),
     "known positions that are no mask": ("known", lambda: make_causal_lm().continue_tokens(TOKENS, 8)),
-    "uniform numbers of one": (
-        "uniforms",
-        lambda: make_causal_lm().continue_tokens(TOKENS, np.zeros(16, bool), uniforms=np.ones((4, 16))),
-    ),
     # Probes
     "a probe of no model": ("language_model", lambda: igpt.LinearProbe(make_backbone())),
     "a depth that is not there": ("layers", lambda: igpt.LinearProbe(make_causal_lm(), layers=[3])),
@@ -211,7 +207,6 @@ CASES = {
     "a batch larger than the set": ("batch_size", lambda: igpt.TrainingBatches(tokens(), None, len(TOKENS) + 1)),
     "a batch that does not divide": ("batch_size", lambda: igpt.TrainingBatches(tokens(), None, 3, shard=(0, 2))),
     "a shard that is none": ("shard", lambda: igpt.EvaluationBatches(tokens(), None, 4, shard=(2, 2))),
-    "a mask of everything": ("mask_rate", lambda: igpt.TrainingBatches(tokens(), None, 2, mask_rate=1.0)),
     "a step before the first": ("first_step", lambda: igpt.TrainingBatches(tokens(), None, 2, first_step=-1)),
     "no worker": ("workers", lambda: igpt.TrainingBatches(tokens(), None, 2, workers=0)),
     "crops of what is small already": (
@@ -314,10 +309,6 @@ INTEGERS = {
 }
 NUMBERS = {
     "a share of masks": ("mask_rate", lambda value: make_masked_lm(mask_rate=value)),
-    "a share of masks in batches": (
-        "mask_rate",
-        lambda value: igpt.TrainingBatches(tokens(), None, 2, mask_rate=value),
-    ),
     "a weight": ("generative_weight", lambda value: igpt.ImageGPTImageClassifier(make_causal_lm(), 2, value)),
     "a temperature": ("temperature", lambda value: make_causal_lm(COLORS).generate(1, temperature=value)),
     "a share of tokens": ("top_p", lambda value: make_causal_lm(COLORS).generate(1, top_p=value)),

@@ -171,8 +171,6 @@ def integers_of_seeds():
     for name, crop in (("crops", igpt.PaddedCrop(2)), ("crops, not mirrored", igpt.PaddedCrop(1, mirror=False))):
         batches = igpt.TrainingBatches(every_place, None, batch_size=3, seed=1, augmentation=crop)
         values[f"padded {name}"] = [batches[step][0] for step in range(4)]
-    batches = igpt.TrainingBatches(every_place, None, batch_size=3, seed=1, mask_rate=0.3)
-    values["masks of batches"] = [batches[step][0]["position_mask"] for step in range(4)]
     for seed in (0, 5):
         values[f"held out, seed {seed}"] = split_off(numbered, 0.25, seed)[1].token_ids[:, 0]
         for count in (1, 3):

@@ -15,8 +15,8 @@ from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
 from keras_igpt.palette.color_palette import ColorPalette, TokenIds
-from keras_igpt.support.checks import check_integer, check_number
-from keras_igpt.support.randomness import check_seed, permutation, uniforms
+from keras_igpt.support.checks import check_integer
+from keras_igpt.support.randomness import check_seed, permutation
 
 Source = LabeledImages | LabeledTokens | ImageFiles
 
@@ -101,22 +101,19 @@ class _TokenSource:
 class TrainingBatches(keras.utils.PyDataset):
     """Endless shuffled batches of palette tokens and classes: `batches[k]` is the batch of step k.
 
-    Order, crops and masks are hashes of (seed, epoch, row), so the batch of any step is made without those before it,
-    and is the same after a restart, on another backend and with any number of workers. Each epoch is a new order, and
+    Order and crops are hashes of (seed, epoch, row), so the batch of any step is made without those before it, and is
+    the same after a restart, on another backend and with any number of workers. Each epoch is a new order, and
     its ragged rest (fewer than `batch_size` rows, others each time) is left out. Give `fit` the number of
     steps, `steps_per_epoch=batches.steps_per_epoch`; the models of this package take it from here themselves.
 
-    Items are `(token_ids, labels)`, or `({"token_ids", "position_mask"}, labels)` with a mask rate. Pre-training
-    ignores the labels.
+    Items are `(token_ids, labels)`. Pre-training ignores the labels.
 
     Args:
         examples: `LabeledImages`, `LabeledTokens` or `ImageFiles`. Pictures in memory are encoded once.
         palette: `ColorPalette`; may be None for `LabeledTokens`.
         batch_size: int. Examples of a step, those of all shards together.
-        seed: int. Of order, crops and masks.
+        seed: int. Of order and crops.
         augmentation: `PaddedCrop`, `RandomResizedCrop` (of `ImageFiles` only) or None.
-        mask_rate: float in (0, 1). Share of positions hidden for the BERT objective; None leaves masks to the model,
-            whose own are functions of its seed and step.
         shard: pair of int. Which part of how many, for several processes: part p of each batch of `batch_size`. Shards
             are disjoint, equal in size and together the batches of one process.
         first_step: int. Item 0 is the batch of this step, to go on from there; nothing before it is read.
@@ -140,7 +137,6 @@ class TrainingBatches(keras.utils.PyDataset):
         batch_size: int,
         seed: int = 0,
         augmentation: PaddedCrop | RandomResizedCrop | None = None,
-        mask_rate: float | None = None,
         shard: tuple[int, int] = (0, 1),
         first_step: int = 0,
         workers: int | None = None,
@@ -167,12 +163,10 @@ class TrainingBatches(keras.utils.PyDataset):
                 f"`augmentation` must pad by less than the {self._source.image_size} pixels of a side. "
                 f"Received: padding={augmentation.padding}"
             )
-        if mask_rate is not None:
-            mask_rate = check_number("mask_rate", mask_rate, 0, 1, above=True, below=True)
         # Keras fills the queue anew each epoch and keeps what is left: more than an epoch's would pile up.
         super().__init__(**_threads(examples, workers, self.steps_per_epoch - 1))
         self._seed = check_seed(seed)
-        self._augmentation, self._mask_rate = augmentation, mask_rate
+        self._augmentation = augmentation
         self._first_step = check_integer("first_step", first_step, 0)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
@@ -199,7 +193,8 @@ class TrainingBatches(keras.utils.PyDataset):
             "batch_size": self._batch_size,
             "seed": self._seed,
             "augmentation": repr(self._augmentation),
-            "mask_rate": self._mask_rate,
+            # Earlier versions could draw masks here: their checkpoints of such batches do not fit.
+            "mask_rate": None,
         }
 
     @property
@@ -232,14 +227,10 @@ class TrainingBatches(keras.utils.PyDataset):
             }
         return epoch, order[batch * self._batch_size :][self._part]
 
-    def __getitem__(self, index: int) -> tuple[Any, npt.NDArray[np.int32]]:
+    def __getitem__(self, index: int) -> tuple[TokenIds, npt.NDArray[np.int32]]:
         epoch, rows = self.rows(index)
         token_ids, labels = self._source.read(rows, self._augmentation, self._seed, epoch)
-        classes = labels.astype(np.int32)
-        if self._mask_rate is None:
-            return token_ids, classes
-        draws = uniforms("position mask", self._seed, epoch, rows[:, None], np.arange(token_ids.shape[1]))
-        return {"token_ids": token_ids, "position_mask": draws < self._mask_rate}, classes
+        return token_ids, labels.astype(np.int32)
 
 
 class EvaluationBatches(keras.utils.PyDataset):

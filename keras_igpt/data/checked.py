@@ -1,4 +1,4 @@
-"""Data sets of every kind that Keras takes, with each batch checked before a model sees it."""
+"""Data sets of every kind that Keras takes, with each batch checked before the model sees it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,16 @@ Check = Callable[[Any], None]
 
 
 class CheckedData:
-    """A data set whose batches are checked one by one.
-
-    Arrays are not checked here: their owner sees them whole.
+    """A data set whose batches are checked one by one, the first of them at once. Arrays are left to the caller.
 
     Args:
         data: what `keras.Model.fit` takes as `x`.
-        check: what looks at each batch.
+        check: function that checks a batch.
 
     Attributes:
         data: a data set of the same kind with the same batches, or what was given.
         first: the first batch, checked; None for arrays.
-        error: what `check` raised. TensorFlow passes an error of its own on in its place.
-
-    Raises:
-        ValueError: if there is no batch, or something is wrong with the first one.
+        error: what `check` raised. TensorFlow raises an error of its own in its place.
     """
 
     def __init__(self, data: Any, check: Check) -> None:
@@ -73,7 +68,7 @@ class CheckedData:
         return batch
 
     def _checked_generator(self, batches: Iterator[Any]) -> Iterator[Any]:
-        # The first one was taken out to be looked at before anything else.
+        # The first one has been taken out and checked.
         yield self.first
         for batch in batches:
             self._look_at(batch)
@@ -150,7 +145,7 @@ def _first_of_loader(loader: Any) -> Iterator[Any]:
 
 
 def _checked_loader(loader: Any, check: Check) -> Any:
-    """The same loader as an object of a class whose iterator checks; Keras asks for the package's own class."""
+    """The same loader with an iterator that checks, in a subclass of its class: Keras tests for that."""
     kind = type(loader)
 
     def checked(self: Any) -> Iterator[Any]:

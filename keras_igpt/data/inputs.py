@@ -1,70 +1,111 @@
-"""Pictures and tokens as people hand them in, made to fit a model."""
+"""The one door for pictures and tokens that people hand in: checks them and makes them fit a model."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from typing import Any
+from typing import Any, Protocol
 
-import keras
 import numpy as np
 import numpy.typing as npt
+from keras import ops
 
 from keras_igpt.data.batches import EvaluationBatches, Source
-from keras_igpt.data.examples import LabeledTokens
-from keras_igpt.data.image_files import import_pillow, resize_images, to_eight_bits
-from keras_igpt.palette.color_palette import UInt8Images, check_images
+from keras_igpt.data.examples import LabeledImages, LabeledTokens
+from keras_igpt.data.image_files import ImageFiles, import_pillow, resize_images, to_eight_bits
+from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids
 
-LabeledPictures = Source | EvaluationBatches | tuple[npt.ArrayLike, npt.ArrayLike]
+# `Any` stands for Pillow images and lists of pictures.
+Pictures = Source | EvaluationBatches | npt.ArrayLike | Any
+LabeledPictures = Source | EvaluationBatches | tuple[Pictures, npt.ArrayLike]
+TokenArray = npt.NDArray[np.integer[Any]]
 
 
-def as_examples(language_model: Any, given: LabeledPictures | npt.ArrayLike) -> Source:
-    """Returns pictures as examples that fit the model, or says why they do not.
+class _Sizes(Protocol):
+    """The sizes of a backbone that inputs must fit."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def vocabulary_size(self) -> int: ...
+
+
+class PictureModel(Protocol):
+    """What the inputs of a model must fit; all models of this package are such."""
+
+    @property
+    def backbone(self) -> _Sizes:
+        """The backbone, of which the sizes are read."""
+
+    @property
+    def palette(self) -> ColorPalette | None:
+        """The palette that encodes pictures; None if it is not known."""
+
+
+def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: str = "inputs") -> Source:
+    """Returns pictures as examples that fit a model.
 
     Args:
-        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
-        given: `LabeledImages`, `LabeledTokens`, `ImageFiles` or `EvaluationBatches` of them; uint8 images
-            `(B, H, W, C)` or token ids `(B, T)`, which get labels that mean nothing; or a pair of these and integer
-            labels `(B,)`.
+        model: the model.
+        given: uint8 images `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures; token ids
+            `(B, T)`; `LabeledImages`, `LabeledTokens`, `ImageFiles`, or `EvaluationBatches` of these; or a pair of
+            images or token ids and integer labels `(B,)`. Without labels they are all 0.
+        name: str. What the caller calls them.
 
     Returns:
-        `LabeledImages`, `LabeledTokens` or `ImageFiles`.
+        `LabeledTokens`, or `ImageFiles`, which are decoded as they are read.
 
     Raises:
         ValueError: if they do not fit the model, or inputs and labels each other.
+
+    Warns:
+        UserWarning: if pictures are resized.
     """
-    colors = language_model.backbone.vocabulary_size
+    labels: Any = None
+    if isinstance(given, tuple) and len(given) == 2:
+        given, labels = given
     if isinstance(given, EvaluationBatches):
         given = given.examples
-    if isinstance(given, keras.utils.PyDataset):
-        raise ValueError(
-            "`inputs` must be pictures, token ids, examples or EvaluationBatches, which end. "
-            f"Received: {type(given).__name__}"
-        )
-    if isinstance(given, LabeledTokens) and given.num_colors != colors:
-        raise ValueError(f"`inputs` must be tokens of {colors} colours. Received: {given.num_colors} colours")
-    if isinstance(given, Source):
-        first = EvaluationBatches(given.take(range(min(1, len(given)))), language_model.palette, 1)
-        language_model.check_token_arrays(first[0][0], "inputs", padded=True)
+    if isinstance(given, LabeledImages):
+        labels = given.labels
+    fitted = _fitted(model, given, name)
+    if isinstance(fitted, ImageFiles):
+        return fitted
+    if isinstance(given, LabeledTokens):
         return given
-    inputs, labels = given if isinstance(given, tuple) else (given, None)
-    token_ids = language_model.token_array(inputs)
-    classes = np.zeros(len(token_ids), np.int64) if labels is None else np.asarray(labels)
-    return LabeledTokens(token_ids, classes, colors)
+    labels = np.zeros(len(fitted), np.int64) if labels is None else np.asarray(labels)
+    if fitted.ndim == 4:
+        return LabeledImages(fitted, labels).encode(_palette_of(model, name))
+    return LabeledTokens(fitted, labels, model.backbone.vocabulary_size)
 
 
-def pictures_of_size(
-    images: Any, image_size: int, num_channels: int, name: str = "images", stacklevel: int = 3
-) -> UInt8Images:
-    """Makes one batch of a model's size of whatever pictures are given; says so where it has to resize.
+def as_token_ids(model: PictureModel, given: Pictures, name: str = "inputs") -> TokenArray:
+    """Returns pictures, of the kinds that `as_examples` takes, as token ids `(B, T)` in memory."""
+    fitted = _fitted(model, given, name)
+    if isinstance(fitted, ImageFiles):
+        fitted = fitted.load().images
+    return fitted if fitted.ndim == 2 else _palette_of(model, name).encode(fitted)
+
+
+def as_pictures(model: PictureModel, given: Pictures, name: str = "images") -> UInt8Images:
+    """Returns pictures, of the kinds that `as_examples` takes, as a uint8 array `(B, H, W, C)` of the model's size."""
+    fitted = _fitted(model, given, name)
+    if isinstance(fitted, ImageFiles):
+        fitted = fitted.load().images
+    return fitted if fitted.ndim == 4 else _palette_of(model, name).decode(fitted)
+
+
+def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str = "images") -> UInt8Images:
+    """Returns pictures as one array of one size, with a warning where they have to be resized.
 
     Args:
-        images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of these single pictures of any
-            sizes. Other sizes are cropped to their centre squares and resized, as `resize_images` does; transparency
-            is dropped.
+        images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures of any sizes.
+            Other sizes are cropped to their centre squares and resized, as `resize_images` does; transparency is
+            dropped.
         image_size: int. Side wanted.
         num_channels: int. 3 for colour, or 1 for grey. Pillow images are converted, arrays must have them.
         name: str. What the caller calls them.
-        stacklevel: int. Of the warning, as `warnings.warn` takes it.
 
     Returns:
         uint8 array `(B, image_size, image_size, num_channels)`.
@@ -76,43 +117,119 @@ def pictures_of_size(
     Warns:
         UserWarning: if pictures are resized.
     """
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        batches = [check_images(images, name)]
+    if getattr(images, "ndim", 0) == 4:
+        batches = [check_images(_on_host(images), name)]
     else:
         several = list(images) if isinstance(images, (list, tuple)) else [images]
         batches = [_one_picture(picture, num_channels, name)[None] for picture in several]
     sizes = sorted({batch.shape[1:3] for batch in batches})
-    channels = {batch.shape[-1] for batch in batches}
-    if not batches or channels != {num_channels} or any(batch.ndim != 4 for batch in batches):
+    if {batch.shape[-1] for batch in batches} != {num_channels}:
         raise ValueError(
             f"`{name}` must be pictures of {num_channels} channel(s): a uint8 array (B, H, W, {num_channels}), or a "
             f"list of arrays or Pillow images. Received: shapes {sorted({batch.shape for batch in batches})}"
         )
-    resized = np.concatenate([resize_images(batch, image_size) for batch in batches])
     if sizes != [(image_size, image_size)]:
         found = ", ".join(f"{width}x{height}" for height, width in sizes[:3])
         warnings.warn(
             f"Pictures of {found}{' and others' if len(sizes) > 3 else ''} pixels (width x height) were cropped to "
             f"their centre squares and resized to the model's {image_size}x{image_size}.",
-            stacklevel=stacklevel,
+            stacklevel=_levels_to_caller(),
         )
-    return resized
+    resized = [resize_images(batch, image_size) for batch in batches]
+    return resized[0] if len(resized) == 1 else np.concatenate(resized)
+
+
+def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | ImageFiles:
+    """Pictures `(B, H, W, C)` of the model's size, token ids `(B, T)`, or files; raises where they do not fit."""
+    side, colors = model.backbone.image_size, model.backbone.vocabulary_size
+    if isinstance(given, EvaluationBatches):
+        given = given.examples
+    if isinstance(given, ImageFiles):
+        channels = _palette_of(model, name).num_channels
+        if not len(given) or (given.image_size, given.num_channels) != (side, channels):
+            raise ValueError(
+                f"`{name}` must be files with image_size={side} and num_channels={channels}. Received: {given!r}"
+            )
+        return given
+    if isinstance(given, LabeledTokens) and given.num_colors != colors:
+        raise ValueError(f"`{name}` must be tokens of {colors} colours. Received: {given.num_colors} colours")
+    if isinstance(given, LabeledImages):
+        given = given.images
+    if are_pictures(given):
+        return pictures_of_size(given, side, _palette_of(model, name).num_channels, name)
+    token_ids = given.token_ids if isinstance(given, LabeledTokens) else array_of(given)
+    if token_ids is None or token_ids.ndim != 2 or token_ids.shape[1] != side**2 or not len(token_ids):
+        received = type(given).__name__ if token_ids is None else f"shape {token_ids.shape}"
+        raise ValueError(
+            f"`{name}` must be pictures (a uint8 array (B, H, W, C) or (H, W, C), a Pillow image, or a list of single "
+            f"pictures), token ids (B, {side**2}), LabeledImages, LabeledTokens, ImageFiles or EvaluationBatches. "
+            f"Received: {received}"
+        )
+    # The tokens of examples were checked when these were made.
+    return token_ids if isinstance(given, LabeledTokens) else check_token_ids(token_ids, colors, name)
+
+
+def are_pictures(given: Any) -> bool:
+    """Whether it is a Pillow image, an array of one or more pictures, or a list of single ones, of whatever size."""
+    return _is_picture(given) or (isinstance(given, (list, tuple)) and any(map(_is_picture, given)))
+
+
+def array_of(values: Any) -> npt.NDArray[Any] | None:
+    """Returns values in memory as a NumPy array; None for data sets, generators and nothing."""
+    if ops.is_tensor(values) or hasattr(values, "__array__"):
+        return _on_host(values)
+    if not isinstance(values, (list, tuple)):
+        return None
+    try:
+        return np.asarray(values)
+    except ValueError:  # rows of several lengths
+        return np.empty(len(values), object)
+
+
+def _palette_of(model: PictureModel, name: str) -> ColorPalette:
+    if model.palette is None:
+        raise ValueError(
+            f"`{name}` must be token ids, since the model has no palette to turn pictures into tokens, or tokens into "
+            "pictures. Received: a model with palette=None"
+        )
+    return model.palette
+
+
+def _is_pillow(given: Any) -> bool:
+    return isinstance(getattr(given, "mode", None), str)
+
+
+def _is_picture(given: Any) -> bool:
+    """Whether it is a Pillow image, or an array of one or more pictures."""
+    return _is_pillow(given) or getattr(given, "ndim", 0) in (3, 4)
+
+
+def _on_host(values: Any) -> npt.NDArray[Any]:
+    return np.asarray(ops.convert_to_numpy(values) if ops.is_tensor(values) else values)
 
 
 def _one_picture(picture: Any, num_channels: int, name: str) -> UInt8Images:
     """A picture as an array `(H, W, C)`."""
-    mode = getattr(picture, "mode", None)
-    if isinstance(mode, str):
+    if _is_pillow(picture):
         pillow = import_pillow()
         from PIL import ImageOps
 
         try:
-            # A new picture: that of the caller stays as it is.
+            # A copy: the caller's picture stays as it is.
             pixels = np.asarray(to_eight_bits(pillow, ImageOps.exif_transpose(picture), num_channels))
         except ValueError as error:
+            mode = picture.mode
             raise ValueError(f"`{name}` must be whole numbers. Received: a Pillow image of mode {mode!r}") from error
         return check_images(pixels.reshape(*pixels.shape[:2], num_channels))
-    array = check_images(picture, name)
+    array = check_images(_on_host(picture), name)
     if array.ndim != 3:
         raise ValueError(f"`{name}` must hold pictures (H, W, C). Received: one of shape {array.shape}")
     return array
+
+
+def _levels_to_caller() -> int:
+    """How far up the stack the code that called this package is, as `warnings.warn` counts."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("keras_igpt."):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,4 +1,4 @@
-"""Which pixels a pixel looks at: attention probabilities of one block, which no kernel of the model ever keeps."""
+"""Attention probabilities of one block, which the model's kernels never keep: which pixels a pixel looks at."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.data.inputs import Pictures, as_token_ids
 from keras_igpt.inference.sampling import check_prompt
 from keras_igpt.support.checks import check_integer
 
 
 def attention_maps(
     language_model: keras.Model,
-    inputs: npt.ArrayLike,
+    inputs: Pictures,
     layer: int,
     head: int | None = None,
     position_mask: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.float32]:
     """Computes the attention probabilities of one block, for a few pictures to look at.
 
-    The whole `T x T` matrix of each head is in memory, 4 MiB at 1024 positions, and nothing is compiled: slow, and
-    apart from the kernels that training runs.
+    Slow: nothing is compiled, and the whole `T x T` matrix of each head is in memory, 4 MiB at 1024 positions.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
-        inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes, or token ids `(B, T)`.
+        inputs: pictures or token ids `(B, T)`, of all the kinds that `score` takes.
         layer: int in 0…L-1. The block.
         head: int in 0…N-1; all heads by default.
         position_mask: bool array `(B, T)`, True where a pixel is hidden from a BERT model; none is by default.
@@ -49,7 +49,7 @@ def attention_maps(
     layer = check_integer("layer", layer, 0, backbone.num_layers - 1)
     if head is not None:
         head = check_integer("head", head, 0, backbone.num_heads - 1)
-    token_ids = language_model.token_array(inputs).astype(np.int32)
+    token_ids = as_token_ids(language_model, inputs).astype(np.int32)
     mask = None
     if position_mask is not None:
         _, hidden = check_prompt(backbone, {"inputs": token_ids}, {"position_mask": position_mask}, drawn=False)

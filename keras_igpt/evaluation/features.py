@@ -1,4 +1,4 @@
-"""Features of a frozen model at chosen depths, from whatever the package reads pictures from."""
+"""Features of a frozen model at chosen depths."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.backend.whole_steps import WholeStepModel
-from keras_igpt.data.batches import Source
 from keras_igpt.data.examples import Examples, Labels
-from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples
 from keras_igpt.inference.compiled import computed_rows
-from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.objectives.pixel_model import PixelModel, check_language_model
 from keras_igpt.support.checks import check_choice, check_depths
 from keras_igpt.support.files import new_mapped_array, whole_file
 
@@ -79,8 +78,8 @@ class LabeledFeatures(Examples):
 class FeatureExtractor(WholeStepModel):
     """Computes the features f^l of chosen depths, pooled over positions inside the compiled graph.
 
-    What leaves the device is `(B, depths, D)`, not every position, of a set of any size in one pass. A BERT model's
-    inputs are masked; a picture's mask is a function of the model's `mask_seed` and of the picture.
+    Only `(B, depths, D)` leaves the device. A BERT model's inputs are masked; a picture's mask is a function of the
+    model's `mask_seed` and of the picture.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are read, never changed.
@@ -111,11 +110,7 @@ class FeatureExtractor(WholeStepModel):
         layers: Literal["all"] | Sequence[int] = "all",
         which: Which = "normed",
     ) -> None:
-        if not isinstance(language_model, PixelModel):
-            raise ValueError(
-                "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
-                f"Received: {type(language_model).__name__}"
-            )
+        check_language_model(language_model)
         last = language_model.backbone.num_layers
         every = isinstance(layers, str) and layers == "all"
         depths = check_depths("layers", range(last + 1) if every else layers, last)
@@ -133,15 +128,14 @@ class FeatureExtractor(WholeStepModel):
 
     def extract(
         self,
-        inputs: npt.ArrayLike | Source,
+        inputs: Pictures,
         batch_size: int = 128,
         path: str | os.PathLike[str] | None = None,
     ) -> Float32Array:
-        """Computes the features of pictures, which are decoded and encoded as they are needed.
+        """Computes the features of pictures; files are decoded batch by batch.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`, files at their centre squares.
+            inputs: pictures or token ids, of all the kinds that `ImageGPTCausalLM.score` takes.
             batch_size: int. Pictures that are computed together.
             path: `.npy` file to write the features to instead of memory, shape `(depths, B, D)`; one of that name is
                 replaced when all is done. Those of ImageNet at 25 depths of 512 features take 63 GB.
@@ -164,7 +158,7 @@ class FeatureExtractor(WholeStepModel):
             palette=self.language_model.palette,
             purpose="extract",
         )
-        # Each depth in one piece: a regression reads them one by one.
+        # Each depth is contiguous: regressions read one depth at a time.
         shape = (len(self.depths), len(source), hidden_dim)
 
         def fill(features: Float32Array) -> None:
@@ -188,7 +182,7 @@ class FeatureExtractor(WholeStepModel):
         """Computes the features of labelled pictures.
 
         Args:
-            examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, or a pair of inputs (as in `extract`) and integer
+            examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, or a pair of images or token ids and integer
                 labels `(B,)`.
             batch_size: as in `extract`.
             path: as in `extract`.

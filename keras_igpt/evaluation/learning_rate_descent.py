@@ -20,9 +20,9 @@ LEARNING_RATES = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003)
 class DescendingLearningRateOracle(keras_tuner.Oracle):
     """Tries learning rates from large to small and stops once the objective is worse than at the rate before.
 
-    Rates that are too high spoil the training early; their trials fail, have no score and are passed over. The
-    hyperparameter is called `learning_rate`. With another oracle `beside` it, the rates are descended anew for each
-    setting which that one proposes, and it is told the best result of each descent.
+    Trials of rates that are too high diverge, have no score and are passed over. The hyperparameter is called
+    `learning_rate`. With another oracle `beside` it, the rates are descended again for each setting that one proposes,
+    and it is told the best result of each descent.
 
     Args:
         objective: str or `keras_tuner.Objective`. What is compared, such as `"val_loss"`.

@@ -12,7 +12,7 @@ import keras
 import numpy.typing as npt
 
 from keras_igpt.data.batches import Source
-from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples
 from keras_igpt.evaluation.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
@@ -160,8 +160,7 @@ class LinearProbe:
     """Reads classes off the frozen features of every depth with logistic regression.
 
     Features are f^l, means over positions of the normed input of block l; l = L is the final norm's output. They are
-    computed once, pictures in files decoded as they are read, without augmentation. A BERT model's inputs are masked,
-    as they were in training. The weights of the model are not changed.
+    computed once, without augmentation. A BERT model's inputs are masked, as in training. The model is not changed.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, trained or not.
@@ -225,12 +224,11 @@ class LinearProbe:
         assert self._report is not None
         return self._report
 
-    def features(self, inputs: npt.ArrayLike | Source) -> Float32Array:
+    def features(self, inputs: Pictures) -> Float32Array:
         """Computes the pooled features of the chosen depths.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`.
+            inputs: pictures or token ids, of all the kinds that `ImageGPTCausalLM.score` takes.
 
         Returns:
             float32 array `(B, len(layers), D)`.
@@ -244,8 +242,8 @@ class LinearProbe:
         """Fits one regression a depth: C chosen on validation, then refitted on train and validation.
 
         Args:
-            train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of inputs (as in `features`) and integer
-                labels `(B,)`.
+            train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of images or token ids and integer labels
+                `(B,)`.
             validation: the same of other pictures; they also choose the best depth.
 
         Returns:
@@ -255,29 +253,21 @@ class LinearProbe:
             ValueError: if inputs and labels do not fit.
         """
         language_model = self._extractor.language_model
-        sources = {
-            "train": as_examples(language_model, train),
-            "validation": as_examples(language_model, validation),
-        }
-        classes = check_classes(sources["train"].labels, sources["validation"].labels)
-        learned, held_out = (self._extract(name, source) for name, source in sources.items())
+        sources = as_examples(language_model, train, "train"), as_examples(language_model, validation, "validation")
+        classes = check_classes(*(source.labels for source in sources))
+        learned, held_out = map(self._extract, ("train", "validation"), sources)
         fits: dict[tuple[int, ...], LogisticFit] = {}
 
         def fit(layers: tuple[int, ...]) -> LayerReport:
-            positions = [self._extractor.depths.index(layer) for layer in layers]
+            positions = self._positions(layers)
             fits[layers] = fitted = fit_logistic_regression(
                 (learned.at(*positions), learned.labels),
                 (held_out.at(*positions), held_out.labels),
                 self._strengths,
                 self._max_iterations,
             )
-            return LayerReport(
-                layers,
-                fitted.regularization_strength,
-                fitted.validation_accuracy,
-                fitted.iterations,
-                fitted.converged,
-            )
+            strength, accuracy = fitted.regularization_strength, fitted.validation_accuracy
+            return LayerReport(layers, strength, accuracy, fitted.iterations, fitted.converged)
 
         lines = tuple(fit((layer,)) for layer in self._extractor.depths)
         best = max(lines, key=lambda line: (line.validation_accuracy, -line.layers[0])).layers[0]
@@ -302,19 +292,16 @@ class LinearProbe:
         """
         fits = self._fitted()
         examples = self._extract("test", as_examples(self._extractor.language_model, test))
-        scores = {}
-        for layers, fitted in fits.items():
-            positions = [self._extractor.depths.index(layer) for layer in layers]
-            scores[layers] = fitted.score(examples.at(*positions), examples.labels)
+        scores = {
+            layers: fitted.score(examples.at(*self._positions(layers)), examples.labels)
+            for layers, fitted in fits.items()
+        }
         accuracies = {layers[0]: score for layers, score in scores.items() if len(layers) == 1}
-        side_by_side = [score for layers, score in scores.items() if len(layers) > 1]
-        self._report = replace(
-            self.report,
-            final_on_test=FinalReport(len(examples), accuracies, side_by_side[0] if side_by_side else None),
-        )
+        concatenation = next((score for layers, score in scores.items() if len(layers) > 1), None)
+        self._report = replace(self.report, final_on_test=FinalReport(len(examples), accuracies, concatenation))
         return accuracies
 
-    def predict(self, inputs: npt.ArrayLike | Source, layer: int | None = None) -> npt.NDArray[Any]:
+    def predict(self, inputs: Pictures, layer: int | None = None) -> npt.NDArray[Any]:
         """Predicts classes from one depth.
 
         Args:
@@ -340,6 +327,10 @@ class LinearProbe:
                 "Received: an unfitted LinearProbe"
             )
         return self._fits
+
+    def _positions(self, layers: tuple[int, ...]) -> list[int]:
+        """Places of depths among those of the features."""
+        return [self._extractor.depths.index(layer) for layer in layers]
 
     def _extract(self, name: str, examples: Source) -> LabeledFeatures:
         path = None if self._folder is None else self._folder / f"{name}.npy"

@@ -106,16 +106,17 @@ def fit_logistic_regression(
 ) -> LogisticFit:
     """Fits multinomial logistic regression by L-BFGS: strength chosen on validation, then refitted on both.
 
-    The objective is that of scikit-learn's `LogisticRegression`: the mean cross-entropy plus the halved sum of squared
-    coefficients over C·B, intercepts free (two classes as one difference of coefficients, whose square is penalised).
-    So is the tolerance, 1e-4 on the largest entry of the gradient; besides, no step may promise more than 1e-5 of the
-    value. L-BFGS starts from the inverse of the Hessian at zero instead of the identity: some 30 iterations where
-    directions in which the features vary little would take over a thousand. Each fit starts from that of the C before.
+    The objective is that of scikit-learn's `LogisticRegression`: the mean cross-entropy plus half the sum of squared
+    coefficients over C·B, intercepts free (for two classes the square of the coefficients' difference is penalised).
+    So is the tolerance, 1e-4 on the largest entry of the gradient; in addition, the next step must not promise more
+    than 1e-5 of the value. L-BFGS starts from the inverse Hessian at zero instead of the identity, which takes some 30
+    iterations instead of over a thousand where features vary little in some directions. Each fit starts from the one
+    before.
 
-    Features are standardised with the statistics of what is fitted, which makes C mean the same at every depth. The
-    paper states the solver, not these, nor its strengths.
+    Features are standardised with the statistics of the fitted set, so that C means the same at every depth. The paper
+    states the solver, but neither this nor the strengths.
 
-    One float32 copy of the features goes to the device; logits exist for 8,192 rows at a time.
+    One float32 copy of the features is on the device; logits exist for 8,192 rows at a time.
 
     Args:
         train: features `(B, D)` and labels `(B,)`.
@@ -335,8 +336,7 @@ class _Objective:
 class _HessianAtZero:
     """The inverse Hessian at zero coefficients, where all classes are equally likely: (covariance / K + penalty)⁻¹.
 
-    Directions in which the features hardly vary are stretched by it as far as the penalty allows. Covariances are those
-    of some of the rows, and between columns of the same block of at most 2,048.
+    Covariances are estimated from some of the rows, within blocks of at most 2,048 columns.
     """
 
     def __init__(self, features: Float32Array, mean: Float32Array, scale: Float32Array, num_classes: int) -> None:

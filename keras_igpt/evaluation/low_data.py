@@ -1,4 +1,4 @@
-"""Classification from few labels: logistic regression on frozen features of random subsets."""
+"""Classification from few labels: logistic regression on the frozen features of random subsets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from keras_igpt.data.batches import Source
-from keras_igpt.data.examples import DataSplits, LabeledImages, LabeledTokens, low_data_subset
-from keras_igpt.data.inputs import as_examples
+from keras_igpt.data.examples import DataSplits, Labels, low_data_subset
+from keras_igpt.data.inputs import as_examples, as_pictures
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures, Which
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
@@ -20,7 +20,7 @@ from keras_igpt.evaluation.logistic_regression import (
     fit_logistic_regression,
 )
 from keras_igpt.objectives.pixel_model import PixelModel
-from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import write_json
 from keras_igpt.support.randomness import check_seed
@@ -114,15 +114,15 @@ def low_data_table(
     strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
     batch_size: int = 128,
 ) -> LowDataTable:
-    """Measures how well few labels do with the frozen features, and with raw pixels.
+    """Measures classification from few labels with the frozen features, and with raw pixels.
 
-    Features of all pictures are computed once. For each number of labels and each seed a random subset of train,
-    equally many of each class, is fitted with logistic regression: no augmentation, no pseudo-labels, no fine-tuning.
+    Features of all pictures are computed once. For each number of labels and each seed, logistic regression is fitted
+    to a random subset of train with equally many pictures of each class: no augmentation, pseudo-labels or fine-tuning.
 
-    The paper does not say how depth and C are chosen. Here the validation split chooses both: C for each subset, the
-    depth for each number of labels by the mean over its subsets. That takes more labels than the few that are fitted,
-    which is common in this field and flatters every method with something to choose; the labels of validation are never
-    fitted, and raw pixels are given the same choice.
+    The paper does not say how depth and C are chosen. Here the validation split chooses C for each subset, and the
+    depth for each number of labels by the mean over its subsets. That uses more labels than are fitted, which is common
+    in this field and flatters methods with choices; validation labels are never fitted, and raw pixels get the same
+    choice of C.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
@@ -169,7 +169,10 @@ def low_data_table(
                 LabeledFeatures(np.empty((len(data.train), 0, 0), np.float32), data.train.labels), count, seed
             )
     classes = check_classes(data.train.labels, data.validation.labels)
-    pixels = {name: _pixels(part, language_model.palette) for name, part in parts.items()}
+    pixels = {
+        name: _pixels(as_pictures(language_model, part, f"data.{name}"), parts[name].labels)
+        for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+    }
     features = {name: extractor.extract_labeled(part, batch_size) for name, part in parts.items()}
     lines = []
     for count in labels_per_class:
@@ -213,16 +216,6 @@ def _line(
     )
 
 
-def _pixels(examples: Source, palette: ColorPalette | None) -> LabeledFeatures:
+def _pixels(images: UInt8Images, labels: Labels) -> LabeledFeatures:
     """Pixels in 0…1 as features of a single depth."""
-    if isinstance(examples, LabeledImages):
-        images = examples.images
-    elif isinstance(examples, LabeledTokens):
-        if palette is None:
-            raise ValueError(
-                "`data` must be images, since the model has no palette to see tokens with. Received: tokens"
-            )
-        images = palette.decode(examples.token_ids)
-    else:
-        images = examples.load().images
-    return LabeledFeatures((images.reshape(len(images), 1, -1) / np.float32(255)).astype(np.float32), examples.labels)
+    return LabeledFeatures((images.reshape(len(images), 1, -1) / np.float32(255)).astype(np.float32), labels)

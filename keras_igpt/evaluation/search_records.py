@@ -1,4 +1,4 @@
-"""What a search found, and the files that keep it."""
+"""The results of a search, and their files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Trial:
         values: hyperparameters by name.
         objective: float. Its value on validation at `epochs`; None where training diverged.
         epochs: int. Epochs up to that value; 0 where training diverged.
-        history: one value an epoch of each metric, as `fit` returns them, None where it was no number; empty where the
-            training loss was none.
+        history: one value an epoch of each metric, as `fit` returns them, None where it was not finite; empty where
+            the training loss was not finite.
     """
 
     values: dict[str, Any]
@@ -108,14 +108,14 @@ class TunedResult:
 class Ledger:
     """The finished trials of a search, in a file that is whole at any time.
 
-    What makes it this search is compared by `description`. The model's settings are there as a hash, and beside it as
-    they are, to say what differs; files of earlier versions have the hash alone.
+    `description` decides whether the file is of this search. It has a hash of the model's settings; the settings
+    themselves, which files of earlier versions lack, only serve to name what differs.
     """
 
     def __init__(self, path: Path, description: dict[str, Any], settings: Any, bound: float) -> None:
         self._path, self._description, self._settings = path, json.loads(json.dumps(description)), settings
         self._trials: list[Trial] = []
-        # The one that the first trials were compared with: on a GPU it may be another the next time, by a last bit.
+        # What the first trials were compared with: on a GPU its last bit may differ the next time.
         self.bound = bound
         if path.is_file():
             content = self._read(path)
@@ -124,7 +124,7 @@ class Ledger:
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
-        content = _read_json(path, "a search", "Move it away, and the search begins anew")
+        content = _read_json(path, "a search", "Move it away, and the search starts over")
         try:
             trials = [Trial(**entry) for entry in content["trials"]]
             whole = (
@@ -141,11 +141,11 @@ class Ledger:
         except (KeyError, TypeError):
             whole = False
         if not whole:
-            raise _damaged(path, "a search", "Move it away, and the search begins anew", "not what was written there")
+            raise _damaged(path, "a search", "Move it away, and the search starts over", "not what was written there")
         return {**content, "trials": trials}
 
     def _compare(self, content: dict[str, Any]) -> None:
-        """Says what differs, where it is another search."""
+        """Raises an error with the first difference, if the file is of another search."""
         recorded = content["search"]
         for name, here in self._description.items():
             there = recorded.get(name)
@@ -226,19 +226,8 @@ def _first_difference(path: str, here: Any, there: Any) -> tuple[str, Any, Any]:
 
 
 def read_report(path: Path, search: Search) -> TunedResult:
-    """Reads what came of the refit.
-
-    Args:
-        path: `report.json`.
-        search: the search that it must be of.
-
-    Returns:
-        The `TunedResult`.
-
-    Raises:
-        ValueError: if the file is damaged or of another search.
-    """
-    remedy = "Delete it, and the refit is trained and tested anew"
+    """Reads `report.json`, which must be of this search."""
+    remedy = "Delete it, and the refit is trained and tested again"
     content = _read_json(path, "this search's report", remedy)
     if content.get("chosen_on_validation") != json.loads(json.dumps(asdict(search))):
         raise ValueError(

@@ -29,8 +29,8 @@ from keras_igpt.training.resume import ExactResume
 MakeModel = Callable[[Any], keras.Model]
 BatchesT = TypeVar("BatchesT", TrainingBatches, EvaluationBatches)
 
-# Ledgers have a hash of the model's settings, and those name the module of each class: the one it was in when the first
-# ledgers were written. Classes may move on, hashes may not.
+# Ledgers have a hash of the model's settings, which name the module of each class as it was when the first ledgers were
+# written. Classes may move; hashes must not change.
 LEDGER_MODULES = {
     "ImageGPTBackbone": "keras_igpt.backbone",
     "ImageGPTCausalLM": "keras_igpt.pixel_models",
@@ -42,12 +42,12 @@ LEDGER_MODULES = {
 class Study:
     """Searches hyperparameters on validation, refits with the best ones on train and validation, and tests once.
 
-    Everything is kept in `folder`. After a kill, make the study again and call `search` and `refit` as before: trials
-    that had finished are read from `trials.json`, the interrupted one is trained again from its beginning, and the
-    refit goes on from its last checkpoint.
+    Everything is kept in `folder`. After a kill, create the study and call `search` and `refit` again: finished trials
+    are read from `trials.json`, the interrupted one is trained from its beginning, and the refit resumes from its last
+    checkpoint.
 
-    Every model begins with the same weights: the seed is set before `make_model`, which has to build the model and load
-    what it starts from each time, and the weights are compared.
+    Every model must start with the same weights. The seed is set before each call of `make_model`, which has to rebuild
+    the model and reload what it starts from; the weights are compared.
 
     Args:
         make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled
@@ -121,9 +121,9 @@ class Study:
         (`DescendingLearningRateOracle`). Any other of KerasTuner's oracles can be given, or one to sweep `beside` the
         rates; `Hyperband`, whose trials go on from one another, cannot.
 
-        A trial whose loss is no number, or whose model is not better than `to_beat`, has diverged: it has no score, and
-        a descent of rates passes it over. Any other error is raised. Trials leave no weights on the disk, and their
-        models and compiled programs leave the memory before the next one begins.
+        A trial whose loss is not finite, or whose model is not better than `to_beat`, has diverged: it has no score,
+        and a descent of rates passes it over. Any other error is raised. Trials leave no weights on disk, and models
+        and compiled programs are freed before the next trial.
 
         Args:
             epochs: int. Epochs of each trial, at most.
@@ -258,7 +258,7 @@ class Study:
     def _untrained(self, space: Any, held_out: EvaluationBatches, objective: str) -> tuple[float, dict[str, str], str]:
         """The objective before training, digests of the weights, and all settings of the model as JSON.
 
-        Finds a wrong objective before work is lost.
+        A wrong objective is found here, before work is lost.
         """
         keras.utils.set_random_seed(self._seed)
         model = self._make_model(space)
@@ -281,7 +281,7 @@ class Study:
         changed = [name for name, value in digest.items() if start.get(name, value) != value]
         if changed:
             raise ValueError(
-                "`make_model` must return a model that begins with the same weights each time: make it anew, and load "
+                "`make_model` must return a model that begins with the same weights each time: rebuild it, and reload "
                 f"what it starts from. Received: other weights in {changed[0]}"
             )
         return model
@@ -370,8 +370,8 @@ class _Training:
 
 def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any], Trial]) -> tuple[Trial, ...]:
     """Trains what the oracle proposes, or takes it from the ledger, until the oracle stops."""
-    # KerasTuner's own files cannot be read back after a kill in mid-write: they begin anew, and finished trials are
-    # played back to the oracle from the ledger. Its own tuner sets the folder by this private method too.
+    # KerasTuner's own files cannot be read back after a kill in mid-write: they are rewritten, and finished trials are
+    # replayed to the oracle from the ledger. KerasTuner's tuner sets the folder by this private method too.
     oracle._set_project_dir(str(folder), "oracle")
     oracle.verbose = 0
     # However many settings fail, the next one may do; KerasTuner's own oracles give up after three.
@@ -384,7 +384,7 @@ def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any]
         if trial is None:
             print(f"Trial {len(trials)}: {name_of(values)}", flush=True)
             trial = train(proposed.hyperparameters)
-            # Its memory is the next one's. Models refer to themselves: they go when the collector comes.
+            # Models refer to themselves: only the collector frees their memory for the next one.
             gc.collect()
             ledger.record(trial)
             shown = "diverged" if trial.objective is None else f"{objective} {trial.objective:.6g}"
@@ -414,7 +414,7 @@ def _new_oracle(oracle: Any, objective: Any) -> Any:
         raise ValueError(f"`oracle` must be a keras_tuner.Oracle. Received: {type(oracle).__name__}")
     if oracle.objective != DescendingLearningRateOracle(objective).objective:
         raise ValueError(f"`oracle` must have the objective {objective}. Received: {oracle.objective}")
-    # It would go on where it was and, were it at its end, propose nothing.
+    # A used oracle would go on where it was and, at its end, propose nothing.
     asked = oracle.trials or getattr(getattr(oracle, "beside", None), "trials", None)
     if asked:
         raise ValueError(
@@ -432,7 +432,7 @@ def _batches(name: str, make: Callable[[Any], BatchesT], examples: Any, kind: ty
 
 
 def _finite_metrics(metrics: Any, saved: Path) -> dict[str, float]:
-    """Metrics of the test as floats; what is wrong with them is said with nothing lost."""
+    """Metrics of the test as floats; errors say that the refitted model is kept."""
     kept = f"The refitted model is kept in {saved}: run the same again, and nothing is trained again"
     if not isinstance(metrics, Mapping):
         raise ValueError(f"`evaluate` must return metrics by name. {kept}. Received: {type(metrics).__name__}")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backend.compilation import copies_state_of_loops, runs_eagerly
-from keras_igpt.data.inputs import pictures_of_size
+from keras_igpt.data.inputs import as_pictures
 from keras_igpt.inference.compiled import Program
 from keras_igpt.inference.language_model import LanguageModel, palette_of
 from keras_igpt.inference.sampling import (
@@ -140,7 +140,7 @@ def complete_images(
     """Keeps the beginning of pictures and draws the rest; `ImageGPTCausalLM.complete`."""
     palette = palette_of(language_model, without="continue_tokens")
     side = language_model.backbone.image_size
-    array = pictures_of_size(images, side, palette.num_channels, stacklevel=4)
+    array = as_pictures(language_model, images)
     hidden = (np.arange(side**2) >= keep_pixels).reshape(side, side)
 
     def draw(prompt: TokenIds, drawn: npt.NDArray[np.bool_]) -> TokenIds:

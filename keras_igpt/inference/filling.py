@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.data.inputs import pictures_of_size
+from keras_igpt.data.inputs import as_pictures
 from keras_igpt.inference.compiled import Program
 from keras_igpt.inference.language_model import MaskedLanguageModel, palette_of
 from keras_igpt.inference.sampling import (
@@ -66,7 +66,7 @@ def fill_images(
     """Draws the hidden pixels of pictures anew; `ImageGPTMaskedLM.fill`."""
     palette = palette_of(language_model, without="fill_tokens")
     side = language_model.backbone.image_size
-    array = pictures_of_size(images, side, palette.num_channels, stacklevel=4)
+    array = as_pictures(language_model, images)
     mask = np.asarray(hidden)
     if mask.dtype != bool or mask.shape not in ((side, side), array.shape[:3]):
         raise ValueError(

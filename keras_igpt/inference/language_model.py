@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import keras
-import numpy as np
-import numpy.typing as npt
 
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.palette.color_palette import ColorPalette
@@ -30,12 +28,6 @@ class LanguageModel(Protocol):
 
     def token_losses(self, token_ids: Any, logits: Any) -> Any:
         """Computes the loss `(B, T)` of each token in nats."""
-
-    def token_array(self, inputs: npt.ArrayLike, name: str = "inputs") -> npt.NDArray[np.integer[Any]]:
-        """Makes token ids `(B, T)` of images or token ids in memory, and checks them."""
-
-    def check_token_arrays(self, x: Any, name: str = "x", padded: bool = False) -> int | None:
-        """Checks token ids that are in memory."""
 
 
 class MaskedLanguageModel(LanguageModel, Protocol):

@@ -1,4 +1,4 @@
-"""BERT's masks: of a training step, of evaluation and of a vote, by arithmetic that is the same on every backend."""
+"""BERT's masks: of a training step, of evaluation and of a vote; the same on every backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.support.randomness import uniforms
+from keras_igpt.support.randomness import mixed_words, signed_word, uniforms
 
 
 def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.NDArray[np.bool_]:
@@ -26,7 +26,7 @@ def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.
     """
     hidden = np.empty(shape, bool)
     rows, tokens = shape
-    # The random numbers of some rows at a time: they take eight times the memory of what is kept.
+    # In chunks: the random numbers take eight times the memory of the mask.
     for start in range(0, rows, 1024):
         chunk = np.arange(start, min(start + 1024, rows))
         hidden[chunk] = uniforms("vote mask", seed, mask, chunk[:, None], np.arange(tokens)) < rate
@@ -34,17 +34,9 @@ def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.
 
 
 def majority(votes: npt.NDArray[Any], seed: int) -> npt.NDArray[np.int64]:
-    """Finds the most frequent class of each row; of several, one at random.
-
-    Args:
-        votes: integer array `(B, K)` of classes.
-        seed: int.
-
-    Returns:
-        int64 array `(B,)`. The choice in a row is a function of `(seed, row)`.
-    """
+    """Finds the most frequent class `(B,)` among the votes `(B, K)` of each row; ties are broken by `(seed, row)`."""
     supporters = (votes[:, :, None] == votes[:, None, :]).sum(axis=-1)  # (B, K), of each vote's class
-    # Classes in a tie have equally many votes: to draw one of these votes is to draw one of these classes.
+    # Classes in a tie have equally many votes, so drawing one of these votes draws each class with equal probability.
     rows, places = np.indices(votes.shape)
     draws = uniforms("vote tie", seed, rows, places)
     chosen = np.where(supporters == supporters.max(axis=-1, keepdims=True), draws, -1.0).argmax(axis=-1)
@@ -56,9 +48,9 @@ def majority(votes: npt.NDArray[Any], seed: int) -> npt.NDArray[np.int64]:
 class RandomPositionMask(keras.layers.Layer):
     """Chooses the positions that BERT hides: each one independently with probability `rate`.
 
-    The choice is a hash of the seed, the picture and, in training, the step, computed in 32-bit integers: it is the
-    same on every backend, whatever the batch and its order, and repeats after a restart, since the step is a weight
-    and is saved with the others. Evaluation hides the same positions of the same picture each time.
+    The choice is a hash of the seed, the picture and, in training, the step: the same on every backend, in any batch
+    and order, and after a restart, as the step is a weight and saved with the others. Evaluation always hides the same
+    positions of a picture.
 
     Args:
         rate: float in [0, 1]. Probability of each position.
@@ -96,14 +88,14 @@ class RandomPositionMask(keras.layers.Layer):
         token_ids = ops.cast(token_ids, "int32")
         positions = ops.arange(token_ids.shape[-1], dtype="int32")
         # A picture's key: the sum of one hash a (position, token), so that any changed pixel gives other masks.
-        words = _mix(token_ids + _wrap(0x9E3779B9) * (positions + 1))
+        words = mixed_words(token_ids + signed_word(0x9E3779B9) * (positions + 1))
         picture = ops.cast(ops.sum(words, axis=-1, keepdims=True), "int32")  # (B, 1)
-        draw = _mix(ops.convert_to_tensor(_wrap(self.seed), "int32"))
+        draw = mixed_words(ops.convert_to_tensor(signed_word(self.seed), "int32"))
         if training:
             # The evaluation draw is no training step's: steps count from one here.
-            draw = _mix(draw + self.step + 1)
-        key = _mix(ops.bitwise_xor(picture, draw))
-        bits = _mix(key + _wrap(0x85EBCA77) * (positions + 1))  # (B, T)
+            draw = mixed_words(draw + self.step + 1)
+        key = mixed_words(ops.bitwise_xor(picture, draw))
+        bits = mixed_words(key + signed_word(0x85EBCA77) * (positions + 1))  # (B, T)
         # 24 bits are a uniform number in steps of 2^-24.
         uniform = ops.bitwise_and(bits, 0xFFFFFF)
         return uniform < round(self.rate * (1 << 24))
@@ -114,23 +106,3 @@ class RandomPositionMask(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
-
-
-def _mix(words: Any) -> Any:
-    """MurmurHash3's 32-bit finaliser on int32 tensors, whose products wrap on every backend."""
-    words = ops.bitwise_xor(words, _logical_right_shift(words, 16))
-    words = words * _wrap(0x85EBCA6B)
-    words = ops.bitwise_xor(words, _logical_right_shift(words, 13))
-    words = words * _wrap(0xC2B2AE35)
-    return ops.bitwise_xor(words, _logical_right_shift(words, 16))
-
-
-def _wrap(word: int) -> int:
-    """The signed 32-bit integer with the bits of `word`."""
-    word &= 0xFFFFFFFF
-    return word - (1 << 32) if word >= 1 << 31 else word
-
-
-def _logical_right_shift(words: Any, count: int) -> Any:
-    # The shift of a signed integer copies its sign into the top bits; clear them.
-    return ops.bitwise_and(ops.right_shift(words, count), (1 << (32 - count)) - 1)

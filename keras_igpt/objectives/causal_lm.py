@@ -112,15 +112,13 @@ class ImageGPTCausalLM(PixelModel):
     ) -> UInt8Images:
         """Keeps the beginning of pictures and draws the rest, several times each.
 
-        Pictures of another size are cropped to their centre squares and resized to the model's, with a warning.
-
         Args:
-            images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures.
+            images: pictures, of all the kinds that `score` takes.
             keep_rows: int in 0…H. Rows kept, from the top.
             num_samples: int. Completions of each picture.
-            temperature: float. As in `generate`.
-            top_k: int. As in `generate`.
-            top_p: float. As in `generate`.
+            temperature: as in `generate`.
+            top_k: as in `generate`.
+            top_p: as in `generate`.
             seed: int. The draws of sample j of picture i depend on `(seed, i * num_samples + j)` alone.
             batch_size: int. Completions drawn together; twice the key-value cache of so many must fit into memory.
             keep_pixels: int in 0…T, in place of `keep_rows`. Pixels kept, in raster order.
@@ -152,7 +150,6 @@ class ImageGPTCausalLM(PixelModel):
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 64,
-        uniforms: npt.ArrayLike | None = None,
         verbose: int = 0,
     ) -> TokenIds:
         """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
@@ -163,12 +160,11 @@ class ImageGPTCausalLM(PixelModel):
         Args:
             prompt: int array `(B, T)`; entries that are not known are ignored.
             known: bool array `(B, T)` or `(T,)`, True where the prompt's token is kept.
-            temperature: float. As in `generate`.
-            top_k: int. As in `generate`.
-            top_p: float. As in `generate`.
+            temperature: as in `generate`.
+            top_k: as in `generate`.
+            top_p: as in `generate`.
             seed: int. Row i's draws depend on `(seed, i)` alone.
             batch_size: int. Sequences decoded together; twice the key-value cache of so many must fit into memory.
-            uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
             verbose: int. 1 shows how many sequences are done.
 
         Returns:
@@ -183,18 +179,19 @@ class ImageGPTCausalLM(PixelModel):
         continued = lm.continue_tokens(token_ids, known, temperature=0)
         ```
         """
-        sampling = Sampling(temperature, top_k, top_p, seed, uniforms)
+        sampling = Sampling(temperature, top_k, top_p, seed)
         return continue_tokens(self, prompt, known, sampling, batch_size, verbose)
 
     def score(self, inputs: Any, per_pixel: bool = False, batch_size: int = 64) -> Scores:
         """Computes how surprising each picture is: the negative log-likelihood of its tokens.
 
-        Sets of any size are read, encoded and scored batch after batch.
+        Files are decoded batch by batch.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`;
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`, files at their centre squares; or `EvaluationBatches`,
-                whose examples are taken.
+            inputs: pictures of any size as a uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of
+                single ones, cropped to their centre squares and resized to the model's size with a warning; token ids
+                `(B, T)`; `LabeledImages`, `LabeledTokens`, or `ImageFiles` of the model's size; or `EvaluationBatches`
+                of these.
             per_pixel: bool. Whether to keep the loss of each pixel too, four bytes each.
             batch_size: int. Pictures computed together.
 

@@ -13,13 +13,14 @@ from keras import ops
 from keras_igpt.backend.gradients import without_gradient
 from keras_igpt.backend.processes import replica_count
 from keras_igpt.backend.untracked import Untracked
+from keras_igpt.data.inputs import Pictures, as_examples
 from keras_igpt.inference.compiled import check_finite, computed_rows
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.masking import majority, vote_mask
 from keras_igpt.model.presets import get_preset
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
-from keras_igpt.objectives.pixel_model import PixelModel, weighted_mean
+from keras_igpt.objectives.pixel_model import PixelModel, check_language_model, weighted_mean
 from keras_igpt.objectives.token_model import TokenModel, per_image, token_ids_of
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer, check_number
@@ -36,7 +37,7 @@ class ImageGPTImageClassifier(TokenModel):
     nats per token.
 
     Training changes the weights that its loss depends on. Without L_GEN these are the class head's and those below it;
-    the others are not computed with, and the optimizer keeps nothing for them.
+    the others are not used, and have no optimizer state.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, which is trained along.
@@ -46,7 +47,7 @@ class ImageGPTImageClassifier(TokenModel):
             probe is trained faster, but in the end the last one was better.
         frozen: bool. Whether the language model stays as it is and the class head alone is trained: a linear probe by
             gradient descent, the paper's for ImageNet, with `probing_recipe`. Needs `generative_weight=0`. A BERT
-            model still counts the steps, to draw new masks in each.
+            model still draws new masks in each step.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -54,7 +55,8 @@ class ImageGPTImageClassifier(TokenModel):
 
     Returns:
         Dictionary of `"class_logits"`, float32 `(B, C)`, and with a positive `generative_weight` `"image_losses"`,
-        float32 `(B,)`, the pixel objective of each image in nats per token. `predict` returns the class logits alone.
+        float32 `(B,)`, the pixel objective of each image in nats per token, and `"image_weights"`, float32 `(B,)`, 0
+        for an image without a predicted token. `predict` returns the class logits alone.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -79,11 +81,7 @@ class ImageGPTImageClassifier(TokenModel):
         frozen: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(language_model, PixelModel):
-            raise ValueError(
-                "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
-                f"Received: {type(language_model).__name__}"
-            )
+        check_language_model(language_model)
         num_classes = check_integer("num_classes", num_classes, 2)
         generative_weight = check_number("generative_weight", generative_weight, 0)
         last = language_model.backbone.num_layers
@@ -108,8 +106,8 @@ class ImageGPTImageClassifier(TokenModel):
 
         if generative_weight:
             self.generative_loss = keras.metrics.Mean(name="generative_loss")
-        # These stay out of the model's files. The first takes the place of Keras' mean loss; in evaluation it has L_CLF
-        # alone, and the second L_GEN, for each has its own weights. In training the second stays zero.
+        # Not in the model's files. The first replaces Keras' mean loss. In evaluation it has L_CLF alone and the second
+        # L_GEN, as each has its own weights; in training the second stays zero.
         self._mean_loss = Untracked(keras.metrics.Mean(name="loss"))
         self._mean_generative_loss = Untracked(keras.metrics.Mean(name="mean_generative_loss"))
 
@@ -172,7 +170,7 @@ class ImageGPTImageClassifier(TokenModel):
         palette: ColorPalette | None = self.language_model.palette
         return palette
 
-    # Not by `trainable` of the layers: the language model is the caller's, who may train it elsewhere too.
+    # Not by the layers' `trainable`: the caller may train the language model elsewhere too.
     @property
     def trainable_variables(self) -> list[Any]:
         """The variables that training changes."""
@@ -206,31 +204,19 @@ class ImageGPTImageClassifier(TokenModel):
         self.class_head.build((None, self.backbone.hidden_dim))
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Computes class logits in batches; `keras.Model.predict`, with `x` checked first.
+        """Computes class logits `(B, C)` in batches; `keras.Model.predict`, which takes pictures too.
 
-        Args:
-            x: what `call` takes, or a data set of it.
-            *args: of `keras.Model.predict`.
-            **kwargs: of `keras.Model.predict`.
-
-        Returns:
-            float32 array `(B, C)`.
-
-        Raises:
-            ValueError: if `x` does not fit the model, or its weights have diverged: the largest of logits that are no
-                numbers would be class 0.
+        Raises `ValueError` if the weights have diverged: the largest of logits that are not finite would be class 0.
         """
         return check_finite(super().predict(x, *args, **kwargs)["class_logits"], "predict")
 
-    def vote(
-        self, inputs: npt.ArrayLike, num_masks: int = 5, seed: int = 0, batch_size: int = 128
-    ) -> npt.NDArray[np.int64]:
+    def vote(self, inputs: Pictures, num_masks: int = 5, seed: int = 0, batch_size: int = 128) -> npt.NDArray[np.int64]:
         """Predicts classes by a majority of several masks, for a BERT model, whose inputs are masked.
 
         A picture's masks and the choice among classes with equally many votes are functions of `(seed, row)`.
 
         Args:
-            inputs: uint8 images `(B, H, W, 3)`, which the model's palette encodes, or token ids `(B, T)`.
+            inputs: pictures or token ids `(B, T)`, of all the kinds that `score` takes.
             num_masks: int. Independent masks of each picture.
             seed: int. Of masks and ties.
             batch_size: int. Pictures computed together.
@@ -257,19 +243,27 @@ class ImageGPTImageClassifier(TokenModel):
             )
         num_masks = check_integer("num_masks", num_masks)
         seed = check_seed(seed)
-        token_ids = self.token_array(inputs)
+        examples = as_examples(self, inputs)
         votes = []
         for mask in range(num_masks):
-            position_mask = vote_mask(token_ids.shape, self.language_model.mask_rate, seed, mask)
-            masked = {"token_ids": token_ids, "position_mask": position_mask}
-            segments = computed_rows(self, masked, batch_size, row_bytes=4 * self.num_classes)
+            shape = (len(examples), self.backbone.num_tokens)
+            position_mask = vote_mask(shape, self.language_model.mask_rate, seed, mask)
+            segments = computed_rows(
+                self,
+                {"position_mask": position_mask},
+                batch_size,
+                row_bytes=4 * self.num_classes,
+                examples=examples,
+                palette=self.palette,
+                purpose="vote",
+            )
             votes.append(np.concatenate([logits.argmax(axis=-1) for _, logits in segments]))
         return majority(np.stack(votes, axis=-1), seed)
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         token_ids = token_ids_of(inputs)
         position_mask = self.language_model.hidden_positions(inputs, training)
-        # In one pass: what the class head reads and, where L_GEN needs it, what the pixel head does.
+        # One pass for the class head and, where L_GEN needs it, the pixel head.
         depths = (self.layer, self.backbone.num_layers) if self.generative_weight else (self.layer,)
 
         def normed_states() -> list[Any]:
@@ -278,9 +272,11 @@ class ImageGPTImageClassifier(TokenModel):
         states = without_gradient(normed_states) if self.frozen else normed_states()  # (B, T, D) each
         outputs = {"class_logits": self.class_head(ops.mean(ops.cast(states[0], "float32"), axis=1))}
         if self.generative_weight:
-            # Reduced to one number an image at once: the logits themselves, (B, T, V), are too large to hand out.
+            # Reduced to one number an image here: the logits (B, T, V) are too large to return.
             logits = self.language_model.pixel_head(states[-1])
-            outputs["image_losses"] = self.language_model.image_losses(token_ids, logits, position_mask)
+            losses = self.language_model.image_losses(token_ids, logits, position_mask)
+            outputs["image_losses"] = losses
+            outputs["image_weights"] = self.language_model.image_weights(losses, position_mask)
         return outputs
 
     def compute_loss(
@@ -305,10 +301,9 @@ class ImageGPTImageClassifier(TokenModel):
         if not training:
             self._mean_loss.value.update_state(*self._mean_class_loss(x, y, logits, sample_weight, loss))
         if self.generative_weight:
-            losses = y_pred["image_losses"]
-            weights = self.language_model.image_weights(
-                losses, self.language_model.hidden_positions(x, training), sample_weight
-            )
+            losses, weights = y_pred["image_losses"], y_pred["image_weights"]
+            if sample_weight is not None:
+                weights = weights * ops.cast(sample_weight, weights.dtype)
             self.generative_loss.update_state(losses, sample_weight=weights)
             loss = loss + self.generative_weight * weighted_mean(losses, weights)
             if not training:
@@ -348,16 +343,7 @@ class ImageGPTImageClassifier(TokenModel):
         return results
 
     def check_labels(self, labels: Any, name: str = "x") -> None:
-        """Checks the class labels that come with `name`.
-
-        Args:
-            labels: integer array `(B,)` or `(B, 1)` of classes; with a loss that takes them, numbers `(B, C)`, such as
-                smoothed ones.
-            name: str. What the caller calls what they come with.
-
-        Raises:
-            ValueError: if they are none, of another kind or out of range.
-        """
+        """Checks class labels: integers `(B,)` or `(B, 1)`; or, for a loss that takes them, numbers `(B, C)`."""
         wanted = f"`{name}` must come with class labels, integers (B,) in 0…{self.num_classes - 1}"
         if labels is None:
             raise ValueError(f"{wanted}. Received: no labels")

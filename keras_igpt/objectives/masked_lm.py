@@ -23,9 +23,9 @@ from keras_igpt.support.checks import check_integer, check_number
 class ImageGPTMaskedLM(PixelModel):
     """Image GPT under the BERT objective: hidden pixels from all the others.
 
-    The masks of training are drawn anew each step from `(mask_seed, step, picture)`; in evaluation, prediction and
-    probing a picture's mask is always the same (inputs stay masked there, as in the paper). The step is saved with the
-    weights. Masks of one's own come in as `position_mask`.
+    Each training step draws new masks from `(mask_seed, step, picture)`; in evaluation, prediction and probing, where
+    inputs stay masked as in the paper, a picture's mask is always the same. The step is saved with the weights. Pass
+    `position_mask` to use other masks.
 
     Args:
         backbone: an `ImageGPTBackbone` with bidirectional attention.
@@ -40,7 +40,8 @@ class ImageGPTMaskedLM(PixelModel):
             `(B, T)`, True where the pixel is hidden from the input and predicted.
 
     Returns:
-        float32 tensor `(B, T, V)`: logits at every position; the loss counts those of hidden positions.
+        float32 tensor `(B, T, V)`: logits at every position; the loss counts those of hidden positions. With
+        `training=True` a dictionary of `"logits"` and the `"position_mask"` that was drawn.
 
     Raises:
         ValueError: if backbone and palette do not fit, or `mask_rate` is out of range.
@@ -106,19 +107,16 @@ class ImageGPTMaskedLM(PixelModel):
         batch_size: int = 16,
         quantize: bool = False,
     ) -> UInt8Images:
-        """Draws the hidden pixels of pictures anew, several times each; an extension of the paper.
+        """Redraws the hidden pixels of pictures, several times each; an extension of the paper.
 
-        The hidden pixels are put into a random order and drawn in rounds, those of a round at once, each from the
-        model's distribution given all that are known by then. One a round is exact sampling of an order-agnostic model;
-        fewer rounds are faster, and pixels of one round do not see each other. The paper draws with L_AR alone: BERT
-        models have learned with a share `mask_rate` of hidden pixels, and know least about pictures of which most is
-        hidden.
-
-        Pictures of another size are cropped to their centre squares and resized to the model's, with a warning.
+        Hidden pixels are drawn in rounds in a random order, each from the model's distribution given all pixels known
+        by then. One pixel a round is exact sampling of an order-agnostic model; fewer rounds are faster, but pixels of
+        one round do not see each other. The paper draws with L_AR alone: BERT models are trained with a share
+        `mask_rate` of hidden pixels, and know least about pictures that are mostly hidden.
 
         Args:
-            images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures.
-            hidden: bool array `(H, W)` or `(B, H, W)` of the model's size, True where a pixel is drawn anew.
+            images: pictures, of all the kinds that `score` takes.
+            hidden: bool array `(H, W)` or `(B, H, W)` of the model's size, True where a pixel is redrawn.
             num_samples: int. Fillings of each picture.
             num_rounds: int. Rounds in which they are drawn, each one pass of the model; as many as there are hidden
                 pixels draw them one by one.
@@ -156,20 +154,18 @@ class ImageGPTMaskedLM(PixelModel):
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 16,
-        uniforms: npt.ArrayLike | None = None,
     ) -> TokenIds:
-        """Draws the hidden tokens of sequences anew; an extension of the paper. Needs no palette.
+        """Redraws the hidden tokens of sequences; an extension of the paper. Needs no palette.
 
         Args:
             token_ids: int array `(B, T)`; entries that are hidden are ignored.
-            position_mask: bool array `(B, T)` or `(T,)`, True where a token is drawn anew.
+            position_mask: bool array `(B, T)` or `(T,)`, True where a token is redrawn.
             num_rounds: int. Rounds, as in `fill`.
-            temperature: float. As in `fill`.
-            top_k: int. As in `fill`.
-            top_p: float. As in `fill`.
+            temperature: as in `fill`.
+            top_k: as in `fill`.
+            top_p: as in `fill`.
             seed: int. Order and draws of row i depend on `(seed, i)` alone.
             batch_size: int. Sequences drawn together.
-            uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
 
         Returns:
             int32 array `(B, T)`.
@@ -182,7 +178,7 @@ class ImageGPTMaskedLM(PixelModel):
         filled = lm.fill_tokens(token_ids, position_mask, num_rounds=64)
         ```
         """
-        sampling = Sampling(temperature, top_k, top_p, seed, uniforms)
+        sampling = Sampling(temperature, top_k, top_p, seed)
         return fill_tokens(self, token_ids, position_mask, num_rounds, sampling, batch_size)
 
     def score(
@@ -195,9 +191,10 @@ class ImageGPTMaskedLM(PixelModel):
         it. The masks of a whole set are in memory one at a time, a byte a pixel.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`;
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`, files at their centre squares; or `EvaluationBatches`,
-                whose examples are taken.
+            inputs: pictures of any size as a uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of
+                single ones, cropped to their centre squares and resized to the model's size with a warning; token ids
+                `(B, T)`; `LabeledImages`, `LabeledTokens`, or `ImageFiles` of the model's size; or `EvaluationBatches`
+                of these.
             num_masks: int. Independent masks of each picture.
             seed: int. Of the masks.
             per_pixel: bool. Whether to keep the loss of each pixel too, in the mean over the masks that hid it; NaN

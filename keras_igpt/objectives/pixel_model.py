@@ -32,7 +32,7 @@ class PixelModel(TokenModel):
     """
 
     _attention: str
-    # Arguments beside the backbone's that a preset's file keeps.
+    # Arguments beside the backbone's that are kept in a preset's file.
     _own_options: tuple[str, ...] = ()
 
     def __init__(
@@ -122,18 +122,7 @@ class PixelModel(TokenModel):
         self.pixel_head.build((None, None, self.backbone.hidden_dim))
 
     def hidden_positions(self, inputs: Any, training: bool | None = None) -> Any | None:
-        """Returns the positions hidden from the input, or None where the objective hides none.
-
-        Args:
-            inputs: what `call` takes.
-            training: bool. Whether the step takes part in the choice.
-
-        Returns:
-            bool tensor `(B, T)` or None.
-
-        Raises:
-            ValueError: if inputs have a mask and the objective has no use for one.
-        """
+        """Returns the positions `(B, T)` hidden from the input, or None; in training they depend on the step."""
         if isinstance(inputs, dict) and "position_mask" in inputs:
             raise ValueError(
                 f"`position_mask` is for ImageGPTMaskedLM. Received: position_mask for {type(self).__name__}"
@@ -141,11 +130,13 @@ class PixelModel(TokenModel):
         return None
 
     def advance_step(self) -> None:
-        """Counts one training step, for whatever is drawn anew each step."""
+        """Counts one training step."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        hidden = self.backbone(token_ids_of(inputs), position_mask=self.hidden_positions(inputs, training))
-        return self.pixel_head(hidden)
+        position_mask = self.hidden_positions(inputs, training)
+        logits = self.pixel_head(self.backbone(token_ids_of(inputs), position_mask=position_mask))
+        # The loss takes the mask from the output, so that a training step draws it once.
+        return {"logits": logits, "position_mask": position_mask} if training and position_mask is not None else logits
 
     def pooled_features(
         self,
@@ -168,34 +159,20 @@ class PixelModel(TokenModel):
         )
 
     def token_losses(self, token_ids: Any, logits: Any) -> Any:
-        """Computes the loss of each token in nats.
-
-        Args:
-            token_ids: int tensor `(B, T)`, the targets.
-            logits: float32 tensor `(B, T, V)`.
-
-        Returns:
-            float32 tensor `(B, T)`.
-        """
+        """Computes the loss `(B, T)` of each token in nats, from token ids `(B, T)` and logits `(B, T, V)`."""
         # Small unsigned types cannot hold the palette's size, and comparing with it would wrap.
         token_ids = ops.cast(token_ids, "int32")
         in_range = ops.logical_and(token_ids >= 0, token_ids < self.backbone.vocabulary_size)
         losses = ops.sparse_categorical_crossentropy(
             ops.where(in_range, token_ids, ops.zeros_like(token_ids)), logits, from_logits=True
         )
-        # No backend may pass an impossible token off as some other one.
+        # Out-of-range tokens must not pass for others on any backend.
         return ops.where(in_range, losses, math.nan)
 
     def image_losses(self, token_ids: Any, logits: Any, position_mask: Any | None) -> Any:
-        """Computes each image's loss: the mean over its predicted tokens, in nats per token.
+        """Computes each image's loss `(B,)`: the mean over its predicted tokens in nats, 0 if there is none.
 
-        Args:
-            token_ids: int tensor `(B, T)`, the targets.
-            logits: float32 tensor `(B, T, V)`.
-            position_mask: bool tensor `(B, T)`, the tokens that count; all of them where None.
-
-        Returns:
-            float32 tensor `(B,)`; 0 for an image without a predicted token.
+        Predicted are the tokens where `position_mask` is True, or all of them if it is None.
 
         Reference:
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.2;
@@ -208,17 +185,8 @@ class PixelModel(TokenModel):
         total = ops.sum(ops.where(position_mask, losses, ops.zeros_like(losses)), axis=-1)
         return total / ops.maximum(ops.sum(counted, axis=-1), 1.0)
 
-    def image_weights(self, losses: Any, position_mask: Any | None, sample_weight: Any | None) -> Any:
-        """Computes how much each image counts: by its sample weight, and not at all without a predicted token.
-
-        Args:
-            losses: float32 tensor `(B,)` of `image_losses`.
-            position_mask: as in `image_losses`.
-            sample_weight: optional tensor `(B,)`.
-
-        Returns:
-            float32 tensor `(B,)`.
-        """
+    def image_weights(self, losses: Any, position_mask: Any | None, sample_weight: Any | None = None) -> Any:
+        """Computes the weight `(B,)` of each image: its sample weight, or 0 if none of its tokens is predicted."""
         weights = ops.ones_like(losses) if sample_weight is None else ops.cast(sample_weight, losses.dtype)
         if position_mask is not None:
             weights = weights * ops.cast(ops.any(position_mask, axis=-1), losses.dtype)
@@ -233,8 +201,11 @@ class PixelModel(TokenModel):
         training: bool = True,
     ) -> Any:
         """Computes the objective in nats per token; targets are the inputs, and `y` is ignored."""
-        position_mask = self.hidden_positions(x, training)
-        losses = self.image_losses(token_ids_of(x), y_pred, position_mask)
+        if isinstance(y_pred, dict):
+            logits, position_mask = y_pred["logits"], y_pred["position_mask"]
+        else:
+            logits, position_mask = y_pred, self.hidden_positions(x, training)
+        losses = self.image_losses(token_ids_of(x), logits, position_mask)
         weights = self.image_weights(losses, position_mask, per_image(sample_weight))
         self.bits_per_pixel.update_state(losses / math.log(2), sample_weight=weights)
         if training:
@@ -274,6 +245,14 @@ class PixelModel(TokenModel):
         if config["palette"] is not None:
             config["palette"] = ColorPalette.from_config(config["palette"])
         return super().from_config(config, custom_objects=custom_objects)
+
+
+def check_language_model(model: Any) -> None:
+    """Raises `ValueError` for what is no `ImageGPTCausalLM` or `ImageGPTMaskedLM`."""
+    if not isinstance(model, PixelModel):
+        raise ValueError(
+            f"`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. Received: {type(model).__name__}"
+        )
 
 
 def weighted_mean(values: Any, weights: Any) -> Any:

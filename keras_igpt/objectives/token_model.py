@@ -10,14 +10,14 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backend.optimizers import innermost, with_public_optimizers
 from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
 from keras_igpt.backend.whole_steps import WholeStepModel, build_for, called_by_fit, compile_options
-from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
+from keras_igpt.data.batches import EvaluationBatches, Source, TrainingBatches
 from keras_igpt.data.checked import CheckedData
+from keras_igpt.data.inputs import are_pictures, array_of, as_examples, as_token_ids
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.memory import warn_if_too_large
 from keras_igpt.model.quantization import QuantizableModel
@@ -26,15 +26,17 @@ from keras_igpt.support.checks import check_integer
 from keras_igpt.training.non_finite_loss import StopAtNonFiniteLoss
 from keras_igpt.training.resume import ExactResume
 
+# Keras' own, of arrays.
+_BATCH_SIZE = 32
+
 
 class TokenModel(QuantizableModel, WholeStepModel):
-    """A Keras model fed with token ids; nothing of it is computed before they are checked.
+    """A Keras model that takes token ids, and checks them before it computes anything.
 
-    An id out of range would be NaN on JAX, some other colour or a crash deep inside elsewhere. `fit`, `evaluate` and
-    `predict` look at arrays on the host, whole; of a `PyDataset`, a `tf.data.Dataset`, a generator, PyTorch's
-    `DataLoader` and Grain's data sets they look at each batch before the model sees it. What is wrong is said by the
-    same `ValueError` on every backend. After an exception, an interrupt included, the model has the weights of the last
-    whole step.
+    An id out of range would be NaN on JAX, and another colour or a crash elsewhere. `fit`, `evaluate` and `predict`
+    check arrays whole, and each batch of a `PyDataset`, `tf.data.Dataset`, generator, PyTorch `DataLoader` or Grain
+    data set before the model sees it; errors are the same `ValueError` on every backend. After any exception, an
+    interrupt included, the model has the weights of the last whole step.
     """
 
     backbone: ImageGPTBackbone
@@ -48,19 +50,16 @@ class TokenModel(QuantizableModel, WholeStepModel):
         """Trains the model; `keras.Model.fit`, with what it is given checked first.
 
         A `PyDataset` gives its batches in its own order, and its `steps_per_epoch` where it has one; `TrainingBatches`
-        give those of the epoch that `initial_epoch` or `BackupAndRestore` begins with. A loss that is no number stops
-        the training (`StopAtNonFiniteLoss`). With `ExactResume` among the callbacks it goes on from the newest
-        checkpoint.
+        begin with the epoch that `initial_epoch` or `BackupAndRestore` begins with. A loss that is not finite stops the
+        training (`StopAtNonFiniteLoss`). With `ExactResume` among the callbacks it resumes from the newest checkpoint.
         """
-        options = _by_name(keras.Model.fit, args, kwargs)
-        self._check_settings()
+        options = self._options(keras.Model.fit, args, kwargs)
         if isinstance(x, keras.utils.PyDataset):
             # Keras would draw another order of the batches from Python's global generator.
             options.setdefault("shuffle", False)
             if options.get("steps_per_epoch") is None:
                 options["steps_per_epoch"] = getattr(x, "steps_per_epoch", None)
-        _check_counts(options)
-        if options.get("class_weight") is not None and y is None and _array_of(token_ids_of(x)) is not None:
+        if options.get("class_weight") is not None and y is None and array_of(token_ids_of(x)) is not None:
             raise ValueError("`class_weight` needs class labels in `y`. Received: class_weight without y")
         given: Any = options.get("callbacks") or []
         in_list = isinstance(given, keras.callbacks.CallbackList)
@@ -77,22 +76,22 @@ class TokenModel(QuantizableModel, WholeStepModel):
         if resume:
             history = resume[0].fit(self._fit, self, x, options)
         else:
-            if not in_list and hasattr(x, "starting_at") and options["steps_per_epoch"]:
-                options["callbacks"] = [_BatchesOfEpoch(options["steps_per_epoch"]), *options["callbacks"]]
-            history = self._fit(x, y, **options)
+            history = self._fit(x, y, seeks_epoch=not in_list, **options)
         if innermost(self.optimizer).use_ema:
             # Keras leaves weights and averages in the same memory, which JAX refuses to give to another step twice.
             for weight in self.trainable_variables:
                 weight.assign(ops.copy(weight))
         return history
 
-    def _fit(self, x: Any, y: Any = None, **options: Any) -> Any:
-        """Runs `keras.Model.fit` on checked data."""
-        data, y, options["sample_weight"] = self._checked(x, y, options.get("sample_weight"), "x")
+    def _fit(self, x: Any, y: Any = None, seeks_epoch: bool = False, **options: Any) -> Any:
+        """Runs `keras.Model.fit` on checked data, which begin with the first epoch if asked to and if they can."""
+        data, y = self._prepared(x, y, options)
+        checked = [data]
         if data.first is not None:
             # Keras warns that it cannot shuffle what comes in batches.
             options.setdefault("shuffle", False)
-        checked = [data]
+        if seeks_epoch and hasattr(x, "starting_at") and options.get("steps_per_epoch"):
+            options["callbacks"] = [_BatchesOfEpoch(data.data, options["steps_per_epoch"]), *options["callbacks"]]
         if options.get("validation_data") is not None:
             held_out, steps = options["validation_data"], options.get("validation_steps")
             parts = held_out if isinstance(held_out, (tuple, list)) else (held_out,)
@@ -108,42 +107,39 @@ class TokenModel(QuantizableModel, WholeStepModel):
             options["validation_data"] = (
                 validation.data if validation.first is not None else (validation.data, targets, weights)
             )
-        for callback in options["callbacks"] if isinstance(options["callbacks"], list) else ():
-            if isinstance(callback, _BatchesOfEpoch):
-                callback.batches = data.data
-        example = token_ids_of(keras.utils.unpack_x_y_sample_weight(data.first)[0]) if data.first is not None else None
-        warn_if_too_large(self, (options.get("batch_size") or 32) if example is None else len(example))
-        # Else Keras takes the first batch away from the data to do this.
-        build_for(self, _as_example(data, y, options["sample_weight"]))
-        _check_batch_size(x, options)
+        rows = options.get("batch_size") or _BATCH_SIZE
+        if data.first is not None:
+            example = token_ids_of(keras.utils.unpack_x_y_sample_weight(data.first)[0])
+            rows = rows if example is None else len(example)
+        warn_if_too_large(self, rows)
         with _errors_of(checked):
             return super().fit(data.data, y, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Computes loss and metrics; `keras.Model.evaluate`, with what it is given checked first."""
-        options = _by_name(keras.Model.evaluate, args, kwargs)
+        """Computes loss and metrics; `keras.Model.evaluate`, with what it is given checked first.
+
+        Pictures are taken too, of all the kinds that `score` takes.
+        """
+        options = self._options(keras.Model.evaluate, args, kwargs)
         if called_by_fit(options):
             # Which has checked the same.
             return super().evaluate(x, y, **options)
-        self._check_settings()
-        _check_counts(options)
-        _check_that_it_ends(x, options.get("steps"), "x")
-        data, y, options["sample_weight"] = self._checked(x, y, options.get("sample_weight"), "x")
-        build_for(self, _as_example(data, y, options["sample_weight"]))
-        _check_batch_size(x, options)
+        data, y = self._prepared(self._taken_in(x, options), y, options)
         with _errors_of([data]):
             return super().evaluate(data.data, y, **options)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first."""
+        """Computes the outputs in batches; `keras.Model.predict`, with `x` checked first.
+
+        Pictures are taken too, of all the kinds that `score` takes.
+        """
         check_one_process("predict")
-        options = _by_name(keras.Model.predict, args, kwargs)
-        _check_counts(options)
-        _check_that_it_ends(x, options.get("steps"), "x")
-        data, _, _ = self._checked(x, None, None, "x", labelled=False)
-        _check_batch_size(x, options)
+        options = self._options(keras.Model.predict, args, kwargs)
+        data, _ = self._prepared(self._taken_in(x, options), None, options, labelled=False)
         with _errors_of([data]):
-            return super().predict(data.data, **options)
+            outputs = super().predict(data.data, **options)
+        # Rows that fill the last batch up are dropped where the batches were made here.
+        return keras.tree.map_structure(lambda array: array[: len(x)], outputs) if isinstance(x, Source) else outputs
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains on one batch; `keras.Model.train_on_batch`, with what it is given checked first."""
@@ -161,6 +157,33 @@ class TokenModel(QuantizableModel, WholeStepModel):
         """Computes the outputs of one batch; `keras.Model.predict_on_batch`, with `x` checked first."""
         self.check_batch((x,), "x", labelled=False)
         return super().predict_on_batch(x)
+
+    def _options(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Names and checks the options of Keras' `fit`, `evaluate` or `predict`, and the settings that these need."""
+        options = _by_name(function, args, kwargs)
+        if function is not keras.Model.predict:
+            self._check_settings()
+        _check_counts(options)
+        return options
+
+    def _taken_in(self, x: Any, options: dict[str, Any]) -> Any:
+        """What `evaluate` and `predict` are given, as Keras takes it: pictures and examples as tokens."""
+        _check_that_it_ends(x, options.get("steps"), "x")
+        if isinstance(x, Source):
+            batch_size = options.pop("batch_size", None) or _BATCH_SIZE
+            return EvaluationBatches(as_examples(self, x, "x"), self.palette, batch_size)
+        return as_token_ids(self, x, "x") if are_pictures(x) or array_of(x) is not None else x
+
+    def _prepared(self, x: Any, y: Any, options: dict[str, Any], labelled: bool = True) -> tuple[CheckedData, Any]:
+        """Checks data and builds the model's metrics and loss for them; `options` gets the weights."""
+        data, y, weights = self._checked(x, y, options.get("sample_weight"), "x", labelled)
+        if array_of(token_ids_of(x)) is not None:
+            check_rows(options.get("batch_size") or _BATCH_SIZE, "batch_size")
+        if labelled:
+            options["sample_weight"] = weights
+            # Otherwise Keras takes the first batch away from the data to do this.
+            build_for(self, _as_example(data, y, weights))
+        return data, y
 
     def _checked(
         self, x: Any, y: Any, sample_weight: Any, name: str, labelled: bool = True
@@ -193,16 +216,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
         return data, y, sample_weight
 
     def check_batch(self, batch: Any, name: str = "x", labelled: bool = True) -> None:
-        """Checks inputs, targets and weights that are in memory.
-
-        Args:
-            batch: inputs, targets and weights in a tuple, or fewer.
-            name: str. What the caller calls them.
-            labelled: bool. Whether targets and weights matter.
-
-        Raises:
-            ValueError: if they do not fit the model or each other.
-        """
+        """Checks inputs and, if `labelled`, targets and weights that are in memory; they come in a tuple."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         rows = self.check_token_arrays(x, name)
         if labelled and rows is not None:
@@ -231,23 +245,11 @@ class TokenModel(QuantizableModel, WholeStepModel):
             config["jit_compile"] = "auto"
         return config
 
-    def check_token_arrays(self, x: Any, name: str = "x", padded: bool = False) -> int | None:
-        """Checks token ids that are in memory; data sets pass unseen.
-
-        Args:
-            x: what `call` takes.
-            name: str. What the caller calls it.
-            padded: bool. Whether the caller fills batches up, so that any number of rows will do on several devices.
-
-        Returns:
-            int. Their rows; None for a data set.
-
-        Raises:
-            ValueError: if shape, dtype or range of the token ids do not fit the model.
-        """
+    def check_token_arrays(self, x: Any, name: str = "x") -> int | None:
+        """Checks what `call` takes, where it is in memory; returns its number of rows, None for a data set."""
         if isinstance(x, dict) and ("token_ids" not in x or not set(x) <= {"token_ids", "position_mask"}):
             raise ValueError(f"`{name}` must have the key 'token_ids', perhaps 'position_mask'. Received: {list(x)}")
-        token_ids = _array_of(token_ids_of(x))
+        token_ids = array_of(token_ids_of(x))
         if token_ids is None:
             return None
         tokens = self.backbone.num_tokens
@@ -258,46 +260,15 @@ class TokenModel(QuantizableModel, WholeStepModel):
             )
         if token_ids.dtype == np.uint64:
             raise ValueError(f"`{name}` must be token ids that int64 holds, for PyTorch's sake. Received: uint64")
-        if not padded:
-            check_rows(len(token_ids), name)
+        check_rows(len(token_ids), name)
         check_token_ids(token_ids, self.backbone.vocabulary_size, name)
-        mask = _array_of(x.get("position_mask")) if isinstance(x, dict) else None
+        mask = array_of(x.get("position_mask")) if isinstance(x, dict) else None
         if mask is not None and (mask.dtype != bool or mask.shape != token_ids.shape):
             raise ValueError(
                 f"`position_mask` must be bool of shape {token_ids.shape}, True where the pixel is hidden. "
                 f"Received: {mask.dtype} of shape {mask.shape}"
             )
         return len(token_ids)
-
-    def token_array(self, inputs: npt.ArrayLike, name: str = "inputs") -> npt.NDArray[np.integer[Any]]:
-        """Makes token ids of what is in memory, and checks them.
-
-        Args:
-            inputs: uint8 images `(B, H, W, C)`, which the palette encodes, or token ids `(B, T)`.
-            name: str. What the caller calls them.
-
-        Returns:
-            Integer array `(B, T)`.
-
-        Raises:
-            ValueError: if they do not fit the model, or are images and it has no palette.
-        """
-        array = np.asarray(inputs)
-        if array.ndim == 4:
-            if self.palette is None:
-                raise ValueError(
-                    f"`{name}` must be token ids, since the model has no palette to encode images with. "
-                    f"Received: shape {array.shape}"
-                )
-            side, channels = self.backbone.image_size, self.palette.num_channels
-            if array.shape[1:] != (side, side, channels):
-                raise ValueError(
-                    f"`{name}` must be images (B, {side}, {side}, {channels}) or token ids. "
-                    f"Received: shape {array.shape}"
-                )
-            array = self.palette.encode(array)
-        self.check_token_arrays(array, name, padded=True)
-        return array
 
 
 def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
@@ -316,12 +287,6 @@ def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     return {**named, **further}
 
 
-def _check_batch_size(x: Any, options: dict[str, Any]) -> None:
-    """Checks the batch size, or Keras' own 32, of what is not in batches yet."""
-    if _array_of(token_ids_of(x)) is not None:
-        check_rows(options.get("batch_size") or 32, "batch_size")
-
-
 def _check_counts(options: dict[str, Any]) -> None:
     """Checks the numbers among `fit`'s options, of which Keras takes 0 for none or for no end."""
     for name in ("batch_size", "validation_batch_size", "steps_per_epoch", "validation_steps", "steps"):
@@ -333,7 +298,7 @@ def _check_counts(options: dict[str, Any]) -> None:
 
 
 def _check_weights(sample_weight: Any, rows: int) -> None:
-    weights = None if sample_weight is None else _array_of(sample_weight)
+    weights = None if sample_weight is None else array_of(sample_weight)
     if weights is None:
         return
     if weights.shape not in ((rows,), (rows, 1)) or weights.dtype.kind not in "fiub":
@@ -349,7 +314,7 @@ def _check_weights(sample_weight: Any, rows: int) -> None:
 
 @contextmanager
 def _errors_of(checked: list[CheckedData]) -> Iterator[None]:
-    """Raises what was wrong with a batch as it was said, where TensorFlow passes an error of its own on."""
+    """Raises the original error of a batch where TensorFlow replaces it by one of its own."""
     try:
         yield
     except Exception as raised:
@@ -365,7 +330,7 @@ def _as_example(data: CheckedData, y: Any, sample_weight: Any) -> Any:
         return data.first
 
     def first_row(values: Any) -> Any:
-        array = _array_of(values)
+        array = array_of(values)
         return None if array is None else array[:1]
 
     x = data.data
@@ -374,17 +339,16 @@ def _as_example(data: CheckedData, y: Any, sample_weight: Any) -> Any:
 
 
 class _BatchesOfEpoch(keras.callbacks.Callback):
-    """Lets the batches begin with the first epoch that is trained, which `BackupAndRestore` may choose."""
+    """Starts the batches at the first epoch that is trained, which `BackupAndRestore` may choose."""
 
-    def __init__(self, steps_per_epoch: int) -> None:
+    def __init__(self, batches: Any, steps_per_epoch: int) -> None:
         super().__init__()
-        self.batches: Any = None
-        self._steps_per_epoch = steps_per_epoch
+        self._batches, self._steps_per_epoch = batches, steps_per_epoch
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self.batches is not None:
-            self.batches.start_at(epoch * self._steps_per_epoch)
-            self.batches = None
+        if self._batches is not None:
+            self._batches.start_at(epoch * self._steps_per_epoch)
+            self._batches = None
 
 
 def token_ids_of(inputs: Any) -> Any:
@@ -393,29 +357,10 @@ def token_ids_of(inputs: Any) -> Any:
 
 
 def per_image(sample_weight: Any | None) -> Any | None:
-    """Returns weights as `(B,)`, or says what is wrong with their shape.
-
-    Args:
-        sample_weight: tensor `(B,)` or `(B, 1)`, or None.
-
-    Returns:
-        Tensor `(B,)`, or None.
-
-    Raises:
-        ValueError: if it is of another shape.
-    """
+    """Returns sample weights `(B,)` or `(B, 1)` as `(B,)`; raises `ValueError` for another shape."""
     if sample_weight is None:
         return None
     shape = tuple(sample_weight.shape)
     if len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):
         raise ValueError(f"`sample_weight` must have shape (B,), one number an image. Received: shape {shape}")
     return ops.reshape(sample_weight, (-1,))
-
-
-def _array_of(values: Any) -> npt.NDArray[Any] | None:
-    """Values in memory as a NumPy array; None for data sets, generators and nothing."""
-    if ops.is_tensor(values):
-        return np.asarray(ops.convert_to_numpy(values))
-    if isinstance(values, (list, tuple)) or hasattr(values, "__array__"):
-        return np.asarray(values)
-    return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from keras import ops
 
 from keras_igpt.support.checks import check_integer
 
@@ -59,3 +60,30 @@ def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
+
+
+def mixed_words(words: Any) -> Any:
+    """MurmurHash3's 32-bit finalizer: the hash for compiled graphs, as not every backend has 64-bit integers.
+
+    Args:
+        words: int32 tensor. Products wrap around, on every backend.
+
+    Returns:
+        int32 tensor of the same shape.
+    """
+    words = ops.bitwise_xor(words, _logical_right_shift(words, 16))
+    words = words * signed_word(0x85EBCA6B)
+    words = ops.bitwise_xor(words, _logical_right_shift(words, 13))
+    words = words * signed_word(0xC2B2AE35)
+    return ops.bitwise_xor(words, _logical_right_shift(words, 16))
+
+
+def signed_word(word: int) -> int:
+    """Returns the signed 32-bit integer with the lower 32 bits of `word`."""
+    word &= 0xFFFFFFFF
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _logical_right_shift(words: Any, count: int) -> Any:
+    # Shifting a signed integer copies its sign into the top bits.
+    return ops.bitwise_and(ops.right_shift(words, count), (1 << (32 - count)) - 1)

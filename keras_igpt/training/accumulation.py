@@ -1,4 +1,4 @@
-"""Gradients accumulated over several batches: schedules that count updates, and what is left over at the end."""
+"""Gradient accumulation: schedules that count updates, and the gradients left over at the end."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ class CosineDecayOverUpdates(keras.optimizers.schedules.CosineDecay):
 def apply_leftover_gradients(model: keras.Model) -> int:
     """Makes one update with the mean of the gradients that wait for more batches.
 
-    Where fewer batches than `accumulation_steps` have come since the last update, their gradients wait in the
-    optimizer: the next `fit` goes on with them, and files of the model hold them. At the very end of training this
-    makes them count, as one batch of all their examples would.
+    Gradients of fewer than `accumulation_steps` batches wait in the optimizer, and in files of the model, for the next
+    `fit`. At the very end of training this makes them count, as one batch of all their examples would.
 
     Args:
         model: a compiled model.
@@ -70,9 +69,9 @@ def apply_leftover_gradients(model: keras.Model) -> int:
 
 
 class ApplyLeftoverGradients(keras.callbacks.Callback):
-    """Calls `apply_leftover_gradients` at the end of each epoch, before its validation: no batch is lost or left over.
+    """Calls `apply_leftover_gradients` at the end of each epoch, before its validation.
 
-    Where `accumulation_steps` does not divide the batches of an epoch, its last update is made with the rest.
+    Where `accumulation_steps` does not divide the batches of an epoch, its last update is made of the rest.
 
     Example:
     ```python

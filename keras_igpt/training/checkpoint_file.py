@@ -1,4 +1,4 @@
-"""Files of a training's state: written whole, and told apart when they are read, damaged ones from unreadable ones."""
+"""Files of a training's state: written whole, and read with damaged files told apart from unreadable ones."""
 
 from __future__ import annotations
 
@@ -23,20 +23,11 @@ _HEADER: dict[str, type] = {"version": int, "step": int, "finished": bool, "batc
 
 
 class DamagedCheckpointError(ValueError):
-    """What a file holds is no checkpoint, or no whole one."""
+    """The file is not a checkpoint, or not a whole one."""
 
 
 def write_checkpoint(path: Path, header: Header, arrays: Arrays) -> None:
-    """Writes a checkpoint, whole or not at all, and waits until it is on the disk.
-
-    Args:
-        path: `.npz` file.
-        header: what `json` can hold.
-        arrays: NumPy arrays, bfloat16 among them.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Writes an `.npz` checkpoint, whole or not at all, and waits until it is on the disk."""
     text = np.frombuffer(json.dumps({**header, "dtypes": [array.dtype.name for array in arrays]}).encode(), np.uint8)
     # NumPy's format does not know bfloat16, whose bits are stored as they are.
     stored = [array.view(np.uint16) if array.dtype.kind == "V" else array for array in arrays]
@@ -48,17 +39,11 @@ def write_checkpoint(path: Path, header: Header, arrays: Arrays) -> None:
 
 
 def read_checkpoint(path: Path) -> tuple[Header, Arrays]:
-    """Reads a checkpoint.
-
-    Args:
-        path: a file that `write_checkpoint` made.
-
-    Returns:
-        Header and arrays.
+    """Reads what `write_checkpoint` wrote.
 
     Raises:
         DamagedCheckpointError: if the content is not what was written.
-        OSError: if the file cannot be read, which says nothing of its content.
+        OSError: if the file cannot be read, which says nothing about its content.
     """
     try:
         with path.open("rb") as file:
@@ -100,18 +85,8 @@ def _read(file: Any) -> tuple[Header, Arrays]:
 
 
 def checkpoints_in(folder: Path, pattern: str) -> list[Path]:
-    """Lists files by name.
-
-    Args:
-        folder: where they lie, if it exists.
-        pattern: glob pattern of their names.
-
-    Returns:
-        Sorted list of paths.
-
-    Raises:
-        OSError: if the folder cannot be listed; `Path.glob` would find it empty.
-    """
+    """Lists the files of a folder that match a glob pattern, sorted; none where there is no folder."""
+    # `Path.glob` would find a folder empty that cannot be listed.
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more."""
+"""Stops a run whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import keras
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
-    """Raises when the loss becomes NaN or infinite, and names step, batch and learning rate.
+    """Raises an error with step, batch and learning rate when the loss becomes NaN or infinite.
 
-    The models of this package give it to `fit` themselves, unless `callbacks` is a `CallbackList`. The loss is read
-    while the device goes on, so a few steps may follow the one that is named; `ExactResume` keeps no state with a
-    number that is not finite.
+    The models of this package add it to `fit` themselves, unless `callbacks` is a `CallbackList`. The loss is read
+    while the device goes on, so a few steps may follow the named one; `ExactResume` saves no state that is not finite.
 
     Raises:
         FloatingPointError: from `fit`.

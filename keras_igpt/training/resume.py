@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed training goes on as if nothing had happened."""
+"""Checkpoints from which a killed training resumes exactly."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ class RepeatableBatches(Protocol):
 
 
 class ExactResume(keras.callbacks.Callback):
-    """Saves the whole state of a training every so many steps, and lets `fit` go on from the newest whole one.
+    """Saves the whole state of a training every so many steps, and lets `fit` resume from the newest whole checkpoint.
 
     Give it to `fit` with `TrainingBatches`, and run the same script again after a crash: weights, optimizer, metrics,
-    step and position in the data are those of the last checkpoint, and on a CPU the run ends in the same weights, bit
-    for bit, as one that was never stopped. A checkpoint is copied to the host between two steps and written by a thread
-    while training goes on; it takes its name when it is whole. A damaged one is passed over for the one before, and
-    what cannot be written does not stop the training, nor do weights that are not finite, which are not written: each
-    is said in a warning. On SIGTERM the state is saved, and the signal then does what it did before (with several
-    processes, which get it at different steps, it is left alone).
+    step and position in the data are those of the last checkpoint. On a CPU the run ends in the same weights, bit for
+    bit, as one that was never stopped. Checkpoints are copied to the host between two steps and written by a thread
+    while training goes on; a file takes its name when it is whole. A damaged checkpoint is passed over for the one
+    before it. Failed writes do not stop the training, and neither do weights that are not finite, which are not
+    written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect (with several
+    processes, which receive it at different steps, it is left alone).
 
-    More epochs may be asked for than before. Anything else that decides the training, in model, optimizer, loss and
-    data, must be as it was. To train on with other settings, load the model that came out into a new run.
+    A resumed run may have more epochs. All other settings of model, optimizer, loss and data must be the same; to
+    change them, load the trained model into a new run.
 
-    The state of other callbacks is not part of it: `EarlyStopping` begins to wait anew, and weights that
+    The state of other callbacks is not saved: `EarlyStopping` starts waiting again, and weights that
     `SwapEMAWeights(swap_on_epoch=True)` has exchanged are saved as they are. But a run that `EarlyStopping` ended is
-    not trained again, and the best weights that it put back at the end of all epochs are those of the finished run.
+    not trained again, and keeps the best weights that it restored at its end.
 
     Args:
         folder: where the checkpoints lie: `step-00001000.npz` and so on. Of one run alone. Several processes share it.
@@ -115,16 +115,9 @@ class ExactResume(keras.callbacks.Callback):
     def fit(
         self, fit: Callable[..., Any], model: keras.Model, batches: RepeatableBatches, options: dict[str, Any]
     ) -> Any:
-        """Runs `keras.Model.fit` from the newest checkpoint on; the models' own `fit` calls this.
+        """Runs a model's `fit` from the newest checkpoint on; the models' own `fit` calls this.
 
-        Args:
-            fit: `keras.Model.fit` of the model.
-            model: the compiled model.
-            batches: `TrainingBatches`.
-            options: keyword arguments of `fit`, this callback among its callbacks.
-
-        Returns:
-            What `fit` returns, of the epochs since the checkpoint.
+        `options` has this callback among its callbacks. The history is that of the epochs since the checkpoint.
         """
         if not hasattr(batches, "starting_at") or not options.get("steps_per_epoch"):
             raise ValueError(
@@ -173,7 +166,7 @@ class ExactResume(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
         if epoch == self._first_epoch and self._metrics:
-            # Of an earlier version: without the metrics that came later, which are last.
+            # Checkpoints of earlier versions lack the metrics that were added later, at the end.
             for variable, array in zip(self.model.metrics_variables, self._metrics, strict=False):
                 variable.assign(array)
 
@@ -238,7 +231,7 @@ class ExactResume(keras.callbacks.Callback):
         self._have_written(f"step-{step:08d}.npz", header, [*state, *metrics])
 
     def _save_end(self, step: int) -> None:
-        """The same with the weights alone, beside the state of the last step."""
+        """Writes the weights alone, beside the state of the last step."""
         variables = _weights_of(self.model)
         arrays = _copies_of(variables)
         if not process_index():
@@ -262,7 +255,7 @@ class ExactResume(keras.callbacks.Callback):
     def _write(self, path: Path, header: Header, arrays: Arrays) -> OSError | None:
         try:
             write_checkpoint(path, header, arrays)
-            # Where there is a later step, the end that was is none.
+            # After a later step an earlier end is not the end.
             ends = [end for end in checkpoints_in(self._folder, _END_PATTERN) if end != path]
             for old in [*checkpoints_in(self._folder, _PATTERN)[: -self._keep], *ends]:
                 old.unlink()
@@ -299,14 +292,14 @@ class ExactResume(keras.callbacks.Callback):
         self._terminated.set()
 
     def _pass_the_signal_on(self) -> None:
-        """Lets the signal do what it did before. Where a handler of the user's lets the program go on, so do we."""
+        """Lets the signal take its usual effect; if a handler of the user's lets the program go on, so do we."""
         self._terminated.clear()
         signal.signal(signal.SIGTERM, self._handler_before)
         signal.raise_signal(signal.SIGTERM)
         signal.signal(signal.SIGTERM, self._note_the_signal)
 
     def _restore(self, model: keras.Model) -> tuple[int, int] | None:
-        """Gives the model the newest whole state; epoch and steps in it, or None where there is none."""
+        """Restores the newest whole state; returns its epoch and steps in the epoch, or None if there is none."""
         self._end, self._metrics = [], []
         if process_index() == 0 and os.access(self._folder, os.W_OK):
             for pattern in (_PATTERN, _END_PATTERN):
@@ -335,7 +328,7 @@ class ExactResume(keras.callbacks.Callback):
         return None
 
     def _read(self, path: Path, instead: str) -> tuple[Header, Arrays] | None:
-        """A checkpoint's content; None, and a warning of what is done instead, where it is damaged."""
+        """Reads a checkpoint; if it is damaged, warns of what is done instead and returns None."""
         try:
             return read_checkpoint(path)
         except DamagedCheckpointError as error:
@@ -374,7 +367,7 @@ class ExactResume(keras.callbacks.Callback):
                 f"Received: {path}"
             )
         settings = header.get("settings", self._settings)
-        # Compiled as the run was; or the same model again, with what callbacks have made of it.
+        # Compiled as the run was, or the same model again with the settings that callbacks have changed.
         reached = {**settings, **header.get("settings_reached", {})}
         changed = min((differences(before, self._settings) for before in (settings, reached)), key=len)
         if changed:

@@ -24,8 +24,8 @@ def rows_of(batch):
 
 
 def as_bytes(batch):
-    inputs, labels = batch
-    return inputs["token_ids"].tobytes() + inputs["position_mask"].tobytes() + labels.tobytes()
+    token_ids, labels = batch
+    return token_ids.tobytes() + labels.tobytes()
 
 
 def test_each_epoch_is_a_new_order_of_all_but_the_rest(examples):
@@ -43,7 +43,7 @@ def test_each_epoch_is_a_new_order_of_all_but_the_rest(examples):
 
 
 def test_a_restart_gives_the_same_bytes_in_the_middle_of_an_epoch(examples):
-    settings = {"seed": 5, "augmentation": igpt.PaddedCrop(padding=2), "mask_rate": 0.3}
+    settings = {"seed": 5, "augmentation": igpt.PaddedCrop(padding=2)}
     uninterrupted = igpt.TrainingBatches(examples, None, 4, **settings)
     seen = [as_bytes(uninterrupted[step]) for step in range(25)]
     assert len(set(seen)) == 25
@@ -66,7 +66,7 @@ def test_skipping_reads_nothing_of_what_is_skipped(tmp_path):
 
     files = igpt.data.ImageFiles(CountingReader(sorted(tmp_path.iterdir()), list(range(10))), 4)
     palette = igpt.ColorPalette.from_colors(np.arange(48, dtype="uint8").reshape(16, 3))
-    settings = {"seed": 1, "augmentation": igpt.RandomResizedCrop(), "mask_rate": 0.2, "workers": 1}
+    settings = {"seed": 1, "augmentation": igpt.RandomResizedCrop(), "workers": 1}
     batches = igpt.TrainingBatches(files, palette, 3, first_step=1000, **settings)
     first = batches[0]
     assert len(reads) == 3
@@ -75,7 +75,7 @@ def test_skipping_reads_nothing_of_what_is_skipped(tmp_path):
     token_ids = palette.encode(
         np.stack([files.read(row, igpt.RandomResizedCrop(), 1, 333)[0] for row in rows_of(first)])
     )
-    np.testing.assert_array_equal(first[0]["token_ids"], token_ids)
+    np.testing.assert_array_equal(first[0], token_ids)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -94,7 +94,6 @@ def test_training_in_two_parts_equals_training_in_one(examples, workers):
                 4,
                 seed=2,
                 augmentation=igpt.PaddedCrop(1),
-                mask_rate=0.3,
                 first_step=step,
                 workers=workers,
             )
@@ -126,14 +125,13 @@ def test_keras_takes_the_steps_in_order_over_epochs(examples):
 
 
 def test_shards_are_disjoint_complete_and_equal(examples):
-    settings = {"seed": 5, "augmentation": igpt.PaddedCrop(padding=2), "mask_rate": 0.3}
+    settings = {"seed": 5, "augmentation": igpt.PaddedCrop(padding=2)}
     alone = igpt.TrainingBatches(examples, None, 4, **settings)
     shards = [igpt.TrainingBatches(examples, None, 4, shard=(part, 2), **settings) for part in range(2)]
     for step in (0, 4, 13):
         parts = [shard[step] for shard in shards]
         assert [len(labels) for _, labels in parts] == [2, 2]
-        for name in ("token_ids", "position_mask"):
-            np.testing.assert_array_equal(np.concatenate([inputs[name] for inputs, _ in parts]), alone[step][0][name])
+        np.testing.assert_array_equal(np.concatenate([token_ids for token_ids, _ in parts]), alone[step][0])
         np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), alone[step][1])
     evaluation = [igpt.EvaluationBatches(examples, None, 8, shard=(part, 4)) for part in range(4)]
     assert {len(shard) for shard in evaluation} == {3}
@@ -214,15 +212,3 @@ def test_items_out_of_range_and_endless_sets_are_refused(examples):
     }.items():
         with pytest.raises(ValueError, match=f"`{name}.* must end"):
             use()
-
-
-def test_masks_hide_the_share_asked_for():
-    examples = LabeledTokens(np.zeros((256, 64), "uint8"), np.zeros(256, int), 2)
-    batches = igpt.TrainingBatches(examples, None, 256, mask_rate=0.15)
-    masks = [np.empty((256, 64), bool) for _ in range(2)]
-    for epoch, mask in enumerate(masks):
-        mask[batches.rows(epoch)[1]] = batches[epoch][0]["position_mask"]
-    assert masks[0].dtype == bool
-    assert abs(masks[0].mean() - 0.15) < 0.01
-    # Independent from one epoch to the next.
-    assert abs((masks[0] & masks[1]).mean() - 0.15**2) < 0.005

@@ -112,8 +112,10 @@ def errors(palette):
         "another kind": ("which", lambda: FeatureExtractor(model, which="raw")),
         "no batch": ("batch_size", lambda: FeatureExtractor(model).extract(tokens, batch_size=0)),
         "no palette": ("inputs", lambda: FeatureExtractor(blind).extract(images)),
-        "files without a palette": ("palette", lambda: FeatureExtractor(blind).extract(LabeledImages(images, [0, 1]))),
-        "another size": ("inputs", lambda: FeatureExtractor(model).extract(LabeledImages(images[:, :3, :3], [0, 1]))),
+        "pictures without a palette": (
+            "inputs",
+            lambda: FeatureExtractor(blind).extract(LabeledImages(images, [0, 1])),
+        ),
         "other colours": ("inputs", lambda: FeatureExtractor(blind).extract(LabeledTokens(tokens, [0, 1, 2], 99))),
         "too few labels": ("labels", lambda: FeatureExtractor(model).extract_labeled((tokens, [0, 1]))),
         "no depth axis": ("features", lambda: LabeledFeatures(np.zeros((2, 4)), np.zeros(2, int))),

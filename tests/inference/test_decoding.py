@@ -7,9 +7,14 @@ from reference import forward, read_weights, softmax
 
 from keras_igpt.data import resize_images
 from keras_igpt.inference import decoding as generation
-from keras_igpt.inference.sampling import sample_tokens
+from keras_igpt.inference.sampling import Sampling, sample_tokens
 
 NOTHING_KNOWN = np.zeros(16, bool)
+
+
+def continue_with(model, prompt, known, uniforms, batch_size=64):
+    """`continue_tokens` with given random numbers."""
+    return generation.continue_tokens(model, prompt, known, Sampling(uniforms=uniforms), batch_size)
 
 
 def draw(logits, uniforms, temperature=1.0, top_k=None, top_p=1.0):
@@ -100,7 +105,7 @@ def test_cached_logits_equal_the_full_pass_at_every_position(model):
 @pytest.mark.parametrize("known", [NOTHING_KNOWN, np.arange(16) < 6, np.arange(16) % 3 == 0, ~NOTHING_KNOWN])
 def test_the_compiled_loop_equals_a_naive_one(model, known):
     prompt, uniforms = random_tokens(5, seed=1), np.random.default_rng(2).random((5, 16)).astype("float32")
-    drawn = model.continue_tokens(prompt, known, uniforms=uniforms, batch_size=2)
+    drawn = continue_with(model, prompt, known, uniforms, batch_size=2)
     np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, known, uniforms))
     np.testing.assert_array_equal(drawn[:, known], prompt[:, known])
 
@@ -114,14 +119,14 @@ def test_a_cache_that_grows_in_stages_draws_the_same(model, monkeypatch):
     monkeypatch.setattr(generation, "_SHORTEST_STAGE", 5)
     assert generation._cache_lengths(16) == (6, 11, 16)
     for kept in (NOTHING_KNOWN, known):
-        drawn = randomize(make_causal_lm()).continue_tokens(prompt, kept, uniforms=uniforms)
+        drawn = continue_with(randomize(make_causal_lm()), prompt, kept, uniforms)
         np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, kept, uniforms))
 
 
 def test_equal_numbers_draw_equal_tokens_on_every_backend(model):
     """What the NumPy reference drew once."""
     uniforms = ((np.arange(32) * 37 + 11) % 64 / 64).reshape(2, 16)
-    drawn = model.continue_tokens(random_tokens(2), NOTHING_KNOWN, uniforms=uniforms)
+    drawn = continue_with(model, random_tokens(2), NOTHING_KNOWN, uniforms)
     assert drawn.tolist() == EXPECTED
 
 
@@ -144,7 +149,7 @@ def test_an_overfitted_model_completes_its_pictures_exactly():
 def test_rows_may_know_different_positions(model):
     prompt, uniforms = random_tokens(2, seed=1), np.random.default_rng(2).random((2, 16)).astype("float32")
     known = np.stack([np.arange(16) < 9, np.arange(16) < 3])
-    drawn = model.continue_tokens(prompt, known, uniforms=uniforms)
+    drawn = continue_with(model, prompt, known, uniforms)
     for row in range(2):
         rows = slice(row, row + 1)
         expected = naive_continuation(model, prompt[rows], known[row], uniforms[rows])
@@ -255,7 +260,7 @@ def test_bfloat16_models_draw_with_float32_numbers():
     model = randomize(make_causal_lm(dtype="mixed_bfloat16"))
     uniforms = np.full((4096, 16), 0.5, "float32")
     uniforms[:, 0] = np.arange(4096) / 4096
-    drawn = model.continue_tokens(random_tokens(4096), NOTHING_KNOWN, uniforms=uniforms, batch_size=4096)[:, 0]
+    drawn = continue_with(model, random_tokens(4096), NOTHING_KNOWN, uniforms, batch_size=4096)[:, 0]
     rounded = uniforms[:, 0].astype(ml_dtypes.bfloat16)
     # One token begins between two numbers that bfloat16 cannot tell apart: they were not rounded on their way in.
     assert ((rounded[1:] == rounded[:-1]) & (drawn[1:] != drawn[:-1])).any()
@@ -290,7 +295,6 @@ def test_what_is_drawn_may_be_anything_before(model):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("uniforms", {"uniforms": np.full((2, 16), np.nan)}),
         ("top_k", {"top_k": True}),
         ("top_k", {"top_k": 17}),
         ("temperature", {"temperature": "1"}),
@@ -301,6 +305,12 @@ def test_wrong_numbers_are_named(model, name, options):
     with pytest.raises(ValueError, match=f"`{name}`.*Received: "):
         model.continue_tokens(random_tokens(2), NOTHING_KNOWN, **options)
     model.continue_tokens(random_tokens(2), NOTHING_KNOWN, top_k=np.int64(3), batch_size=np.int64(2))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 1.0, -0.5])
+def test_numbers_to_draw_with_are_checked(wrong):
+    with pytest.raises(ValueError, match=r"`uniforms` must have shape \(2, 16\) and lie in \[0, 1\)\. Received: "):
+        Sampling(uniforms=np.full((2, 16), wrong)).inputs((2, 16), vocabulary_size=16)
 
 
 def test_pictures_are_counted_in_whole_numbers(palette):

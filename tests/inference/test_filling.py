@@ -4,7 +4,8 @@ from conftest import make_masked_lm, random_tokens, randomize
 from reference import forward, read_weights, softmax
 
 import keras_igpt as igpt
-from keras_igpt.inference.filling import filling_rounds
+from keras_igpt.inference.filling import fill_tokens, filling_rounds
+from keras_igpt.inference.sampling import Sampling
 
 COLORS = igpt.ColorPalette.from_colors(np.random.default_rng(1).integers(0, 256, (16, 3)).astype("uint8"))
 TOKENS = random_tokens(5, seed=1)
@@ -49,7 +50,7 @@ def naive_filling(model, hidden, rounds, uniforms):
 
 @pytest.mark.parametrize("num_rounds", [1, 3, 16])
 def test_filling_equals_a_naive_one(model, num_rounds):
-    filled = model.fill_tokens(TOKENS, HIDDEN, num_rounds, seed=4, uniforms=UNIFORMS, batch_size=3)
+    filled = fill_tokens(model, TOKENS, HIDDEN, num_rounds, Sampling(seed=4, uniforms=UNIFORMS), batch_size=3)
     expected = naive_filling(model, HIDDEN, filling_rounds(HIDDEN, num_rounds, seed=4), UNIFORMS)
     np.testing.assert_array_equal(filled, expected)
     np.testing.assert_array_equal(filled[~HIDDEN], TOKENS[~HIDDEN])

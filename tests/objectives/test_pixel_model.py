@@ -8,6 +8,7 @@ from keras import ops
 from reference import forward, read_weights
 
 import keras_igpt as igpt
+from keras_igpt.model.masking import RandomPositionMask
 
 
 def cross_entropy(logits, token_ids):
@@ -163,6 +164,32 @@ def test_bert_masks_follow_the_step_and_repeat_with_it():
     evaluations = [model.evaluate(token_ids, verbose=0)[0] for _ in range(2)]
     assert evaluations[0] == evaluations[1]
     assert int(model.random_position_mask.step) == 4
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+def test_a_training_step_draws_its_masks_once(monkeypatch, classifies):
+    draws = []
+
+    def drawn(layer, token_ids, training=None):
+        draws.append(training)
+        return token_ids > 7
+
+    monkeypatch.setattr(RandomPositionMask, "call", drawn)
+    language_model = randomize(make_masked_lm())
+    token_ids = ops.convert_to_tensor(random_tokens(8))
+    if classifies:
+        model = igpt.ImageGPTImageClassifier(language_model, num_classes=2)
+        model.compile(**igpt.finetuning_recipe(0.1))
+        labels = ops.zeros(8, "int32")
+        model.compute_loss(token_ids, labels, model(token_ids, training=True), training=True)
+        loss = model.generative_loss.result()
+    else:
+        loss = language_model.compute_loss(token_ids, None, language_model(token_ids, training=True), training=True)
+    assert draws == [True]
+    # The loss of the positions that were hidden from the input.
+    masked = {"token_ids": token_ids, "position_mask": token_ids > 7}
+    expected = language_model.compute_loss(masked, None, language_model(masked), training=False)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
 class Batches(keras.utils.PyDataset):
