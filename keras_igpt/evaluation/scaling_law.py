@@ -140,8 +140,8 @@ def fit_scaling_law(
     kinds = [len(np.unique(table[:, column])) for column in (0, 1)]
     if len(table) < _FEWEST_RUNS or min(kinds) < 2 or not (np.isfinite(table) & (table > 0)).all():
         raise ValueError(
-            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of several sizes and several numbers "
-            f"of tokens. Received: {len(table)} runs of {kinds[0]} sizes and {kinds[1]} numbers of tokens"
+            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of several sizes and numbers of "
+            f"tokens. Received: {len(table)} runs of {kinds[0]} sizes and {kinds[1]} numbers of tokens"
         )
     minimize = _scipy_minimize()
     logs = np.log(table)
