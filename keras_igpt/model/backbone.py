@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.fused_attention import contiguous
+from keras_igpt.backend.gradients import rematerialized
 from keras_igpt.backend.processes import infers_shapes_of_replicas
 from keras_igpt.model.attention import SelfAttention
 from keras_igpt.model.attention_kernels import Kernel, KeyValue, attention_kernel
@@ -117,8 +118,8 @@ class ImageGPTBackbone(QuantizableModel):
         kernel: attention's. `"auto"`, the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX with a
             GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises where there
             is none. No kernel keeps `T x T` weights. `attention_kernel` says which one runs.
-        remat: bool. Whether the backward pass computes each block anew from its input, which saves most of the memory
-            and costs a third of the time. XLA undoes it on CPU with JAX.
+        remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory and
+            costs a third of the time.
         dtype: dtype policy of the blocks, `"mixed_bfloat16"` say. Norm statistics and softmax are float32 under any.
         **kwargs: of `keras.Model`.
 
@@ -459,9 +460,9 @@ class ImageGPTBackbone(QuantizableModel):
 
 
 def _states_after(block: TransformerBlock, hidden: Any, remat: bool) -> Any:
-    """The residual stream after a block, which the backward pass computes anew with `remat`."""
+    """The residual stream after a block, which the backward pass recomputes with `remat`."""
 
     def apply(hidden: Any) -> Any:
         return block(hidden)[0]
 
-    return keras.remat(apply)(hidden) if remat else apply(hidden)
+    return rematerialized(apply)(hidden) if remat else apply(hidden)
