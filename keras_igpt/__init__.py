@@ -46,10 +46,21 @@ from keras_igpt.data import (
 )
 from keras_igpt.describe import Description, describe
 from keras_igpt.evaluation.attention_maps import attention_maps
+from keras_igpt.evaluation.depth_similarity import depth_similarity
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures
+from keras_igpt.evaluation.intervals import (
+    Interval,
+    PairedComparison,
+    accuracy_interval,
+    compare_accuracies,
+    mean_interval,
+)
 from keras_igpt.evaluation.linear_probe import LinearProbe, ProbeReport
 from keras_igpt.evaluation.logistic_regression import LogisticFit, fit_logistic_regression
 from keras_igpt.evaluation.low_data import LowDataTable, low_data_table
+from keras_igpt.evaluation.nearest_neighbors import NeighborResult, nearest_neighbors
+from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, fit_scaling_law
+from keras_igpt.evaluation.scaling_study import ScalingReport, scaling_study
 from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
 from keras_igpt.evaluation.study import Study
 from keras_igpt.inference.scoring import Scores
@@ -85,16 +96,22 @@ __all__ = [
     "ImageGPTCausalLM",
     "ImageGPTImageClassifier",
     "ImageGPTMaskedLM",
+    "Interval",
     "LabeledFeatures",
     "LabeledImages",
     "LabeledTokens",
     "LinearProbe",
     "LogisticFit",
     "LowDataTable",
+    "NeighborResult",
     "PaddedCrop",
+    "PairedComparison",
     "ProbeReport",
     "QuantizationReport",
     "RandomResizedCrop",
+    "ScalingLaw",
+    "ScalingReport",
+    "ScalingRun",
     "Scores",
     "Search",
     "ServingModel",
@@ -102,14 +119,18 @@ __all__ = [
     "TrainingBatches",
     "Trial",
     "TunedResult",
+    "accuracy_interval",
     "apply_leftover_gradients",
     "attention_maps",
     "cache_tokens",
+    "compare_accuracies",
     "data_shard",
+    "depth_similarity",
     "describe",
     "estimate",
     "finetuning_recipe",
     "fit_logistic_regression",
+    "fit_scaling_law",
     "forward_flops",
     "get_preset",
     "load_arrays",
@@ -121,6 +142,8 @@ __all__ = [
     "low_data_subset",
     "low_data_table",
     "make_distribution",
+    "mean_interval",
+    "nearest_neighbors",
     "pretraining_recipe",
     "probing_recipe",
     "refit_palette",
@@ -128,6 +151,7 @@ __all__ = [
     "save_huggingface_checkpoint",
     "save_model",
     "save_preset_weights",
+    "scaling_study",
     "split_off",
     "trained_presets",
 ]

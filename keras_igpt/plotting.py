@@ -121,6 +121,60 @@ def plot_depth_curves(
     return figure
 
 
+def plot_depth_similarity(similarity: npt.ArrayLike, depths: Sequence[int] | None = None) -> Figure:
+    """Draws how much every two depths resemble each other.
+
+    Args:
+        similarity: float array `(depths, depths)`, of `depth_similarity`.
+        depths: sequence of int. The depths; 0, 1, … by default.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ValueError: if the array is not square, or has not as many rows as there are depths.
+    """
+    values = np.asarray(similarity)
+    names = [str(depth) for depth in (range(len(values)) if depths is None else depths)]
+    if values.ndim != 2 or values.shape != (len(names), len(names)):
+        raise ValueError(
+            f"`similarity` must have shape (depths, depths) for {len(names)} depths. Received: shape {values.shape}"
+        )
+    figure = _figure(5.0, 4.2)
+    axes = figure.subplots()
+    shown = axes.imshow(values, cmap="magma", vmin=0.0, vmax=1.0, origin="lower")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("depth")
+    axes.set_ylabel("depth")
+    figure.colorbar(shown, ax=axes, label="linear CKA")
+    return figure
+
+
+def plot_scaling(
+    losses: Mapping[str, Mapping[int, float]], fitted: Mapping[str, Mapping[int, float]], irreducible_loss: float
+) -> Figure:
+    """Draws validation losses against tokens trained on, a colour a size, and the curves of a law fitted to them.
+
+    Args:
+        losses: nats per token by number of tokens, by the name of the size.
+        fitted: the law's losses by number of tokens, by the name of the size.
+        irreducible_loss: float. What the law says no model goes below.
+
+    Returns:
+        A figure.
+    """
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    for color, (name, points) in zip(_cycle(len(losses)), losses.items(), strict=True):
+        axes.plot(list(points), list(points.values()), "o", color=color, label=name)
+        axes.plot(list(fitted[name]), list(fitted[name].values()), "-", color=color, linewidth=1)
+    axes.axhline(irreducible_loss, color="grey", linestyle=":", label=f"irreducible loss {irreducible_loss:.3f}")
+    axes.set_xscale("log")
+    _finish(axes, "tokens trained on", "validation loss (nats per token)")
+    return figure
+
+
 def plot_completions(
     originals: npt.ArrayLike,
     completions: npt.ArrayLike,

@@ -63,6 +63,34 @@ def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     return tensors
 
 
+def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Makes the backward pass recompute a function of one tensor in place of keeping its intermediates.
+
+    Args:
+        function: of a tensor; may read weights.
+
+    Returns:
+        A function of the same values and gradients.
+    """
+    if keras.backend.backend() != "jax":
+        rematerialized: Callable[[Any], Any] = keras.remat(function)
+        return rematerialized
+    import jax
+
+    def call(inputs: Any) -> Any:
+        # `jax.checkpoint` keeps apart what it recomputes by a barrier, which XLA drops on CPU; ours it does not.
+        converted, weights = jax.closure_convert(function, inputs)
+
+        def backward(kept: tuple[Any, ...], upstream: Any) -> Any:
+            return jax.vjp(converted, *barrier(upstream, kept[:1]), *kept[1:])[1](upstream)
+
+        recomputed = jax.custom_vjp(converted)
+        recomputed.defvjp(lambda *arguments: (converted(*arguments), arguments), backward)
+        return recomputed(inputs, *weights)
+
+    return call
+
+
 def keeps_intermediates() -> bool:
     """Whether every intermediate of an activation is kept for the backward pass, for want of a kernel with its own."""
     return bool(keras.backend.backend() == "jax")

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.fused_attention import contiguous
+from keras_igpt.backend.gradients import rematerialized
 from keras_igpt.backend.processes import infers_shapes_of_replicas
 from keras_igpt.model.architecture import Architecture, Attention, NormalizationKind
 from keras_igpt.model.attention import SelfAttention
@@ -119,7 +120,7 @@ class ImageGPTBackbone(QuantizableModel):
             with a GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises if
             there is none. No kernel keeps `T x T` weights. The property `attention_kernel` says which one runs.
         remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory and
-            costs a third of the time. XLA undoes it on CPU with JAX.
+            costs a third of the time.
         dtype: dtype policy of the blocks, such as `"mixed_bfloat16"`. Norm statistics and softmax are always float32.
         **kwargs: of `keras.Model`.
 
@@ -442,9 +443,9 @@ class ImageGPTBackbone(QuantizableModel):
 
 
 def _states_after(block: TransformerBlock, hidden: Any, remat: bool) -> Any:
-    """The residual stream after a block, which the backward pass computes anew with `remat`."""
+    """The residual stream after a block, which the backward pass recomputes with `remat`."""
 
     def apply(hidden: Any) -> Any:
         return block(hidden)[0]
 
-    return keras.remat(apply)(hidden) if remat else apply(hidden)
+    return rematerialized(apply)(hidden) if remat else apply(hidden)

@@ -1,0 +1,98 @@
+"""k-nearest-neighbour accuracy of frozen features: a judgement without any fitting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.evaluation.features import LabeledFeatures
+from keras_igpt.support.checks import check_integer
+
+
+@dataclass(frozen=True)
+class NeighborResult:
+    """What the nearest neighbours say at one depth.
+
+    Attributes:
+        num_neighbors: int. The k that validation chose, the smaller one of a tie.
+        validation_accuracy: float in 0…1, with neighbours among train.
+        test_accuracy: float in 0…1, with neighbours among train and validation.
+        correct: bool array of the test pictures, for `accuracy_interval` and `compare_accuracies`.
+    """
+
+    num_neighbors: int
+    validation_accuracy: float
+    test_accuracy: float
+    correct: npt.NDArray[np.bool_]
+
+
+def nearest_neighbors(
+    train: LabeledFeatures,
+    validation: LabeledFeatures,
+    test: LabeledFeatures,
+    candidates: Sequence[int] = (1, 5, 10, 20, 50, 100, 200),
+) -> tuple[NeighborResult, ...]:
+    """Classifies by a vote of the nearest neighbours in cosine similarity, at each depth.
+
+    k is chosen on validation; validation then joins the neighbours, and test is read once. Of classes with equally many
+    votes the lowest label wins. An extension: the paper has linear probes only.
+
+    Args:
+        train: `LabeledFeatures` `(B, depths, D)`, of `FeatureExtractor.extract_labeled`.
+        validation: the same of other pictures.
+        test: the same of other pictures.
+        candidates: sequence of int. Values of k to choose from.
+
+    Returns:
+        One `NeighborResult` a depth.
+
+    Raises:
+        ValueError: if the features do not fit each other, or there are fewer training pictures than neighbours.
+        ImportError: if scikit-learn is absent.
+
+    Example:
+    ```python
+    extractor = FeatureExtractor(lm, layers=[4, 8])
+    results = nearest_neighbors(*(extractor.extract_labeled(part) for part in (data.train, data.validation, data.test)))
+    print([result.test_accuracy for result in results])
+    ```
+    """
+    numbers = sorted({check_integer("candidates", number, 1, len(train)) for number in candidates})
+    if not numbers:
+        raise ValueError("`candidates` must have at least one number. Received: none")
+    known = train.join(validation)
+    results = []
+    for depth in range(train.features.shape[1]):
+        votes = _votes(train.at(depth), train.labels, validation.at(depth), numbers)
+        accuracies = [float(np.mean(vote == validation.labels)) for vote in votes]
+        best = int(np.argmax(accuracies))
+        (vote,) = _votes(known.at(depth), known.labels, test.at(depth), numbers[best : best + 1])
+        correct = vote == test.labels
+        results.append(NeighborResult(numbers[best], accuracies[best], float(correct.mean()), correct))
+    return tuple(results)
+
+
+def _votes(
+    known: npt.NDArray[np.float32], labels: npt.NDArray[Any], queries: npt.NDArray[np.float32], numbers: Sequence[int]
+) -> list[npt.NDArray[Any]]:
+    """Classes `(B,)` of the queries, for each number of neighbours."""
+    try:
+        from sklearn.neighbors import NearestNeighbors
+        from sklearn.preprocessing import normalize
+    except ImportError as error:
+        raise ImportError("Neighbours need scikit-learn: pip install 'keras_igpt[palette]'") from error
+    # On the unit sphere the order of distances is that of cosines, and scikit-learn is fastest with distances.
+    index = NearestNeighbors(n_neighbors=numbers[-1], algorithm="brute").fit(normalize(known))
+    neighbors = index.kneighbors(normalize(queries), return_distance=False)
+    classes, numbered = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(queries), len(classes)), np.int64)
+    rows, votes, start = np.arange(len(queries))[:, None], [], 0
+    for number in numbers:
+        np.add.at(counts, (rows, numbered[neighbors[:, start:number]]), 1)
+        votes.append(classes[counts.argmax(axis=1)])
+        start = number
+    return votes

@@ -1,0 +1,210 @@
+"""How the loss falls with model size and data: a parametric law fitted to runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.evaluation.intervals import Interval
+from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.randomness import check_seed
+
+# The law has five coefficients.
+_FEWEST_RUNS = 6
+# Where residuals of log-losses turn from squared to absolute (Hoffmann et al., 2022, appendix D.2).
+_HUBER_DELTA = 1e-3
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScalingRun:
+    """One trained model.
+
+    Attributes:
+        parameters: int. Trainable parameters `N`.
+        tokens: int. Tokens `D` trained on, repeated ones counted each time.
+        loss: float. Nats per token on validation.
+    """
+
+    parameters: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingLaw:
+    """`L(N, D) = E + A / N^alpha + B / D^beta`, with a bootstrap over the runs.
+
+    Attributes:
+        irreducible_loss: float. E, in nats per token.
+        parameter_factor: float. A.
+        parameter_exponent: float. alpha.
+        token_factor: float. B.
+        token_exponent: float. beta.
+        resampled: float64 array `(resamples, 5)`: the same five of each resample.
+        confidence: float in (0, 1), of all intervals.
+    """
+
+    irreducible_loss: float
+    parameter_factor: float
+    parameter_exponent: float
+    token_factor: float
+    token_exponent: float
+    resampled: Float64Array
+    confidence: float
+
+    @property
+    def coefficients(self) -> tuple[float, float, float, float, float]:
+        """E, A, alpha, B and beta."""
+        return (
+            self.irreducible_loss,
+            self.parameter_factor,
+            self.parameter_exponent,
+            self.token_factor,
+            self.token_exponent,
+        )
+
+    def intervals(self) -> dict[str, Interval]:
+        """Returns each coefficient with its interval, by the name of its attribute."""
+        names = ("irreducible_loss", "parameter_factor", "parameter_exponent", "token_factor", "token_exponent")
+        columns = zip(names, self.coefficients, self.resampled.T, strict=True)
+        return {name: self._interval(value, column) for name, value, column in columns}
+
+    def loss(self, parameters: int, tokens: int) -> float:
+        """Returns the law's loss of so many parameters and tokens, in nats per token."""
+        return _loss(self.coefficients, parameters, tokens)
+
+    def forecast(self, parameters: int, tokens: int) -> Interval:
+        """Predicts the loss of a run.
+
+        Args:
+            parameters: int. Trainable parameters.
+            tokens: int. Tokens trained on.
+
+        Returns:
+            `Interval` in nats per token. It covers the doubt about the coefficients, not whether the law holds so far
+            out.
+
+        Raises:
+            ValueError: if an argument is not positive.
+        """
+        n, d = check_integer("parameters", parameters), check_integer("tokens", tokens)
+        losses = [_loss(coefficients, n, d) for coefficients in (self.coefficients, *self.resampled)]
+        return self._interval(losses[0], np.array(losses[1:]))
+
+    def _interval(self, estimate: float, resampled: Float64Array) -> Interval:
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(resampled, [tail, 1 - tail])
+        return Interval(float(estimate), float(low), float(high), self.confidence)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<20} {interval}" for name, interval in self.intervals().items())
+
+
+def fit_scaling_law(
+    runs: Sequence[ScalingRun], resamples: int = 200, confidence: float = 0.95, seed: int = 0
+) -> ScalingLaw:
+    """Fits `L(N, D) = E + A / N^alpha + B / D^beta` to runs by the Huber loss of log-losses.
+
+    Args:
+        runs: sequence of `ScalingRun`, at least six, of several sizes and several numbers of tokens.
+        resamples: int. Bootstrap resamples of the runs, for the intervals.
+        confidence: float in (0, 1).
+        seed: int. Of the resamples.
+
+    Returns:
+        A `ScalingLaw`.
+
+    Raises:
+        ValueError: if there are too few runs, or they do not differ in size and in tokens.
+        ImportError: if SciPy is absent.
+
+    Example:
+    ```python
+    law = fit_scaling_law([ScalingRun(27_000, 3_000_000, 3.61), ...])
+    print(law.forecast(parameters=1_000_000, tokens=50_000_000))
+    ```
+
+    Reference:
+        [Hoffmann et al., 2022](https://arxiv.org/abs/2203.15556), section 3.3 (approach 3)
+    """
+    check_number("confidence", confidence, 0, 1, above=True, below=True)
+    resamples, seed = check_integer("resamples", resamples), check_seed(seed)
+    table = np.array([(run.parameters, run.tokens, run.loss) for run in runs], np.float64).reshape(-1, 3)
+    kinds = [len(np.unique(table[:, column])) for column in (0, 1)]
+    if len(table) < _FEWEST_RUNS or min(kinds) < 2 or not (np.isfinite(table) & (table > 0)).all():
+        raise ValueError(
+            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of several sizes and numbers of "
+            f"tokens. Received: {len(table)} runs of {kinds[0]} sizes and {kinds[1]} numbers of tokens"
+        )
+    minimize = _scipy_minimize()
+    logs = np.log(table)
+    starts = [
+        (logs[:, 2].mean() - below_n, alpha, logs[:, 2].mean() - below_d, beta, logs[:, 2].min() - below_e)
+        for alpha, beta in product((0.1, 0.3, 0.8), repeat=2)
+        for below_n, below_d, below_e in product((1.0, 3.0), (1.0, 3.0), (0.3, 0.05))
+    ]
+    best = _best_fit(minimize, logs, starts)
+    random = np.random.default_rng(seed)
+    resampled: list[tuple[float, ...]] = []
+    while len(resampled) < resamples:
+        chosen = logs[random.integers(0, len(logs), len(logs))]
+        if min(len(np.unique(chosen[:, column])) for column in (0, 1)) > 1:
+            resampled.append(_coefficients(_best_fit(minimize, chosen, [best], logs), logs))
+    return ScalingLaw(*_coefficients(best, logs), resampled=np.array(resampled), confidence=confidence)
+
+
+def _best_fit(
+    minimize: Any, logs: Float64Array, starts: Sequence[npt.ArrayLike], centred_on: Float64Array | None = None
+) -> Float64Array:
+    """The best of the minima that the starts lead to, in logarithms centred on the runs'."""
+    # Around the mean, the factor and the exponent of a term hardly move each other.
+    centre = (logs if centred_on is None else centred_on)[:, :2].mean(axis=0)
+    n, d = (logs[:, :2] - centre).T
+    observed = logs[:, 2]
+
+    def objective(at: Float64Array) -> tuple[float, Float64Array]:
+        terms = np.stack([at[0] - at[1] * n, at[2] - at[3] * d, np.full_like(n, at[4])])
+        predicted = np.logaddexp.reduce(terms)
+        shares = np.exp(terms - predicted)
+        residual = predicted - observed
+        small = np.abs(residual) <= _HUBER_DELTA
+        losses = np.where(small, residual**2 / 2, _HUBER_DELTA * (np.abs(residual) - _HUBER_DELTA / 2))
+        slope = np.clip(residual, -_HUBER_DELTA, _HUBER_DELTA)
+        by_term = shares * slope
+        gradient = [by_term[0].sum(), -(by_term[0] * n).sum(), by_term[1].sum(), -(by_term[1] * d).sum()]
+        # In units in which an optimizer's tolerances fit.
+        return float(losses.sum()) / _HUBER_DELTA**2, np.array([*gradient, by_term[2].sum()]) / _HUBER_DELTA**2
+
+    bounds = [(None, None), (0, None), (None, None), (0, None), (None, None)]
+    fits = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
+    best: Float64Array = min(fits, key=lambda fit: fit.fun).x
+    return best
+
+
+def _coefficients(at: Float64Array, logs: Float64Array) -> tuple[float, float, float, float, float]:
+    """E, A, alpha, B and beta of a point in centred logarithms."""
+    centre = logs[:, :2].mean(axis=0)
+    a, alpha, b, beta, e = at
+    return float(np.exp(e)), float(np.exp(a + alpha * centre[0])), alpha, float(np.exp(b + beta * centre[1])), beta
+
+
+def _loss(coefficients: Sequence[float], parameters: int, tokens: int) -> float:
+    e, a, alpha, b, beta = coefficients
+    return float(e + a * parameters**-alpha + b * tokens**-beta)
+
+
+def _scipy_minimize() -> Any:
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise ImportError(
+            "The fit needs SciPy, which scikit-learn brings: pip install 'keras_igpt[palette]'"
+        ) from error
+    return minimize

@@ -1,0 +1,177 @@
+"""A grid of small pre-training runs, the scaling law through them, and what it says of larger ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
+from keras_igpt.data.examples import LabeledTokens
+from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, fit_scaling_law
+from keras_igpt.model.backbone import ImageGPTBackbone
+from keras_igpt.model.cost import estimate
+from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
+from keras_igpt.plotting import plot_scaling
+from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.files import write_json
+from keras_igpt.support.randomness import check_seed
+from keras_igpt.training.recipes import pretraining_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingReport:
+    """The runs of a scaling study, and the law through them.
+
+    Attributes:
+        runs: dict of tuples of `ScalingRun`, one a budget, by the name of the size.
+        law: `ScalingLaw`.
+    """
+
+    runs: dict[str, tuple[ScalingRun, ...]]
+    law: ScalingLaw
+
+    def plot(self) -> Figure:
+        """Draws losses against tokens trained on, a colour a size, with the law's curves.
+
+        Returns:
+            A Matplotlib figure.
+
+        Raises:
+            ImportError: if Matplotlib is absent.
+        """
+        tokens = [run.tokens for runs in self.runs.values() for run in runs]
+        span = np.geomspace(min(tokens), max(tokens), 50).astype(int).tolist()
+        return plot_scaling(
+            {name: {run.tokens: run.loss for run in runs} for name, runs in self.runs.items()},
+            {
+                name: {count: self.law.loss(runs[0].parameters, count) for count in span}
+                for name, runs in self.runs.items()
+            },
+            self.law.irreducible_loss,
+        )
+
+
+def scaling_study(
+    train: LabeledTokens,
+    validation: LabeledTokens,
+    sizes: Mapping[str, Mapping[str, Any]],
+    budgets: Sequence[float],
+    learning_rate: float,
+    folder: str | os.PathLike[str],
+    batch_size: int = 64,
+    seed: int = 0,
+) -> ScalingReport:
+    """Pre-trains each size with each budget of arithmetic, and fits the law `L(N, D)` to their validation losses.
+
+    Each run has a schedule of its own that ends with it, as the law demands. A finished run is never repeated: called
+    again after a kill, the study goes on with the run that was under way, from its start.
+
+    Args:
+        train: `LabeledTokens` to train on.
+        validation: `LabeledTokens` that give the loss.
+        sizes: arguments of `ImageGPTBackbone` by the name of each size, without `image_size` and `vocabulary_size`,
+            which are those of the tokens.
+        budgets: sequence of float. Floating point operations of a run's training, as `estimate` counts them.
+        learning_rate: float. Peak rate of all runs.
+        folder: folder for `runs.json`.
+        batch_size: int. Sequences of a step.
+        seed: int. Of initial weights and batches.
+
+    Returns:
+        A `ScalingReport`.
+
+    Raises:
+        ValueError: if an argument is out of its range, a budget is less than two steps of a size, or the folder holds
+            runs with other settings.
+
+    Example:
+    ```python
+    sizes = {f"width {width}": {"num_layers": 4, "num_heads": 4, "hidden_dim": width} for width in (16, 32, 64)}
+    budgets = (1e12, 4e12, 1.6e13)
+    report = scaling_study(train, validation, sizes, budgets, learning_rate=0.003, folder="scaling")
+    print(report.law.forecast(parameters=1_000_000, tokens=50_000_000))
+    ```
+
+    Reference:
+        [Hoffmann et al., 2022](https://arxiv.org/abs/2203.15556), section 3.3. The paper trains three sizes
+        and fits no law.
+    """
+    batch_size, seed = check_integer("batch_size", batch_size), check_seed(seed)
+    rate = check_number("learning_rate", learning_rate, 0, above=True)
+    shape = {"image_size": train.image_size, "vocabulary_size": train.num_colors}
+    architectures = {name: {**size, **shape} for name, size in sizes.items()}
+    steps = {name: _steps(name, architecture, budgets, batch_size) for name, architecture in architectures.items()}
+    settings = {
+        "learning_rate": rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "train": train.digest(),
+        "validation": validation.digest(),
+        "backend": keras.backend.backend(),
+    }
+    path = Path(folder) / "runs.json"
+    finished = _finished_runs(path, settings)
+    runs: dict[str, tuple[ScalingRun, ...]] = {}
+    for name, architecture in architectures.items():
+        for count in steps[name]:
+            # A run is known by what it is, so that sizes and budgets can be added to a study later.
+            key = json.dumps({**architecture, "steps": count}, sort_keys=True)
+            if key not in finished:
+                finished[key] = _run(architecture, count, rate, train, validation, batch_size, seed)
+                record = {known: asdict(run) for known, run in finished.items()}
+                write_json(path, {"settings": settings, "runs": record})
+            runs[name] = (*runs.get(name, ()), finished[key])
+    return ScalingReport(runs, fit_scaling_law([run for several in runs.values() for run in several], seed=seed))
+
+
+def _steps(name: str, architecture: Mapping[str, Any], budgets: Sequence[float], batch_size: int) -> tuple[int, ...]:
+    """Steps that each budget pays for."""
+    flops = estimate(dict(architecture), batch_size).training_flops
+    steps = tuple(int(check_number("budgets", budget, 0, above=True) / flops) for budget in budgets)
+    if not steps or min(steps) < 2:
+        raise ValueError(
+            f"`budgets` must pay for two steps of each size, {2 * flops:.3g} operations for {name!r}. "
+            f"Received: budgets={tuple(budgets)}"
+        )
+    return steps
+
+
+def _finished_runs(path: Path, settings: Mapping[str, Any]) -> dict[str, ScalingRun]:
+    """The runs of the file by what they are; it must be of the same settings."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return {}
+    record = json.loads(path.read_text())
+    if record["settings"] != settings:
+        differing = sorted(name for name, value in settings.items() if record["settings"].get(name) != value)
+        raise ValueError(
+            f"`folder` must be new, or have runs of the same settings. Received: {path} with other {differing}"
+        )
+    return {key: ScalingRun(**run) for key, run in record["runs"].items()}
+
+
+def _run(
+    architecture: Mapping[str, Any],
+    steps: int,
+    learning_rate: float,
+    train: LabeledTokens,
+    validation: LabeledTokens,
+    batch_size: int,
+    seed: int,
+) -> ScalingRun:
+    keras.utils.set_random_seed(seed)
+    lm = ImageGPTCausalLM(ImageGPTBackbone(**architecture))
+    lm.compile(**pretraining_recipe("igpt_nano", "ar", steps, learning_rate=learning_rate))
+    lm.fit(TrainingBatches(train, None, batch_size, seed), steps_per_epoch=steps, epochs=1, verbose=0)
+    loss = lm.evaluate(EvaluationBatches(validation, None, batch_size), verbose=0, return_dict=True)["loss"]
+    return ScalingRun(lm.count_params(), steps * batch_size * train.image_size**2, float(loss))

@@ -1,0 +1,66 @@
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import keras_igpt as igpt
+
+
+def test_the_interval_is_that_of_resampling():
+    correct = np.random.default_rng(0).random(500) < 0.7
+    interval = igpt.accuracy_interval(correct, confidence=0.9)
+    resampled = np.random.default_rng(1).choice(correct, (20_000, 500)).mean(axis=1)
+    assert interval.estimate == correct.mean()
+    np.testing.assert_allclose((interval.low, interval.high), np.quantile(resampled, [0.05, 0.95]), atol=0.003)
+    assert interval.as_percentages().startswith(f"{100 * correct.mean():.1f}% [")
+
+
+def test_an_interval_covers_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        interval = igpt.accuracy_interval(random.random(300) < 0.6)
+        covered += interval.low <= 0.6 <= interval.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_a_paired_comparison_sees_what_two_intervals_hide():
+    first = np.arange(1000) < 700
+    second = np.arange(1000) < 680  # right on the same pictures but for 20
+    comparison = igpt.compare_accuracies(first, second)
+    assert (comparison.first_only, comparison.second_only) == (20, 0)
+    assert comparison.p_value == pytest.approx(2 * 0.5**20)
+    assert 0 < comparison.difference.low < comparison.difference.estimate == 0.02 < comparison.difference.high
+    one, two = igpt.accuracy_interval(first), igpt.accuracy_interval(second)
+    assert two.high > one.low  # which the intervals do not show
+
+
+def test_equal_classifiers_do_not_differ():
+    comparison = igpt.compare_accuracies(np.array([True, False]), np.array([True, False]))
+    assert comparison.p_value == 1.0
+    assert str(comparison) == "+0.0 points [+0.0, +0.0], p = 1"
+
+
+def test_the_mean_over_seeds_has_students_interval():
+    values = [0.331, 0.357, 0.352, 0.340]
+    interval = igpt.mean_interval(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    np.testing.assert_allclose((interval.estimate, interval.low, interval.high), (np.mean(values), low, high))
+    # Few seeds: wider than the normal distribution would have it.
+    assert interval.high - interval.estimate > NormalDist().inv_cdf(0.975) * stats.sem(values)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: igpt.accuracy_interval([0.5, 1.0]), "`correct` must be a bool array"),
+        (lambda: igpt.accuracy_interval(np.zeros(0, bool)), "at least one picture"),
+        (lambda: igpt.accuracy_interval(np.ones(2, bool), confidence=1), "`confidence` must be"),
+        (lambda: igpt.compare_accuracies(np.ones(3, bool), np.ones(2, bool)), "`second` must be of the same 3"),
+        (lambda: igpt.mean_interval([0.1]), "`values` must be at least two"),
+    ],
+)
+def test_what_makes_no_interval_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

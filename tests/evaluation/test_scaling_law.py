@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+import keras_igpt as igpt
+
+PLANTED = (1.7, 400.0, 0.34, 410.0, 0.28)
+
+
+def runs(noise=0.0, seed=0):
+    random = np.random.default_rng(seed)
+    e, a, alpha, b, beta = PLANTED
+    return [
+        igpt.ScalingRun(int(n), int(d), float((e + a * n**-alpha + b * d**-beta) * np.exp(noise * random.normal())))
+        for n in (3e4, 1e5, 3e5, 1e6, 3e6)
+        for d in (1e6, 4e6, 1.6e7, 6.4e7)
+    ]
+
+
+def test_planted_coefficients_are_recovered():
+    law = igpt.fit_scaling_law(runs(), resamples=2)
+    np.testing.assert_allclose(law.coefficients, PLANTED, rtol=1e-3)
+
+
+def test_noisy_runs_forecast_a_larger_one_within_their_interval():
+    law = igpt.fit_scaling_law(runs(noise=0.002), resamples=20)
+    e, a, alpha, b, beta = PLANTED
+    truth = e + a * 1e7**-alpha + b * 2.5e8**-beta
+    forecast = law.forecast(10_000_000, 250_000_000)
+    assert forecast.low <= truth <= forecast.high
+    assert forecast.estimate == pytest.approx(truth, rel=0.01)
+    again = igpt.fit_scaling_law(runs(noise=0.002), resamples=20)
+    np.testing.assert_array_equal(law.resampled, again.resampled)
+
+
+def test_one_wild_run_does_not_move_the_law():
+    spoiled = runs()
+    spoiled[7] = igpt.ScalingRun(spoiled[7].parameters, spoiled[7].tokens, 3 * spoiled[7].loss)
+    law = igpt.fit_scaling_law(spoiled, resamples=1)
+    assert law.loss(10_000_000, 250_000_000) == pytest.approx(5.1929, rel=0.01)
+
+
+def test_runs_that_cannot_tell_are_refused():
+    with pytest.raises(ValueError, match="`runs` must be at least 6"):
+        igpt.fit_scaling_law(runs()[:5])
+    with pytest.raises(ValueError, match="Received: 8 runs of 1 sizes"):
+        igpt.fit_scaling_law(runs()[:4] * 2)

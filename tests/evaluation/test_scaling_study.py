@@ -1,0 +1,58 @@
+import json
+
+import numpy as np
+import pytest
+
+import keras_igpt as igpt
+from keras_igpt.evaluation import scaling_study as module
+from tests.conftest import random_tokens
+
+SIZES = {f"width {width}": {"num_layers": 1, "num_heads": 2, "hidden_dim": width} for width in (8, 16, 32)}
+
+
+def tokens(count, seed):
+    return igpt.LabeledTokens(random_tokens(count, seed=seed), np.zeros(count, "int64"), 16)
+
+
+def study(folder, **changes):
+    options = {"sizes": SIZES, "budgets": (1e9, 4e9), "learning_rate": 0.003, "batch_size": 8} | changes
+    return igpt.scaling_study(tokens(32, 0), tokens(16, 1), folder=folder, **options)
+
+
+def test_a_run_trains_for_what_its_budget_pays(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fit_scaling_law", lambda runs, seed: None)
+    size = {"width 8": SIZES["width 8"]}
+    flops = igpt.estimate({**SIZES["width 8"], "image_size": 4, "vocabulary_size": 16}, 8).training_flops
+    (run,) = study(tmp_path, sizes=size, budgets=(3.5 * flops,)).runs["width 8"]
+    assert run.tokens == 3 * 8 * 16
+    assert run.loss == pytest.approx(np.log(16), abs=0.1)
+
+
+def test_finished_runs_are_not_repeated_and_others_are_added(tmp_path, monkeypatch):
+    made = []
+
+    def run(architecture, steps, *others):
+        made.append((architecture["hidden_dim"], steps))
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        width, count = architecture["hidden_dim"], steps * 128
+        return igpt.ScalingRun(width**2, count, 2 + 3 / width + 5 / count**0.3)
+
+    monkeypatch.setattr(module, "_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path)
+    assert len(json.loads((tmp_path / "runs.json").read_text())["runs"]) == 3
+    report = study(tmp_path)
+    assert len(made) == 4 + 3  # the one that was under way once more, and the two that were left
+    assert [len(runs) for runs in report.runs.values()] == [2, 2, 2]
+    assert len(study(tmp_path, budgets=(1e9, 4e9, 8e9)).runs["width 8"]) == 3
+    assert len(made) == 7 + 3
+    assert len(report.plot().axes) == 1
+    with pytest.raises(ValueError, match=r"other \['learning_rate'\]"):
+        study(tmp_path, learning_rate=0.001)
+
+
+def test_a_budget_too_small_is_refused_before_any_run(tmp_path):
+    with pytest.raises(ValueError, match="`budgets` must pay for two steps"):
+        study(tmp_path, budgets=(1e9, 1e3))
+    assert not list(tmp_path.iterdir())
