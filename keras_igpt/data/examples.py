@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids
+from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids, token_dtype
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.randomness import check_seed, permutation
 
@@ -103,7 +103,7 @@ class LabeledImages(Examples):
             raise ValueError(f"`images` must be square to become tokens. Received: shape {self.images.shape}")
         # A chunk's int32 at a time; all of them would take four times the memory of what is kept.
         chunks = [palette.encode(self.images[start : start + 1024]) for start in range(0, len(self), 1024)]
-        dtype = np.min_scalar_type(palette.num_colors - 1)
+        dtype = token_dtype(palette.num_colors)
         return LabeledTokens(np.concatenate([chunk.astype(dtype) for chunk in chunks]), self.labels, palette.num_colors)
 
 
