@@ -172,8 +172,9 @@ class EvaluationBatches(keras.utils.PyDataset):
     """One pass of equal batches in order, for `evaluate`, `predict` and validation.
 
     The last batch is filled up with rows of weight 0, so that none is lost, none counts twice and no batch of another
-    shape makes the model compile again. Items are `(token_ids, labels, weights)`; the labels are None where there are
-    none. `predict` gives the filling too: `len(batches.examples)` says how many rows are real.
+    shape makes the model compile again. Items are `(token_ids, labels, weights)`; where there are no labels the tokens
+    are in their place, which pre-training predicts. `predict` gives the filling too: `len(batches.examples)` says how
+    many rows are real.
 
     Args:
         examples: as in `TrainingBatches`; pictures in files are seen at their centre squares.
@@ -230,7 +231,7 @@ class EvaluationBatches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return -(-len(self._source) // self._batch_size)
 
-    def __getitem__(self, index: int) -> tuple[TokenIds, npt.NDArray[np.int32] | None, npt.NDArray[np.float32]]:
+    def __getitem__(self, index: int) -> tuple[TokenIds, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         if not 0 <= index < len(self):
             raise IndexError(f"`index` must lie in 0…{len(self) - 1}. Received: index={index}")
         rows = np.arange(index * self._batch_size, (index + 1) * self._batch_size)[self._part]
@@ -239,11 +240,10 @@ class EvaluationBatches(keras.utils.PyDataset):
         real = rows < len(self._source)
         token_ids, labels = self._source.read(rows[real]) if real.any() else self._source.read(np.array([0]))
         filling = [(0, len(rows) - len(token_ids))]
-        return (
-            np.pad(token_ids, [*filling, (0, 0)], mode="edge"),
-            None if labels is None else np.pad(labels.astype(np.int32), filling, mode="edge"),
-            real.astype(np.float32),
-        )
+        token_ids = np.pad(token_ids, [*filling, (0, 0)], mode="edge")
+        # Keras leaves out weights without targets, and on TensorFlow takes no None among the parts of a batch.
+        targets = token_ids if labels is None else np.pad(labels.astype(np.int32), filling, mode="edge")
+        return token_ids, targets, real.astype(np.float32)
 
 
 def part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
