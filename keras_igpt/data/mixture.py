@@ -31,7 +31,7 @@ class Source:
     Args:
         examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, `UnlabeledImages` or `UnlabeledTokens`.
         augmentation: `PaddedCrop`, `RandomResizedCrop` (of files only) or None.
-        weight: float. How many of its pictures are seen for those of the other sources.
+        weight: float. Its share of the pictures seen is its weight divided by the sum of all sources' weights.
 
     Raises:
         ValueError: if `weight` is not positive.
@@ -53,10 +53,11 @@ class Source:
 class MixedBatches(EndlessBatches):
     """Endless batches of several sets for pre-training: `batches[k]` is the batch of step k.
 
-    Which source and which row fill each place is a function of seed and step, as in `TrainingBatches`: a restart, other
-    processes and another number of workers give the same bytes, and no step needs those before it. Of any number of
-    pictures in a row, each source has its share by weight to within a picture or so, in a batch as in a shard of one.
-    Each source goes through epochs of its own, in which every row comes once, in a new order each time.
+    Which source and which row fill each place is a function of seed and step, as in `TrainingBatches`: a restart,
+    several processes or another number of workers give the same bytes, and no step needs those before it. Sources are
+    not drawn at random but dealt out evenly: any run of consecutive pictures, a batch or a shard of one, has each
+    source's share to within as many pictures as there are sources. Each source goes through epochs of its own, in which
+    every row comes once, in a new order each time.
 
     Items are `(token_ids,)`: classes of different sets have nothing in common.
 
@@ -161,10 +162,10 @@ class MixedBatches(EndlessBatches):
 
 
 class _Shares:
-    """Deals numbered draws out to sources by weight, evenly; any draw is found without those before it.
+    """Deals out numbered draws to sources by weight, evenly; any draw is found without those before it.
 
-    The first source takes a fixed share of all draws: of the first n, `floor(n * share + offset)`. The second takes one
-    of those that are left, and so on; the last takes the rest.
+    The first source takes a fixed share of all draws: `floor(n * share + offset)` of the first n. The second takes a
+    share of those that are left, and so on; the last takes the rest.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
@@ -178,7 +179,7 @@ class _Shares:
     def draws(self, start: int, count: int) -> tuple[Int64Array, Int64Array]:
         """Returns the source of each draw from `start` on, and how many draws that source had before: each `(count,)`.
 
-        Of the draws before `start`, Python's integers of any size tell each source's part.
+        What each source took before `start` is computed in Python's integers, which cannot overflow.
         """
         sources, earlier = np.empty(count, np.int64), np.empty(count, np.int64)
         # Draws that no source has taken yet: all before `start`, and more of them up to each of these.

@@ -88,7 +88,7 @@ def write_token_manifest(
     image_size: int,
     report: dict[str, Any] | None = None,
 ) -> None:
-    """Makes a set of the shards in a folder. This comes last: without a manifest there is no set.
+    """Writes the manifest that makes a set of the shards in a folder. It comes last: without it there is no set.
 
     Args:
         folder: folder of the set.
@@ -129,9 +129,9 @@ def write_token_manifest(
 class TokenShards:
     """Tokens of a set in shards, read when they are asked for; an array `(B, T)` of which only rows can be taken.
 
-    Opening reads the manifest and nothing else. Rows are read one by one from their files, which are open only
-    meanwhile: memory and open files stay the same for any number of shards. Mapped files would be slower here: each
-    fault reads ahead what a shuffled order does not want.
+    Opening reads the manifest and nothing else. Rows are read straight from their files, which are closed again: memory
+    use and the number of open files do not grow with the shards. Memory-mapped files would hold a descriptor each, and
+    a page fault reads ahead far more than the one row that a shuffled order asks for.
 
     Args:
         folder: folder that `write_token_manifest` has made a set of.

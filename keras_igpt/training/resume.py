@@ -67,8 +67,8 @@ class ExactResume(keras.callbacks.Callback):
     same weights, bit for bit, as one that was never stopped. A checkpoint is copied to the host between two steps and
     written by a thread while training goes on; it takes its name when it is whole. A damaged one is passed over for the
     one before, and what cannot be written does not stop the training, nor do weights that are not finite, which are not
-    written: each is said in a warning. On SIGTERM the state is saved, and the signal then does what it did before (with several
-    processes, which get it at different steps, it is left alone).
+    written: each is said in a warning. On SIGTERM the state is saved, and the signal then does what it did before (with
+    several processes, which get it at different steps, it is left alone).
 
     More epochs may be asked for than before. Anything else that decides the training, in model, optimizer, loss and
     data, must be as it was. To train on with other settings, load the model that came out into a new run.

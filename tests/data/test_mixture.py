@@ -69,6 +69,8 @@ def test_shares_are_the_weights_to_within_a_draw_or_so(weights):
     binomial = np.sqrt(len(sources) * expected * (1 - expected))
     assert (np.abs(counts - expected * len(sources)) <= 3 * binomial + 1).all()
     for number in range(len(weights)):
+        of_shards = (sources == number).reshape(-1, 32).sum(1)
+        assert np.abs(of_shards - 32 * expected[number]).max() < len(weights) + 1e-6
         np.testing.assert_array_equal(earlier[sources == number], np.arange(counts[number]))
     # From anywhere, without what is before: the same.
     for start in (1, 12_345, 1_000_000):
