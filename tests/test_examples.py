@@ -278,6 +278,25 @@ def test_contact_sheet(tmp_path):
     assert output.is_file()
 
 
+def test_pretraining_on_a_mixture(tmp_path, palette):
+    pillow = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for name in ("dark", "bright"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for index in range(4):
+            pixels = random.integers(0, 256, (6, 5, 3)).astype("uint8")
+            pillow.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.png")
+    shard = igpt.write_token_shard(tmp_path / "web", "0.npy", random.integers(0, 16, (20, 16)), 16)
+    igpt.write_token_manifest(tmp_path / "web", [shard], palette, 4)
+    example = load(ROOT / "examples" / "pretrain_mixture.py")
+    command = ["--web", str(tmp_path / "web"), "--images", str(tmp_path / "in"), "--preset", "igpt_nano"]
+    command += ["--batch-size", "4", "--updates", "4", "--updates-per-epoch", "2", "--output", str(tmp_path / "out")]
+    results = example.main(command)
+    assert results == example.main(command)  # a finished run is not trained again
+    assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 3  # a header and two epochs
+    assert keras.saving.load_model(tmp_path / "out" / "igpt.keras").palette == palette
+
+
 def test_distributed_pretraining(tmp_path, monkeypatch, capsys):
     pytest.importorskip("skimage")
     if keras.backend.backend() != "jax":

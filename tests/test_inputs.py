@@ -9,7 +9,7 @@ from conftest import make_causal_lm, make_masked_lm, randomize
 
 import keras_igpt as igpt
 from keras_igpt.data import ImageFiles, LabeledImages, LabeledTokens
-from keras_igpt.data.batches import Source
+from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.data.image_files import FolderReader
 from keras_igpt.data.inputs import as_pictures, as_token_ids
 
@@ -54,7 +54,7 @@ KINDS = {
 
 
 def evaluate(models, given):
-    labelled = isinstance(given, (Source, igpt.EvaluationBatches))
+    labelled = isinstance(given, (PictureExamples, igpt.EvaluationBatches))
     return models.classifier.evaluate(given, None if labelled else LABELS, batch_size=3, verbose=0)[0]
 
 

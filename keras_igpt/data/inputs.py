@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.data.batches import EvaluationBatches, Source
-from keras_igpt.data.examples import LabeledImages, LabeledTokens
+from keras_igpt.data.batches import EvaluationBatches
+from keras_igpt.data.examples import LabeledImages, LabeledTokens, check_labeled
 from keras_igpt.data.image_files import ImageFiles, import_pillow, resize_images, to_eight_bits
+from keras_igpt.data.token_shards import TokenShards
+from keras_igpt.data.token_source import LabeledPictureExamples, PictureExamples
+from keras_igpt.data.unlabeled import UnlabeledImages, UnlabeledTokens
 from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids
 
 # `Any` stands for Pillow images and lists of pictures.
-Pictures = Source | EvaluationBatches | npt.ArrayLike | Any
-LabeledPictures = Source | EvaluationBatches | tuple[Pictures, npt.ArrayLike]
+Pictures = PictureExamples | EvaluationBatches | npt.ArrayLike | Any
+LabeledPictures = LabeledPictureExamples | EvaluationBatches | tuple[Pictures, npt.ArrayLike]
 TokenArray = npt.NDArray[np.integer[Any]]
 
 
@@ -43,18 +46,19 @@ class PictureModel(Protocol):
         """The palette that encodes pictures; None if it is not known."""
 
 
-def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: str = "inputs") -> Source:
+def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: str = "inputs") -> PictureExamples:
     """Returns pictures as examples that fit a model.
 
     Args:
         model: the model.
         given: uint8 images `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures; token ids
-            `(B, T)`; `LabeledImages`, `LabeledTokens`, `ImageFiles`, or `EvaluationBatches` of these; or a pair of
-            images or token ids and integer labels `(B,)`. Without labels they are all 0.
+            `(B, T)`; examples with or without labels, or `EvaluationBatches` of these; or a pair of images or token ids
+            and integer labels `(B,)`.
         name: str. What the caller calls them.
 
     Returns:
-        `LabeledTokens`, or `ImageFiles`, which are decoded as they are read.
+        `LabeledTokens` or `UnlabeledTokens`; or `ImageFiles` or `UnlabeledImages` of files, which are decoded as they
+        are read.
 
     Raises:
         ValueError: if they do not fit the model, or inputs and labels each other.
@@ -70,29 +74,39 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
     if isinstance(given, LabeledImages):
         labels = given.labels
     fitted = _fitted(model, given, name)
-    if isinstance(fitted, ImageFiles):
-        return fitted
-    if isinstance(given, LabeledTokens):
+    if isinstance(given, (LabeledTokens, UnlabeledTokens, ImageFiles)):
         return given
-    labels = np.zeros(len(fitted), np.int64) if labels is None else np.asarray(labels)
+    if isinstance(fitted, ImageFiles):
+        return UnlabeledImages(fitted)
+    assert not isinstance(fitted, TokenShards)
     if fitted.ndim == 4:
-        return LabeledImages(fitted, labels).encode(_palette_of(model, name))
-    return LabeledTokens(fitted, labels, model.backbone.vocabulary_size)
+        palette = _palette_of(model, name)
+        examples = UnlabeledImages(fitted) if labels is None else LabeledImages(fitted, np.asarray(labels))
+        return examples.encode(palette)
+    colors = model.backbone.vocabulary_size
+    return UnlabeledTokens(fitted, colors) if labels is None else LabeledTokens(fitted, np.asarray(labels), colors)
+
+
+def as_labeled_examples(model: PictureModel, given: LabeledPictures, name: str) -> LabeledPictureExamples:
+    """Returns pictures, of the kinds that `as_examples` takes, as examples with labels, or says that they have none."""
+    given = given.examples if isinstance(given, EvaluationBatches) else given
+    if not isinstance(given, tuple):
+        check_labeled(name, given)
+    examples = as_examples(model, given, name)
+    check_labeled(name, examples)
+    assert isinstance(examples, LabeledPictureExamples)
+    return examples
 
 
 def as_token_ids(model: PictureModel, given: Pictures, name: str = "inputs") -> TokenArray:
     """Returns pictures, of the kinds that `as_examples` takes, as token ids `(B, T)` in memory."""
-    fitted = _fitted(model, given, name)
-    if isinstance(fitted, ImageFiles):
-        fitted = fitted.load().images
+    fitted = _in_memory(_fitted(model, given, name))
     return fitted if fitted.ndim == 2 else _palette_of(model, name).encode(fitted)
 
 
 def as_pictures(model: PictureModel, given: Pictures, name: str = "images") -> UInt8Images:
     """Returns pictures, of the kinds that `as_examples` takes, as a uint8 array `(B, H, W, C)` of the model's size."""
-    fitted = _fitted(model, given, name)
-    if isinstance(fitted, ImageFiles):
-        fitted = fitted.load().images
+    fitted = _in_memory(_fitted(model, given, name))
     return fitted if fitted.ndim == 4 else _palette_of(model, name).decode(fitted)
 
 
@@ -139,11 +153,19 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str 
     return resized[0] if len(resized) == 1 else np.concatenate(resized)
 
 
-def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | ImageFiles:
+def _in_memory(fitted: npt.NDArray[Any] | ImageFiles | TokenShards) -> npt.NDArray[Any]:
+    if isinstance(fitted, ImageFiles):
+        return fitted.load().images
+    return fitted[np.arange(len(fitted))] if isinstance(fitted, TokenShards) else fitted
+
+
+def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | ImageFiles | TokenShards:
     """Pictures `(B, H, W, C)` of the model's size, token ids `(B, T)`, or files; raises where they do not fit."""
     side, colors = model.backbone.image_size, model.backbone.vocabulary_size
     if isinstance(given, EvaluationBatches):
         given = given.examples
+    if isinstance(given, UnlabeledImages):
+        given = given.images
     if isinstance(given, ImageFiles):
         channels = _palette_of(model, name).num_channels
         if not len(given) or (given.image_size, given.num_channels) != (side, channels):
@@ -151,22 +173,23 @@ def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | Im
                 f"`{name}` must be files with image_size={side} and num_channels={channels}. Received: {given!r}"
             )
         return given
-    if isinstance(given, LabeledTokens) and given.num_colors != colors:
+    tokens_given = isinstance(given, (LabeledTokens, UnlabeledTokens))
+    if tokens_given and given.num_colors != colors:
         raise ValueError(f"`{name}` must be tokens of {colors} colours. Received: {given.num_colors} colours")
     if isinstance(given, LabeledImages):
         given = given.images
     if are_pictures(given):
         return pictures_of_size(given, side, _palette_of(model, name).num_channels, name)
-    token_ids = given.token_ids if isinstance(given, LabeledTokens) else array_of(given)
-    if token_ids is None or token_ids.ndim != 2 or token_ids.shape[1] != side**2 or not len(token_ids):
+    token_ids = given.token_ids if tokens_given else array_of(given)
+    if token_ids is None or len(token_ids.shape) != 2 or token_ids.shape[1] != side**2 or not len(token_ids):
         received = type(given).__name__ if token_ids is None else f"shape {token_ids.shape}"
         raise ValueError(
             f"`{name}` must be pictures (a uint8 array (B, H, W, C) or (H, W, C), a Pillow image, or a list of single "
-            f"pictures), token ids (B, {side**2}), LabeledImages, LabeledTokens, ImageFiles or EvaluationBatches. "
+            f"pictures), token ids (B, {side**2}), examples with or without labels, or EvaluationBatches. "
             f"Received: {received}"
         )
     # The tokens of examples were checked when these were made.
-    return token_ids if isinstance(given, LabeledTokens) else check_token_ids(token_ids, colors, name)
+    return token_ids if tokens_given else check_token_ids(token_ids, colors, name)
 
 
 def are_pictures(given: Any) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
-from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.palette.color_palette import ColorPalette, token_dtype
 from keras_igpt.support.files import new_mapped_array, remove, remove_partial, write_json
 
 # Of the files' layout; caches of another are made anew.
@@ -162,9 +162,8 @@ def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: 
 
 
 def _layout(palette: ColorPalette, key: dict[str, Any]) -> dict[str, Layout]:
-    tokens = np.dtype(np.min_scalar_type(palette.num_colors - 1))
     return {
-        "tokens.npy": (tokens, (key["count"], key["image_size"] ** 2)),
+        "tokens.npy": (token_dtype(palette.num_colors), (key["count"], key["image_size"] ** 2)),
         "labels.npy": (np.dtype(np.int64), (key["count"],)),
     }
 

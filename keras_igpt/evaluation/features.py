@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.backend.whole_steps import WholeStepModel
-from keras_igpt.data.examples import Examples, Labels
-from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples
+from keras_igpt.data.examples import LabeledExamples, Labels
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples, as_labeled_examples
 from keras_igpt.inference.compiled import computed_rows
 from keras_igpt.objectives.pixel_model import PixelModel, check_language_model
 from keras_igpt.support.checks import check_choice, check_depths
@@ -23,7 +23,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LabeledFeatures(Examples):
+class LabeledFeatures(LabeledExamples):
     """Features of pictures at one or more depths and their classes, in memory or mapped from a file.
 
     Args:
@@ -191,7 +191,7 @@ class FeatureExtractor(WholeStepModel):
             `LabeledFeatures`.
 
         Raises:
-            ValueError: if inputs and labels do not fit the model or each other.
+            ValueError: if inputs and labels do not fit the model or each other, or there are no labels.
         """
-        source = as_examples(self.language_model, examples)
+        source = as_labeled_examples(self.language_model, examples, "examples")
         return LabeledFeatures(self.extract(source, batch_size, path), source.labels)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import keras
 import numpy.typing as npt
 
-from keras_igpt.data.batches import Source
-from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_labeled_examples
+from keras_igpt.data.token_source import LabeledPictureExamples
 from keras_igpt.evaluation.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
@@ -253,9 +253,10 @@ class LinearProbe:
             ValueError: if inputs and labels do not fit.
         """
         language_model = self._extractor.language_model
-        sources = as_examples(language_model, train, "train"), as_examples(language_model, validation, "validation")
-        classes = check_classes(*(source.labels for source in sources))
-        learned, held_out = map(self._extract, ("train", "validation"), sources)
+        parts = {"train": train, "validation": validation}
+        sources = {name: as_labeled_examples(language_model, part, name) for name, part in parts.items()}
+        classes = check_classes(*(source.labels for source in sources.values()))
+        learned, held_out = (self._extract(name, source) for name, source in sources.items())
         fits: dict[tuple[int, ...], LogisticFit] = {}
 
         def fit(layers: tuple[int, ...]) -> LayerReport:
@@ -291,7 +292,7 @@ class LinearProbe:
             ValueError: if the probe is not fitted, or inputs and labels do not fit.
         """
         fits = self._fitted()
-        examples = self._extract("test", as_examples(self._extractor.language_model, test))
+        examples = self._extract("test", as_labeled_examples(self._extractor.language_model, test, "test"))
         scores = {
             layers: fitted.score(examples.at(*self._positions(layers)), examples.labels)
             for layers, fitted in fits.items()
@@ -332,7 +333,7 @@ class LinearProbe:
         """Places of depths among those of the features."""
         return [self._extractor.depths.index(layer) for layer in layers]
 
-    def _extract(self, name: str, examples: Source) -> LabeledFeatures:
+    def _extract(self, name: str, examples: LabeledPictureExamples) -> LabeledFeatures:
         path = None if self._folder is None else self._folder / f"{name}.npy"
         return self._extractor.extract_labeled(examples, self._batch_size, path)
 

@@ -342,6 +342,8 @@ class ImageGPTImageClassifier(TokenModel):
             results["loss"] = results["loss"] + self.generative_weight * generative_loss
         return results
 
+    needs_labels = True
+
     def check_labels(self, labels: Any, name: str = "x") -> None:
         """Checks class labels: integers `(B,)` or `(B, 1)`; or, for a loss that takes them, numbers `(B, C)`."""
         wanted = f"`{name}` must come with class labels, integers (B,) in 0…{self.num_classes - 1}"

@@ -15,9 +15,11 @@ from keras import ops
 from keras_igpt.backend.optimizers import innermost, with_public_optimizers
 from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
 from keras_igpt.backend.whole_steps import WholeStepModel, build_for, called_by_fit, compile_options
-from keras_igpt.data.batches import EvaluationBatches, Source, TrainingBatches
+from keras_igpt.data.batches import EndlessBatches, EvaluationBatches
 from keras_igpt.data.checked import CheckedData
+from keras_igpt.data.examples import check_labeled
 from keras_igpt.data.inputs import are_pictures, array_of, as_examples, as_token_ids
+from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.memory import warn_if_too_large
 from keras_igpt.model.quantization import QuantizableModel
@@ -41,6 +43,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     backbone: ImageGPTBackbone
     palette: ColorPalette | None
+    # Whether targets are class labels, which examples without labels do not have.
+    needs_labels = False
 
     @property
     def _default_save_signature(self) -> None:
@@ -139,7 +143,11 @@ class TokenModel(QuantizableModel, WholeStepModel):
         with _errors_of([data]):
             outputs = super().predict(data.data, **options)
         # Rows that fill the last batch up are dropped where the batches were made here.
-        return keras.tree.map_structure(lambda array: array[: len(x)], outputs) if isinstance(x, Source) else outputs
+        return (
+            keras.tree.map_structure(lambda array: array[: len(x)], outputs)
+            if isinstance(x, PictureExamples)
+            else outputs
+        )
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains on one batch; `keras.Model.train_on_batch`, with what it is given checked first."""
@@ -169,7 +177,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
     def _taken_in(self, x: Any, options: dict[str, Any]) -> Any:
         """What `evaluate` and `predict` are given, as Keras takes it: pictures and examples as tokens."""
         _check_that_it_ends(x, options.get("steps"), "x")
-        if isinstance(x, Source):
+        if isinstance(x, PictureExamples):
             batch_size = options.pop("batch_size", None) or _BATCH_SIZE
             return EvaluationBatches(as_examples(self, x, "x"), self.palette, batch_size)
         return as_token_ids(self, x, "x") if are_pictures(x) or array_of(x) is not None else x
@@ -198,8 +206,10 @@ class TokenModel(QuantizableModel, WholeStepModel):
                     "Received: metrics that know no weights"
                 )
             x = x.without_filling()
-        if isinstance(x, (TrainingBatches, EvaluationBatches)) and labelled:
-            self.check_labels(x.known_labels, name)
+        if isinstance(x, (EndlessBatches, EvaluationBatches)) and labelled and self.needs_labels:
+            check_labeled(name, getattr(x, "examples", x))
+            if x.known_labels is not None:
+                self.check_labels(x.known_labels, name)
         # TensorFlow keeps what it has read from for good, and would keep the model with it.
         check = weakref.WeakMethod(self.check_batch)
 

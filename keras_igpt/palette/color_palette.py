@@ -380,6 +380,11 @@ def check_token_ids(token_ids: npt.ArrayLike, num_colors: int, name: str = "toke
     return array
 
 
+def token_dtype(num_colors: int) -> np.dtype[Any]:
+    """Returns the smallest unsigned integers that number a palette's colours, for tokens that are kept."""
+    return np.dtype(np.min_scalar_type(num_colors - 1))
+
+
 def _cluster(
     colors: UInt8Images, counts: npt.NDArray[np.int64], num_colors: int, seed: int, max_iterations: int
 ) -> UInt8Images:

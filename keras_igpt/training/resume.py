@@ -41,7 +41,7 @@ _NAMED = 3
 
 
 class RepeatableBatches(Protocol):
-    """What a resumed run needs of its batches; `TrainingBatches` has it."""
+    """What a resumed run needs of its batches; `TrainingBatches` and `MixedBatches` have it."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -62,13 +62,13 @@ class RepeatableBatches(Protocol):
 class ExactResume(keras.callbacks.Callback):
     """Saves the whole state of a training every so many steps, and lets `fit` resume from the newest whole checkpoint.
 
-    Give it to `fit` with `TrainingBatches`, and run the same script again after a crash: weights, optimizer, metrics,
-    step and position in the data are those of the last checkpoint. On a CPU the run ends in the same weights, bit for
-    bit, as one that was never stopped. Checkpoints are copied to the host between two steps and written by a thread
-    while training goes on; a file takes its name when it is whole. A damaged checkpoint is passed over for the one
-    before it. Failed writes do not stop the training, and neither do weights that are not finite, which are not
-    written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect (with several
-    processes, which receive it at different steps, it is left alone).
+    Give it to `fit` with `TrainingBatches` or `MixedBatches`, and run the same script again after a crash: weights,
+    optimizer, metrics, step and position in the data are those of the last checkpoint. On a CPU the run ends in the
+    same weights, bit for bit, as one that was never stopped. Checkpoints are copied to the host between two steps and
+    written by a thread while training goes on; a file takes its name when it is whole. A damaged checkpoint is passed
+    over for the one before it. Failed writes do not stop the training, and neither do weights that are not finite,
+    which are not written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect
+    (with several processes, which receive it at different steps, it is left alone).
 
     A resumed run may have more epochs. All other settings of model, optimizer, loss and data must be the same; to
     change them, load the trained model into a new run.
@@ -83,8 +83,8 @@ class ExactResume(keras.callbacks.Callback):
         keep: int. Newest checkpoints that stay.
 
     Raises:
-        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are not `TrainingBatches`, or a
-            checkpoint is of another model, optimizer or data; or with `steps_per_execution`.
+        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are neither, or a checkpoint
+            is of another model, optimizer or data; or with `steps_per_execution`.
         OSError: from `fit`, if a checkpoint cannot be read, which may be whole nevertheless.
 
     Example:
@@ -121,8 +121,8 @@ class ExactResume(keras.callbacks.Callback):
         """
         if not hasattr(batches, "starting_at") or not options.get("steps_per_epoch"):
             raise ValueError(
-                "`x` must be TrainingBatches where `callbacks` has ExactResume, which must know each step's batch. "
-                f"Received: {type(batches).__name__}"
+                "`x` must be TrainingBatches or MixedBatches where `callbacks` has ExactResume, which must know each "
+                f"step's batch. Received: {type(batches).__name__}"
             )
         if model.steps_per_execution != 1:
             raise ValueError(

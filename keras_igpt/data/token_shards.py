@@ -1,0 +1,301 @@
+"""Tokens in shards: a folder of `.npy` files and a manifest, for sets of any size."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.palette.color_palette import ColorPalette, check_token_ids, token_dtype
+from keras_igpt.support.checks import check_integer
+from keras_igpt.support.files import whole_file, write_json
+
+_MANIFEST = "manifest.json"
+_FORMAT, _VERSION = "keras_igpt token shards", 1
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """What the manifest says of one shard.
+
+    Attributes:
+        file: str. Name of its `.npy` file in the folder.
+        rows: int. Pictures in it.
+        crc32: int. Checksum of its tokens, which tells sets apart without reading them.
+        report: dict. Whatever else is to be kept, of types that JSON knows: where it came from, counts.
+    """
+
+    file: str
+    rows: int
+    crc32: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def write_token_shard(
+    folder: str | os.PathLike[str],
+    file: str,
+    token_ids: npt.ArrayLike,
+    num_colors: int,
+    report: dict[str, Any] | None = None,
+) -> TokenShard:
+    """Writes one shard, whole or not at all. `write_token_manifest` makes a set of all shards.
+
+    Args:
+        folder: folder of the set.
+        file: str. Name of the file, which ends in `.npy`.
+        token_ids: integer array `(B, S * S)`; it may have no rows.
+        num_colors: int. Palette size `V`.
+        report: dict. As in `TokenShard`.
+
+    Returns:
+        `TokenShard`, what the manifest needs. `dataclasses.asdict` makes JSON of it.
+
+    Raises:
+        ValueError: if `file` is not such a name, or the tokens are not such.
+
+    Example:
+    ```python
+    shard = write_token_shard("web", "00000.npy", palette.encode(images), palette.num_colors, {"tar": "00000.tar"})
+    ```
+    """
+    _check_file("file", file)
+    tokens = check_token_ids(token_ids, num_colors)
+    if tokens.ndim != 2 or math.isqrt(tokens.shape[1]) ** 2 != tokens.shape[1]:
+        raise ValueError(f"`token_ids` must have shape (B, S * S). Received: shape {tokens.shape}")
+    tokens = np.ascontiguousarray(tokens, token_dtype(num_colors))
+    with whole_file(Path(folder) / file) as partial:
+        np.save(partial, tokens)
+    # A view of bytes: an empty array has no buffer of its own shape.
+    checksum = zlib.crc32(tokens.reshape(-1).view(np.uint8).data)
+    return TokenShard(file, len(tokens), checksum, report or {})
+
+
+def write_token_manifest(
+    folder: str | os.PathLike[str],
+    shards: Sequence[TokenShard],
+    palette: ColorPalette,
+    image_size: int,
+    report: dict[str, Any] | None = None,
+) -> None:
+    """Writes the manifest that makes a set of the shards in a folder. It comes last: without it there is no set.
+
+    Args:
+        folder: folder of the set.
+        shards: what `write_token_shard` returned, in the order of their rows.
+        palette: `ColorPalette` of the tokens.
+        image_size: int. Side `S` of the pictures.
+        report: dict. Whatever else is to be kept, of types that JSON knows.
+
+    Raises:
+        ValueError: if a file is named twice, is missing, or there is no row in any.
+
+    Example:
+    ```python
+    write_token_manifest("web", shards, palette, image_size=32)
+    ```
+    """
+    image_size = check_integer("image_size", image_size)
+    names = [_check_file("shards", shard.file) for shard in shards]
+    if len(set(names)) < len(names) or not sum(shard.rows for shard in shards):
+        raise ValueError(
+            "`shards` must be different files with at least one row. "
+            f"Received: {len(names)} shards, {len(set(names))} files, {sum(shard.rows for shard in shards)} rows"
+        )
+    for name in names:
+        if not (Path(folder) / name).is_file():
+            raise ValueError(f"`shards` must be in `folder`. Received: {Path(folder) / name}, which is missing")
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "image_size": image_size,
+        "palette": palette.get_config(),
+        "report": report or {},
+        "shards": [asdict(shard) for shard in shards],
+    }
+    write_json(Path(folder) / _MANIFEST, content)
+
+
+class TokenShards:
+    """Tokens of a set in shards, read when they are asked for; an array `(B, T)` of which only rows can be taken.
+
+    Opening reads the manifest and nothing else. Rows are read straight from their files, which are closed again: memory
+    use and the number of open files do not grow with the shards. Memory-mapped files would hold a descriptor each, and
+    a page fault reads ahead far more than the one row that a shuffled order asks for.
+
+    Args:
+        folder: folder that `write_token_manifest` has made a set of.
+
+    Attributes:
+        palette: `ColorPalette` of the tokens.
+        image_size: int. Side `S` of the pictures.
+        shards: tuple of `TokenShard`.
+        report: dict, as `write_token_manifest` was given it.
+
+    Raises:
+        FileNotFoundError: if the folder has no manifest.
+        ValueError: if the manifest is another one or damaged.
+
+    Example:
+    ```python
+    images = shards.palette.decode(TokenShards("web")[np.arange(16)])
+    ```
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        path = Path(folder) / _MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"`folder` must hold token shards and their {_MANIFEST}, which is written last. Received: {folder}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"`folder` must have a {_MANIFEST} of JSON. Received: {path} ({error})") from error
+        kind = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
+        if kind != (_FORMAT, _VERSION):
+            raise ValueError(f"`folder` must hold {_FORMAT!r} of version {_VERSION}. Received: {path} with {kind}")
+        try:
+            self.palette = ColorPalette.from_config(content["palette"])
+            self.image_size = check_integer("image_size", content["image_size"])
+            self.shards = tuple(TokenShard(**shard) for shard in content["shards"])
+            self.report: dict[str, Any] = content["report"]
+            counts = [check_integer("rows", shard.rows, 0) for shard in self.shards]
+            self._files = [os.path.join(folder, _check_file("shards", shard.file)) for shard in self.shards]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"`folder` must have a whole {_MANIFEST}. Received: {path} ({error!r})") from error
+        self.dtype = token_dtype(self.palette.num_colors)
+        # First row of each shard, and the end of the last.
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        # Where the tokens begin in each file; 0 where the file has not been looked at.
+        self._offsets = np.zeros(len(counts), np.int64)
+        self._chosen: npt.NDArray[np.int64] | None = None
+
+    def __repr__(self) -> str:
+        return f"TokenShards({len(self)} pictures in {len(self.shards)} shards, image_size={self.image_size})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Pictures and tokens, `(B, T)`."""
+        return (int(self._starts[-1]) if self._chosen is None else len(self._chosen)), self.image_size**2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: npt.ArrayLike) -> Self:
+        """Returns these rows, in this order, without reading them."""
+        chosen = self._checked_rows(rows)
+        taken = copy.copy(self)
+        taken._chosen = chosen if self._chosen is None else self._chosen[chosen]
+        return taken
+
+    def join(self, other: Self) -> Self:
+        """Returns these rows followed by those of another set with the same palette and size, without reading them."""
+        if (self.image_size, self.palette) != (other.image_size, other.palette):
+            raise ValueError(f"`other` must have the palette and `image_size` of {self}. Received: {other}")
+        joined = copy.copy(self)
+        joined.shards, joined._files = self.shards + other.shards, self._files + other._files
+        joined._starts = np.concatenate([self._starts, self._starts[-1] + other._starts[1:]])
+        joined._offsets = np.concatenate([self._offsets, other._offsets])
+        if self._chosen is not None or other._chosen is not None:
+            first, second = (np.arange(len(part)) if part._chosen is None else part._chosen for part in (self, other))
+            joined._chosen = np.concatenate([first, self._starts[-1] + second])
+        return joined
+
+    def digest(self) -> str:
+        """Returns a hexadecimal digest of the tokens, by the checksums in the manifest, and of the palette."""
+        described = [[shard.rows, shard.crc32] for shard in self.shards]
+        digest = hashlib.sha256(json.dumps([self.image_size, self.palette.get_config(), described]).encode())
+        if self._chosen is not None:
+            digest.update(self._chosen.data)
+        return digest.hexdigest()
+
+    def __getitem__(self, rows: npt.ArrayLike) -> npt.NDArray[np.integer[Any]]:
+        """Reads rows.
+
+        Args:
+            rows: integer array `(B,)`, or a bool one that has a place for each row.
+
+        Returns:
+            Array `(B, T)` of the smallest unsigned integers.
+
+        Raises:
+            IndexError: if there is no such row.
+            ValueError: if a file is missing or is not as the manifest says; the message names it.
+        """
+        wanted = self._checked_rows(rows)
+        if self._chosen is not None:
+            wanted = self._chosen[wanted]
+        order = np.argsort(wanted, kind="stable")
+        wanted = wanted[order]
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        places = wanted - self._starts[shards]
+        found = np.empty((len(wanted), self.shape[1]), self.dtype)
+        # Neighbours in a file are read at once.
+        ends = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(shards) != 0)) + 1
+        for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(wanted)], strict=True):
+            if start < end:
+                self._read_run(int(shards[start]), int(places[start]), found[start:end])
+        result = np.empty_like(found)
+        result[order] = found
+        return result
+
+    def _checked_rows(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        wanted = np.asarray(rows)
+        if wanted.dtype == bool and wanted.shape == (len(self),):
+            wanted = np.flatnonzero(wanted)
+        whole = wanted.ndim == 1 and (wanted.dtype.kind in "iu" or not wanted.size)
+        if not whole or (wanted.size and (wanted.min() < 0 or wanted.max() >= len(self))):
+            raise IndexError(f"`rows` must be a list of rows in 0…{len(self) - 1}. Received: {rows!r}")
+        return wanted.astype(np.int64)
+
+    def _read_run(self, shard: int, row: int, out: npt.NDArray[np.integer[Any]]) -> None:
+        """Fills `out` with rows of one shard, from a row on."""
+        path = self._files[shard]
+        try:
+            with open(path, "rb", buffering=0) as file:
+                file.seek(self._offset(shard, file) + row * out[0].nbytes)
+                target = out.data.cast("B")
+                while len(target):
+                    count = file.readinto(target)
+                    if not count:
+                        raise ValueError("it has become shorter")
+                    target = target[count:]
+            if int(out.max()) >= self.palette.num_colors:
+                raise ValueError(f"token {out.max()}, where the palette has {self.palette.num_colors} colours")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`folder` must hold the files of its {_MANIFEST} as they were written. Received: {path} ({error})"
+            ) from error
+
+    def _offset(self, shard: int, file: FileIO) -> int:
+        """Where the tokens begin in a file, which is checked the first time."""
+        if not self._offsets[shard]:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"`.npy` version {version}, not (1, 0)")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            expected = (self.shards[shard].rows, self.shape[1])
+            if (shape, fortran, dtype) != (expected, False, self.dtype):
+                raise ValueError(f"{dtype} of shape {shape}, not {self.dtype} of shape {expected}")
+            size, whole = os.fstat(file.fileno()).st_size, file.tell() + expected[0] * expected[1] * dtype.itemsize
+            if size != whole:
+                raise ValueError(f"{size:,} bytes, not {whole:,}")
+            self._offsets[shard] = file.tell()
+        return int(self._offsets[shard])
+
+
+def _check_file(name: str, file: Any) -> str:
+    if not isinstance(file, str) or os.path.basename(file) != file or not file.endswith(".npy") or file[0] == ".":
+        raise ValueError(f"`{name}` must be names such as '00000.npy', without a folder. Received: {file!r}")
+    return file
