@@ -12,7 +12,7 @@ test: lint $(addprefix test-,$(BACKENDS))  ## lint, types, and the whole suite o
 
 $(addprefix test-,$(BACKENDS)): test-%: .venv/.dev
 	@echo "== $* =="
-	KERAS_BACKEND=$* OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	KERAS_BACKEND=$* OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/.dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
