@@ -33,7 +33,6 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.support.files import whole_file, write_json
 
 RUNS = {"AR": "ar", "BERT": "bert", "AR, smaller": "small", "random weights": "random"}
 # What fine-tuning begins with, and the weight of L_GEN.
@@ -88,9 +87,17 @@ def once(path: Path, compute: Callable[[], Any]) -> Any:
     if not path.is_file():
         print(f"{path.stem} …", flush=True)
         started = time.monotonic()
-        write_json(path, compute())
+        write(path, json.dumps(compute(), indent=2))
         print(f"{path.stem}: {time.monotonic() - started:.0f} s", flush=True)
     return json.loads(path.read_text())
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, whenever the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def load(options: argparse.Namespace, run: str) -> Any:
@@ -251,8 +258,7 @@ def low_data(options: argparse.Namespace) -> None:
     if not path.is_file():
         table = igpt.low_data_table(language_model, data, options.labels, batch_size=500)
         table.save(options.study / "low_data.json")
-        with whole_file(path) as partial:
-            partial.write_text(f"{table}\n")
+        write(path, f"{table}\n")
     print(path.read_text())
 
 

@@ -10,12 +10,12 @@ each of up to twelve training pictures, the first column without augmentation.
 
 from __future__ import annotations
 
-import argparse
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
+from arguments import load_data, make_parser
 
 import keras_igpt as igpt
 from keras_igpt import plotting
@@ -25,20 +25,11 @@ ROWS, COLUMNS = 12, 8
 
 def main(arguments: list[str] | None = None) -> np.ndarray:
     """Draws the sheet; returns its pictures in order."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    source.add_argument("--dataset", choices=("imagenet2012",))
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser = make_parser(__doc__, "contact_sheet.png", datasets=("imagenet2012",))
     parser.add_argument("--image-size", type=int, default=32, help="side in pixels; the paper's are 32, 48 and 64")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="contact_sheet.png")
     options = parser.parse_args(arguments)
 
-    if options.images:
-        data = igpt.load_image_folder(options.images, options.image_size, seed=options.seed)
-    else:
-        data = igpt.load_dataset(options.dataset, options.data_dir, options.image_size, seed=options.seed)
+    data = load_data(options, options.image_size, in_memory=False)
     crop = igpt.RandomResizedCrop()
     images = []
     for row in range(min(ROWS, len(data.train))):

@@ -32,9 +32,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from arguments import load_data, make_parser
 
 import keras_igpt as igpt
-from keras_igpt.model.presets import PRESETS
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the wheel of scikit-image
 PATCHES = 1000  # of each photograph
@@ -54,18 +54,14 @@ class SaveEachEpoch(keras.callbacks.Callback):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Trains; returns the last epoch's losses."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", choices=("photographs", "cifar10"), default="photographs")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets, for cifar10")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="igpt_nano")
+    parser = make_parser(__doc__, "distributed_pretraining_output", ("photographs", "cifar10"), default="photographs")
+    parser.add_argument("--preset", default="igpt_nano", help="architecture and recipe")
     parser.add_argument("--image-size", type=int, default=8)
     parser.add_argument("--model-parallel", type=int, default=1, metavar="N", help="devices that share one model")
     parser.add_argument("--tpu-slice", action="store_true", help="this is one of several hosts of a TPU slice")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures of a step, all devices together")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=25, help="steps of an epoch")
-    parser.add_argument("--output", default="distributed_pretraining_output")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
     # Before JAX looks for its devices.
@@ -84,10 +80,10 @@ def train(
 ) -> dict[str, float]:
     """Makes data and model, and trains under the distribution."""
     shard = igpt.data_shard(distribution)
-    if options.dataset == "cifar10":
-        data = igpt.load_dataset("cifar10", options.data_dir, options.image_size, seed=options.seed)
-    else:
+    if options.dataset == "photographs" and not options.images:
         data = photograph_patches(options.image_size, options.seed)
+    else:
+        data = load_data(options, options.image_size)
     # The same pictures and seed give each process the same palette.
     palette = igpt.ColorPalette.fit(data.train.images[:2000], architecture["vocabulary_size"], seed=options.seed)
     batches = igpt.TrainingBatches(data.train, palette, options.batch_size, seed=options.seed, shard=shard)

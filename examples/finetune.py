@@ -15,7 +15,6 @@ Not run on real pictures at its defaults; examples/cifar10_study.py has been, on
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -26,26 +25,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from arguments import add_model_argument, load_data, make_parser
 
 import keras_igpt as igpt
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fine-tunes; returns the accuracies and the best epoch."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", choices=("cifar10", "cifar100", "stl10"))
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser = make_parser(__doc__, "finetune_output")
+    add_model_argument(parser)
     parser.add_argument("--generative-weight", type=float, default=1.0, help="of L_GEN beside L_CLF; 1 in the paper")
     parser.add_argument("--layer", type=int, help="depth of the features; by default the last, as in the paper")
     parser.add_argument("--rate", type=float, default=0.0003, help="of Adam; about a tenth of the pre-training's")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=50, help="at most")
     parser.add_argument("--patience", type=int, default=5, help="epochs without a better one after which it stops")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="finetune_output")
     options = parser.parse_args(arguments)
 
     keras.utils.set_random_seed(options.seed)
@@ -100,13 +94,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(f"{name} {accuracy:.2%}")
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
-
-
-def load_data(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
-    """Opens the pictures that the command line names."""
-    if options.images:
-        return igpt.load_splits(igpt.load_image_folder(options.images, image_size, seed=options.seed))
-    return igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Expected, for igpt_cifar10_8x8 on CIFAR-10: 45.1% on test at depth 7 of 8, five 
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -24,18 +23,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from arguments import add_model_argument, load_data, make_parser
 
 import keras_igpt as igpt
 
 
 def main(arguments: list[str] | None = None) -> igpt.ProbeReport:
     """Fits and scores the probes; returns their report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", choices=("cifar10", "cifar100", "stl10"))
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser = make_parser(__doc__, "linear_probe_output")
+    add_model_argument(parser)
     parser.add_argument("--layers", type=int, nargs="+", help="depths; all of them by default")
     parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
     parser.add_argument("--concatenate", type=int, help="also so many depths side by side; 5 in the paper's iGPT-XL")
@@ -44,16 +40,11 @@ def main(arguments: list[str] | None = None) -> igpt.ProbeReport:
     )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--features", help="folder for the features of sets too large for memory")
-    parser.add_argument("--output", default="linear_probe_output", help="folder for report and picture")
-    parser.add_argument("--seed", type=int, default=0, help="which pictures are held out for validation")
     options = parser.parse_args(arguments)
 
     language_model = keras.saving.load_model(options.model, compile=False)
     size = language_model.backbone.image_size
-    if options.images:
-        data = igpt.load_image_folder(options.images, size, seed=options.seed)
-    else:
-        data = igpt.load_dataset(options.dataset, options.data_dir, size, seed=options.seed)
+    data = load_data(options, size, in_memory=False)
     train, validation = data.train, data.validation
     if options.pictures is not None:
         train, validation = spread(train, options.pictures), spread(validation, -(-options.pictures // 5))

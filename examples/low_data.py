@@ -14,7 +14,6 @@ Expected, for igpt_cifar10_8x8 on CIFAR-10: 19.5 ± 1.1%, 28.7 ± 1.4% and 41.9 
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
@@ -22,33 +21,24 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+from arguments import add_model_argument, load_data, make_parser
 
 import keras_igpt as igpt
 
 
 def main(arguments: list[str] | None = None) -> igpt.LowDataTable:
     """Prints the table and returns it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", choices=("cifar10", "cifar100", "stl10"))
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser = make_parser(__doc__, "low_data_output")
+    add_model_argument(parser)
     parser.add_argument("--labels", type=int, nargs="+", default=[4, 25, 400], help="labels a class")
     parser.add_argument("--subsets", type=int, default=5, help="random subsets, of seeds 0, 1, …")
     parser.add_argument("--layers", type=int, nargs="+", help="depths to choose from; all of them by default")
     parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--output", default="low_data_output", help="folder for the table")
-    parser.add_argument("--seed", type=int, default=0, help="which pictures are held out for validation")
     options = parser.parse_args(arguments)
 
     language_model = keras.saving.load_model(options.model, compile=False)
-    size = language_model.backbone.image_size
-    if options.images:
-        data = igpt.load_image_folder(options.images, size, seed=options.seed)
-    else:
-        data = igpt.load_dataset(options.dataset, options.data_dir, size, seed=options.seed)
+    data = load_data(options, language_model.backbone.image_size, in_memory=False)
     table = igpt.low_data_table(
         language_model,
         data,

@@ -13,7 +13,6 @@ Expected, with the defaults on CIFAR-10 (0.94 million parameters, 8x8 pixels, 25
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -24,6 +23,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+from arguments import load_data, make_parser
 
 import keras_igpt as igpt
 from keras_igpt import plotting
@@ -31,11 +31,7 @@ from keras_igpt import plotting
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Searches the rate, trains, and returns the configuration with the last line of the log."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", choices=("cifar10", "cifar100", "stl10"))
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser = make_parser(__doc__, "pretrain_output")
     parser.add_argument("--objective", choices=("ar", "bert"), default="ar")
     parser.add_argument("--image-size", type=int, default=8)
     parser.add_argument("--colors", type=int, default=256)
@@ -47,15 +43,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--updates-per-epoch", type=int, default=350, help="between validations")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.003, 0.001, 0.0003, 0.0001])
     parser.add_argument("--search-updates", type=int, default=350, help="length of each trial of the search")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="pretrain_output")
     options = parser.parse_args(arguments)
     if options.updates % options.updates_per_epoch:
         parser.error(f"--updates must be a multiple of --updates-per-epoch; received {options.updates}")
 
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    data = load_data(options)
+    data = load_data(options, options.image_size)
     palette_file = output / "palette.npy"
     if palette_file.is_file():
         palette = igpt.ColorPalette.load(palette_file)
@@ -136,13 +130,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 CURVES = {"training": "loss", "validation": "val_loss"}
-
-
-def load_data(options: argparse.Namespace) -> igpt.DataSplits[Any]:
-    """Opens the pictures that the command line names."""
-    if options.images:
-        return igpt.load_splits(igpt.load_image_folder(options.images, options.image_size, seed=options.seed))
-    return igpt.load_dataset(options.dataset, options.data_dir, options.image_size, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Writes float.keras, int8.keras (both without optimizer) and results.json to quan
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -23,30 +22,22 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+from arguments import add_model_argument, load_data, make_parser
 
 import keras_igpt as igpt
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Quantises; returns sizes and measurements before and after."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help=".keras file of a model with its palette")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", choices=("cifar10", "cifar100", "stl10"))
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser = make_parser(__doc__, "quantize_output")
+    add_model_argument(parser)
     parser.add_argument("--kernels-alone", action="store_true", help="do not round the inputs of layers")
     parser.add_argument("--pictures", type=int, help="test pictures to measure, the first so many; all by default")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--output", default="quantize_output")
     options = parser.parse_args(arguments)
 
     model = keras.saving.load_model(options.model, compile=False)
-    size = model.backbone.image_size
-    if options.images:
-        data = igpt.load_splits(igpt.load_image_folder(options.images, size))
-    else:
-        data = igpt.load_dataset(options.dataset, options.data_dir, size)
+    data = load_data(options, model.backbone.image_size)
     chosen = data.test.take(range(len(data.test))[: options.pictures])
     test = igpt.EvaluationBatches(chosen.encode(model.palette), None, options.batch_size)
 

@@ -11,7 +11,6 @@ Writes pictures, the trained model and results.json to quickstart_output/ (--out
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -25,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from arguments import load_data, make_parser
 
 import keras_igpt as igpt
 from keras_igpt import plotting
@@ -75,14 +75,8 @@ PATCHES = {"train": 400, "validation": 60, "test": 120}  # of each photograph
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Runs the story; returns the figures of its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dataset", choices=("photographs", "cifar10"), default="photographs")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets, for cifar10")
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    parser.add_argument("--output", default="quickstart_output", help="folder for pictures and the model")
+    parser = make_parser(__doc__, "quickstart_output", ("photographs", "cifar10"), default="photographs")
     parser.add_argument("--steps", type=int, help="pre-training steps in place of the default")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 2:
         parser.error(f"--steps must be at least 2; received {options.steps}")
@@ -97,12 +91,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     results: dict[str, float] = {}
 
     with stage("Data"):
-        if options.images:
-            data = igpt.load_splits(igpt.load_image_folder(options.images, size.image_size, seed=options.seed))
-        elif options.dataset == "cifar10":
-            data = igpt.load_dataset("cifar10", options.data_dir, size.image_size, seed=options.seed)
-        else:
-            data = photograph_patches(size.image_size, options.seed)
+        photographs = options.dataset == "photographs" and not options.images
+        data = photograph_patches(size.image_size, options.seed) if photographs else load_data(options, size.image_size)
         print(
             f"  {len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test pictures "
             f"of {size.image_size}x{size.image_size} pixels in {len(data.class_names)} classes"
@@ -227,7 +217,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         plotting.plot_completions(chosen, completions, keep).savefig(output / "completions.png")
         generated = autoregressive.generate(num_images=32, seed=options.seed)
         plotting.plot_grid(generated).savefig(output / "samples.png")
-        if not options.images and options.dataset == "photographs":
+        if photographs:
             strip = photograph("flower.jpg")[30:][: size.image_size]
             strip = palette.decode(palette.encode(strip), strip.shape[:2])
             completed = complete_strip(autoregressive, strip, keep, options.seed)

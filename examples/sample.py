@@ -28,11 +28,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.data.image_files import FolderReader
-from keras_igpt.data.inputs import pictures_of_size
 
 # Pictures of which the animation and the surprise map show something.
 SHOWN = 8
@@ -74,13 +73,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     if options.complete:
         channels = language_model.palette.num_channels
-        reader = FolderReader([Path(path) for path in options.complete], [0] * len(options.complete))
-        files = igpt.ImageFiles(reader, image_size=None, num_channels=channels)
         try:
-            pictures = [files.read(row)[0] for row in range(len(files))]
+            originals = np.stack([read_picture(path, size, channels) for path in options.complete])
         except ValueError as error:
             parser.error(f"--complete: {error}")
-        originals = pictures_of_size(pictures, size, channels)
         keep = size // 2 if options.keep_rows is None else options.keep_rows
         completions = language_model.complete(
             originals, keep_rows=keep, num_samples=options.num_images, verbose=1, **drawing
@@ -105,6 +101,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     results = {"nats per token": scores.nats_per_token.tolist(), "names": names}
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
+
+
+def read_picture(path: str, size: int, channels: int) -> np.ndarray:
+    """Reads a file as the model takes it: upright, its centre square, of the model's size."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L")
+    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    return igpt.resize_images(np.asarray(upright).reshape(1, upright.height, upright.width, channels), size)[0]
 
 
 if __name__ == "__main__":

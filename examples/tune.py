@@ -23,18 +23,15 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+from arguments import add_model_argument, load_data, make_parser
 
 import keras_igpt as igpt
 
 
 def main(arguments: list[str] | None = None) -> igpt.TunedResult:
     """Searches, refits, tests, and returns the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help=".keras file of a language model with its palette")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", choices=("cifar10", "cifar100", "stl10"))
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    parser.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets")
+    parser = make_parser(__doc__, "tune_output")
+    add_model_argument(parser)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.001, 0.0003, 0.0001], help="falling")
     parser.add_argument(
         "--weights", type=float, nargs="+", help="weights of L_GEN to sweep; 1 by default, as the paper"
@@ -47,8 +44,6 @@ def main(arguments: list[str] | None = None) -> igpt.TunedResult:
     parser.add_argument(
         "--to-beat", type=float, help="accuracy of a trial that counts; by default that before training"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="tune_output")
     options = parser.parse_args(arguments)
     if options.frozen and options.weights:
         parser.error("--weights is for fine-tuning, not for --frozen")
@@ -108,13 +103,6 @@ def sweep(options: argparse.Namespace) -> Any:
     space = keras_tuner.HyperParameters()
     space.Choice("generative_weight", options.weights)
     return keras_tuner.oracles.GridSearchOracle("val_accuracy", hyperparameters=space)
-
-
-def load_data(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
-    """Opens the pictures that the command line names."""
-    if options.images:
-        return igpt.load_splits(igpt.load_image_folder(options.images, image_size, seed=options.seed))
-    return igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What several test modules share: tiny models, and how tensors are read and set."""
 
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -23,12 +24,19 @@ import keras_igpt as igpt
 TINY = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _swept():
+    """What is alive by now stays: collecting garbage looks at what a module's tests make, not at all of the suite's."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def palette():
     """Sixteen colours whose distances are all distinct enough to survive any rounding."""
     steps = np.array([0, 85, 170, 255], "uint8")

@@ -1,5 +1,6 @@
 """Every example, benchmark and README block runs, at a tiny size."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -11,7 +12,18 @@ import numpy as np
 import pytest
 from conftest import prepare
 
+import keras_igpt as igpt
+
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folders_are_on_the_path():
+    """As for a script: examples and benchmarks import what they share from their own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "examples")
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield
 
 
 def load(path):
@@ -31,6 +43,20 @@ def assert_told_the_story(output, results):
         assert 0 <= results[name] <= 1
     model = keras.saving.load_model(output / "igpt.keras")
     assert model.palette.num_colors == model.backbone.vocabulary_size
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_use_what_is_public(path):
+    """`keras_igpt` and its plotting, by exported names."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not [alias.name for alias in node.names if alias.name.startswith("keras_igpt.")]
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("keras_igpt"):
+            assert node.module == "keras_igpt"
+            assert {alias.name for alias in node.names} <= {*igpt.__all__, "plotting"}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "igpt":
+            assert node.attr in igpt.__all__
 
 
 @pytest.fixture
@@ -79,8 +105,6 @@ def test_patches_of_a_photograph_share_no_pixel_across_splits(quickstart, monkey
 
 
 def test_a_strip_keeps_what_was_seen(quickstart, palette):
-    import keras_igpt as igpt
-
     backbone = igpt.ImageGPTBackbone(vocabulary_size=16, image_size=4, num_layers=1, num_heads=1, hidden_dim=8)
     strip = palette.decode(np.random.default_rng(0).integers(0, 16, 44), (4, 11))
     drawn = quickstart.complete_strip(igpt.ImageGPTCausalLM(backbone, palette), strip, keep_rows=2, seed=0)
@@ -208,17 +232,13 @@ def test_sample_names_a_file_that_it_cannot_read(tmp_path, capsys):
     assert "corrupt.jpg" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-    """Benchmarks import what they share from their own folder."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return ROOT / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def test_logistic_regression(benchmarks, tmp_path, monkeypatch):
+def test_logistic_regression(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     prepare(tmp_path, "cifar10", {"train": 60, "test": 12}, size=8, noise=True)
-    benchmark = load(benchmarks / "logistic_regression.py")
+    benchmark = load(BENCHMARKS / "logistic_regression.py")
     # Without processes of their own.
     in_turn = lambda name, strength, path: (benchmark.fit_depth if isinstance(strength, list) else benchmark.fit)(  # noqa: E731
         name, strength, path
@@ -228,12 +248,12 @@ def test_logistic_regression(benchmarks, tmp_path, monkeypatch):
     assert len(benchmark.main(options)) == 4
 
 
-def test_generation_benchmark(benchmarks):
+def test_generation_benchmark():
     for package in ("transformers", "torch", "safetensors"):
         pytest.importorskip(package)
     sizes = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
     contestants = ["--only", f"keras_igpt, {keras.backend.backend()}", "use_cache", "--shape", json.dumps(sizes)]
-    results = load(benchmarks / "generation.py").main(["--rounds", "1", "--batch-size", "2", "--greedy", *contestants])
+    results = load(BENCHMARKS / "generation.py").main(["--rounds", "1", "--batch-size", "2", "--greedy", *contestants])
     assert len(results) == 2
 
 
@@ -267,22 +287,22 @@ def test_distributed_pretraining(tmp_path, capsys):
     assert keras.distribution.distribution() is None
 
 
-def test_benchmark_of_the_training_step(benchmarks, capsys):
+def test_benchmark_of_the_training_step(capsys):
     """One contestant in a process of its own, at a tiny size."""
     shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
     name = f"keras_igpt, {keras.backend.backend()}"
     arguments = ["--rounds", "2", "--batch-size", "2", "--shape", json.dumps(shape), "--only", name]
-    figures = load(benchmarks / "train_step.py").main(arguments)
+    figures = load(BENCHMARKS / "train_step.py").main(arguments)
     assert set(figures) == {name}
     assert 0 < figures[name]["loss"] < 3
     assert f"| {name} |" in capsys.readouterr().out
 
 
-def test_the_peers_of_the_training_step_learn_the_same_task(benchmarks):
+def test_the_peers_of_the_training_step_learn_the_same_task():
     """From all tokens of the picture, the first one included: log 8 at first."""
     pytest.importorskip("transformers")
     pytest.importorskip("torch")
-    benchmark = load(benchmarks / "train_step.py")
+    benchmark = load(BENCHMARKS / "train_step.py")
     shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
     for name in benchmark.PEERS:
         step = benchmark.make_transformers_step(name.replace("compile", "eager"), shape, batch_size=2)
@@ -291,7 +311,7 @@ def test_the_peers_of_the_training_step_learn_the_same_task(benchmarks):
         assert losses[-1] < losses[0]
 
 
-def test_benchmark_of_the_gpu(benchmarks, tmp_path, monkeypatch):
+def test_benchmark_of_the_gpu(tmp_path, monkeypatch):
     pytest.importorskip("jax")
     pytest.importorskip("torch")
     if keras.backend.backend() != "torch":
@@ -301,7 +321,7 @@ def test_benchmark_of_the_gpu(benchmarks, tmp_path, monkeypatch):
     output = tmp_path / "gpu.json"
     arguments = ["--toy", "--rounds", "1", "--steps", "2", "--output", str(output)]
     names = ["toy, keras_igpt jax", "toy, plain torch", "toy, keras_igpt torch, eager"]
-    report = load(benchmarks / "gpu.py").main([*arguments, "--only", *names])
+    report = load(BENCHMARKS / "gpu.py").main([*arguments, "--only", *names])
     assert json.loads(output.read_text()) == report
     assert set(report["results"]) == set(names)
     for result in report["results"].values():
@@ -309,27 +329,27 @@ def test_benchmark_of_the_gpu(benchmarks, tmp_path, monkeypatch):
         assert result["tokens_per_second"] > 0
 
 
-def test_benchmark_of_palette_encoding(benchmarks):
+def test_benchmark_of_palette_encoding():
     for package in ("torch", "transformers", "sklearn"):
         pytest.importorskip(package)
-    result = load(benchmarks / "palette_encoding.py").main(["--rounds", "1", "--images", "2", "--colors", "4096"])
+    result = load(BENCHMARKS / "palette_encoding.py").main(["--rounds", "1", "--images", "2", "--colors", "4096"])
     assert result.pop("differences") == 0
     assert len(result) == 3
 
 
-def test_benchmark_of_the_data_pipeline(benchmarks, tmp_path, monkeypatch):
+def test_benchmark_of_the_data_pipeline(tmp_path, monkeypatch):
     prepare(tmp_path, "cifar10", {"train": 40, "test": 2}, size=32, noise=True)
     prepare(tmp_path, "imagenet2012", {"train": 40, "validation": 2}, size=40, noise=True)
-    module = load(benchmarks / "data_pipeline.py")
+    module = load(BENCHMARKS / "data_pipeline.py")
     monkeypatch.setattr(module, "BATCH_SIZE", 8)
     seconds = module.main(["--data-dir", str(tmp_path), "--rounds", "1", "--steps", "2"])
     assert len(seconds) == 6
 
 
-def test_benchmark_of_normalization(benchmarks):
+def test_benchmark_of_normalization():
     if keras.backend.backend() != "jax":
         pytest.skip("measures JAX")
-    medians = load(benchmarks / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
+    medians = load(BENCHMARKS / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
     assert set(medians) == {"Keras operation", "matrix products"}
 
 
@@ -348,8 +368,6 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     for package in ("sklearn", "matplotlib"):
         pytest.importorskip(package)
     image = pytest.importorskip("PIL.Image")
-    import keras_igpt as igpt
-
     monkeypatch.chdir(tmp_path)
     blocks = readme_blocks()
     assert len(blocks) >= 3

@@ -20,7 +20,6 @@ SIZES = [
     {},
     {"n_layer": 1, "n_head": 1, "n_embd": 8},
     {"vocab_size": 51, "n_positions": 25, "n_layer": 3, "n_head": 4, "n_embd": 24},
-    {"vocab_size": 513, "n_positions": 144, "n_layer": 4, "n_head": 2, "n_embd": 64},
 ]
 
 
