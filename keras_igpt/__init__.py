@@ -62,6 +62,7 @@ from keras_igpt.evaluation.low_data import LowDataTable, low_data_table
 from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
 from keras_igpt.evaluation.study import Study
 from keras_igpt.inference.scoring import Scores
+from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.cost import Estimate, estimate, forward_flops
 from keras_igpt.model.preset_weights import save_preset_weights
@@ -79,6 +80,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyLeftoverGradients",
+    "Architecture",
     "ColorPalette",
     "DataSplits",
     "DescendingLearningRateOracle",

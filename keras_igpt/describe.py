@@ -18,8 +18,6 @@ from keras_igpt.objectives.token_model import TokenModel
 from keras_igpt.support.checks import check_integer
 from keras_igpt.training.recipes import pretraining_recipe
 
-_SIZES = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim")
-
 
 @dataclass(frozen=True)
 class Description:
@@ -27,9 +25,9 @@ class Description:
 
     Attributes:
         title: str. The preset's name or the model's class.
-        architecture: dict. What there is, by name.
+        architecture: dict. Sizes and choices by name.
         estimate: `Estimate` of arithmetic and memory for the batch asked for.
-        training: dict of dicts. For each recipe, by its title, its settings; empty where none is known.
+        training: dict of dicts. The settings of each recipe by its title; empty if none is known.
     """
 
     title: str
@@ -45,10 +43,10 @@ class Description:
 
 
 def describe(preset_or_model: str | keras.Model, batch_size: int | None = None) -> Description:
-    """Describes a preset, before anything is allocated, or a model that there is.
+    """Describes a preset, without allocating anything, or a model.
 
-    Of a preset the training is `pretraining_recipe`'s, read from the very optimizer that it makes. Of a model it is
-    what the model was compiled with, and the recipe of the preset that has its sizes, where one does.
+    The training of a preset is read from the optimizer that `pretraining_recipe` makes. That of a model is what the
+    model was compiled with, and the recipe of a preset of the same sizes if there is one.
 
     Args:
         preset_or_model: name of a preset; or an `ImageGPTBackbone`, `ImageGPTCausalLM`, `ImageGPTMaskedLM` or
@@ -59,7 +57,7 @@ def describe(preset_or_model: str | keras.Model, batch_size: int | None = None) 
         A `Description`.
 
     Raises:
-        ValueError: if there is no such preset, or it is no model of these.
+        ValueError: if there is no such preset, or the model is another.
 
     Example:
     ```python
@@ -69,35 +67,31 @@ def describe(preset_or_model: str | keras.Model, batch_size: int | None = None) 
 
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.3 and
-        table 5, for its own presets; `source` says where others' figures come from
+        table 5; `source` says where the figures of other presets come from
     """
     if batch_size is not None:
         batch_size = check_integer("batch_size", batch_size)
     if isinstance(preset_or_model, str):
-        name = preset_or_model
-        preset = get_preset(name)
+        preset = get_preset(preset_or_model)
         rows = {"what": preset.description, **preset.architecture, "weights": preset.weights or "none: random"}
-        size = preset.batch_size if batch_size is None else batch_size
-        return Description(name, rows, estimate(name, size), _recipes(name, preset))
-    model = preset_or_model
-    if not isinstance(model, (ImageGPTBackbone, TokenModel)):
+        needs = estimate(preset_or_model, batch_size or preset.batch_size)
+        return Description(preset_or_model, rows, needs, _recipes(preset_or_model, preset))
+    if not isinstance(preset_or_model, (ImageGPTBackbone, TokenModel)):
         raise ValueError(
             "`preset_or_model` must be the name of a preset, or an ImageGPTBackbone, ImageGPTCausalLM, "
-            f"ImageGPTMaskedLM or ImageGPTImageClassifier. Received: {type(model).__name__}"
+            f"ImageGPTMaskedLM or ImageGPTImageClassifier. Received: {type(preset_or_model).__name__}"
         )
-    return _describe_model(model, 1 if batch_size is None else batch_size)
+    return _describe_model(preset_or_model, batch_size or 1)
 
 
 def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> Description:
     backbone = model if isinstance(model, ImageGPTBackbone) else model.backbone
-    sizes = {name: getattr(backbone, name) for name in _SIZES}
+    architecture = backbone.architecture
     rows = {
-        **sizes,
-        "attention": backbone.attention,
+        **architecture.arguments,
         "attention kernel": backbone.attention_kernel,
-        "normalization": backbone.normalization,
         "dtype policy": backbone.dtype_policy.name,
-        "parameters, all told": f"{model.count_params():,}",
+        "all parameters": f"{model.count_params():,}",
     }
     if isinstance(model, TokenModel):
         rows["palette"] = "none" if model.palette is None else repr(model.palette)
@@ -107,11 +101,10 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
         rows |= {name: getattr(model, name) for name in model._own_options}
     quantized = int8_layers(model)
     if quantized:
-        rows["layers in int8"] = f"{len(quantized)}, counted below as they were before"
-    optimizer = model.optimizer if model.compiled else None
-    inner = innermost(optimizer)
+        rows["layers in int8"] = f"{len(quantized)}, counted below as before quantization"
+    inner = innermost(model.optimizer) if model.compiled else None
     needs = estimate(
-        {**sizes, "attention": backbone.attention, "normalization": backbone.normalization},
+        architecture,
         batch_size,
         dtype=backbone.dtype_policy.name,
         remat=backbone.remat,
@@ -120,18 +113,17 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
     )
     training = {} if inner is None else {"compiled with": _settings(inner)}
     for name, preset in PRESETS.items():
-        same_sizes = {size: preset.architecture[size] for size in _SIZES} == sizes
         # A trained preset has one objective; an architecture alone serves both.
-        if same_sizes and (preset.weights is None or preset.attention == backbone.attention):
+        if preset.sizes == architecture.sizes and (preset.weights is None or preset.attention == backbone.attention):
             training |= _recipes(name, preset)
     return Description(type(model).__name__, rows, needs, training)
 
 
 def _recipes(name: str, preset: Preset) -> dict[str, dict[str, Any]]:
-    """The pre-training of a preset under each objective that has a rate."""
+    """The pre-training of a preset for each objective that has a rate."""
     recipes = {}
     for objective, rate in preset.learning_rates.items():
-        # A schedule has a length; where the preset says none, any will do, for its shape is shown and not its steps.
+        # The steps of the schedule are not shown: any length will do.
         optimizer = pretraining_recipe(name, objective, preset.steps or 1_000)["optimizer"]  # type: ignore[arg-type]
         settings = {"peak rate": rate, **_settings(optimizer)}
         settings["schedule"] = "linear warm-up over one epoch, then cosine to zero"
@@ -142,25 +134,22 @@ def _recipes(name: str, preset: Preset) -> dict[str, dict[str, Any]]:
 
 
 def _settings(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
-    """What an optimizer was made with, as far as it says."""
+    """The settings in an optimizer's configuration."""
     config = keras.optimizers.serialize(optimizer)["config"]
     rate = config["learning_rate"]
     settings: dict[str, Any] = {"optimizer": type(optimizer).__name__}
     if isinstance(rate, dict):
-        settings["schedule"] = f"{rate['class_name']}({_listed(rate['config'])})"
+        given = {key: value for key, value in rate["config"].items() if key != "name" and value is not None}
+        settings["schedule"] = f"{rate['class_name']}({', '.join(f'{key}={value}' for key, value in given.items())})"
     else:
         settings["rate"] = f"{float(rate):g}"
     named = {"beta_1": "Adam's beta_1", "beta_2": "Adam's beta_2", "epsilon": "Adam's epsilon", "momentum": "momentum"}
     settings |= {title: config[key] for key, title in named.items() if key in config}
     settings["weight decay"] = config.get("weight_decay") or "none"
-    settings["clipped to global norm"] = config.get("global_clipnorm") or "not"
+    settings["clipped to global norm"] = config.get("global_clipnorm") or "no"
     settings["batches an update"] = config.get("gradient_accumulation_steps") or 1
     settings["moving average"] = config["ema_momentum"] if config.get("use_ema") else "none"
     return settings
-
-
-def _listed(config: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in config.items() if key != "name" and value is not None)
 
 
 def _rows(values: dict[str, Any]) -> list[str]:

@@ -1,4 +1,10 @@
-"""Pictures of what a model does: Matplotlib figures to show or save, and one animation."""
+"""Matplotlib figures of palettes, losses, probes, completions and attention, and an animation of sampling.
+
+Example:
+```python
+plot_palette(palette).savefig("palette.png")
+```
+"""
 
 from __future__ import annotations
 
@@ -16,29 +22,16 @@ from keras_igpt.support.checks import check_integer, check_number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Half-hidden pixels are shown in this grey.
+# The grey of hidden pixels.
 _HIDDEN = 128
-
-# Okabe and Ito's colours, told apart by all kinds of colour vision.
+# Okabe and Ito's colours, which all kinds of colour vision tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def plot_palette(palette: ColorPalette) -> Figure:
-    """Draws the colours of a palette as tiles, in token order from the upper left.
-
-    Args:
-        palette: a `ColorPalette`.
-
-    Returns:
-        A figure.
-
-    Example:
-    ```python
-    plot_palette(palette).savefig("palette.png")
-    ```
-    """
+    """Draws the colours of a palette as tiles, in token order from the upper left."""
     square = int(np.ceil(np.sqrt(palette.num_colors)))
-    # Full rows where some width near a square's gives them.
+    # Full rows if some width near the square root gives them.
     columns = next((width for width in range(square, 2 * square + 1) if palette.num_colors % width == 0), square)
     rows = -(-palette.num_colors // columns)
     tiles = np.full((rows * columns, 3), 255, np.uint8)
@@ -51,15 +44,7 @@ def plot_palette(palette: ColorPalette) -> Figure:
 
 
 def plot_quantization(images: npt.ArrayLike, palette: ColorPalette) -> Figure:
-    """Draws pictures above what the palette makes of them.
-
-    Args:
-        images: uint8 array `(B, H, W, C)`.
-        palette: a `ColorPalette`.
-
-    Returns:
-        A figure.
-    """
+    """Draws images, uint8 `(B, H, W, C)`, above their quantised versions."""
     originals = check_images(images)
     approximations = palette.decode(palette.encode(originals), originals.shape[1:3])
     figure = _figure(1.1 * len(originals) + 1.2, 2.6)
@@ -75,12 +60,9 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
     """Draws losses by epoch, one line a run.
 
     Args:
-        curves: losses by epoch (`History.history["loss"]`), by name. Names that share what stands before a comma share
-            a colour, and validation is dashed: `"BERT, training"` and `"BERT, validation"`.
-        label: str. What the vertical axis shows.
-
-    Returns:
-        A figure.
+        curves: losses by epoch (`History.history["loss"]`), by name. Names with the same text before a comma share a
+            colour, and validation is dashed: `"BERT, training"` and `"BERT, validation"`.
+        label: str. Label of the vertical axis.
 
     Example:
     ```python
@@ -104,15 +86,12 @@ def plot_depth_curves(
     references: Mapping[str, float] | None = None,
     chosen: Mapping[str, int] | None = None,
 ) -> Figure:
-    """Draws probe accuracy against depth, one line a model, and references that have no depth as level lines.
+    """Draws probe accuracy against depth, one line a model, and references without a depth as horizontal lines.
 
     Args:
         curves: accuracy in 0…1 by depth (`LinearProbe.score`), by the name of the model.
-        references: accuracy in 0…1 by name, of raw pixels say.
-        chosen: depth by the name of the model that validation chose (`probe.report.best_layer`); it is ringed.
-
-    Returns:
-        A figure.
+        references: accuracy in 0…1 by name, such as that of raw pixels.
+        chosen: depth that validation chose (`probe.report.best_layer`), by the name of the model; it is ringed.
 
     Example:
     ```python
@@ -148,24 +127,18 @@ def plot_completions(
     keep_rows: int | None = None,
     keep_pixels: int | None = None,
 ) -> Figure:
-    """Draws, a row a picture: what the model saw, its completions, the original.
+    """Draws, a row an image: what the model saw, its completions, the original.
 
     Args:
-        originals: pictures as `ImageGPTCausalLM.complete` takes them; of another size they are shown as the model saw
-            them, cropped to their centre squares and resized.
+        originals: images as `ImageGPTCausalLM.complete` takes them; those of another size are shown as the model saw
+            them, cropped to their centre squares and resized, with a `UserWarning`.
         completions: uint8 array `(B, num_samples, S, S, C)`, of `ImageGPTCausalLM.complete`.
         keep_rows: int. Rows the model saw.
-        keep_pixels: int, in place of `keep_rows`. Pixels the model saw, in raster order.
-
-    Returns:
-        A figure.
+        keep_pixels: int. Pixels the model saw, in raster order; instead of `keep_rows`.
 
     Raises:
-        ValueError: if it is not said what the model saw, or originals and completions are not of the same pictures.
-        ImportError: if pictures have to be resized and Pillow is absent.
-
-    Warns:
-        UserWarning: if pictures are resized.
+        ValueError: if not exactly one of `keep_rows` and `keep_pixels` is given, or the images do not fit.
+        ImportError: if images have to be resized and Pillow is absent.
 
     Example:
     ```python
@@ -206,15 +179,12 @@ def plot_completions(
 
 
 def plot_surprise(images: npt.ArrayLike, surprise: npt.ArrayLike) -> Figure:
-    """Draws pictures above how surprising each of their pixels is, all on one scale.
+    """Draws images above the surprise of each of their pixels, all on one scale.
 
     Args:
         images: uint8 array `(B, H, W, C)`.
         surprise: float array `(B, H, W)`, nats of each pixel: `lm.score(images, per_pixel=True).surprise`. NaN, where
-            no mask of a BERT model hid a pixel, is left white.
-
-    Returns:
-        A figure.
+            no mask of a BERT model hid a pixel, is white.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -238,20 +208,17 @@ def plot_surprise(images: npt.ArrayLike, surprise: npt.ArrayLike) -> Figure:
 
 
 def plot_attention(image: npt.ArrayLike, maps: npt.ArrayLike, pixel: tuple[int, int], shifted: bool = True) -> Figure:
-    """Draws a picture with one pixel marked, and how much each head attends to the others for it.
+    """Draws an image with one pixel marked, and where each head attends to predict it, each on its own scale.
 
     Args:
         image: uint8 array `(H, W, C)`.
-        maps: float array `(N, T, T)` of the picture, or `(T, T)` of one head, from `attention_maps`.
-        pixel: `(row, column)` of the pixel that is predicted.
-        shifted: bool. Whether the model is autoregressive: position j then holds pixel j - 1, and the share of the
-            start vector, which is no pixel, is told in the title.
-
-    Returns:
-        A figure. Each head has a scale of its own.
+        maps: float array `(N, T, T)` of the image, or `(T, T)` of one head, from `attention_maps`.
+        pixel: `(row, column)` of the predicted pixel.
+        shifted: bool. Whether the model is autoregressive: position j then holds pixel j - 1, and the title has the
+            share of the start vector.
 
     Raises:
-        ValueError: if the maps do not fit the picture or it has no such pixel.
+        ValueError: if the maps do not fit the image or it has no such pixel.
 
     Example:
     ```python
@@ -293,16 +260,14 @@ def save_animation(
     seconds: float = 5.0,
     scale: int = 8,
 ) -> None:
-    """Writes a GIF of pictures being written side by side, pixel by pixel in raster order.
-
-    GIF has 256 colours a frame; finer palettes are reduced to them.
+    """Writes a GIF, of at most 256 colours a frame, of images appearing side by side in raster order.
 
     Args:
-        images: uint8 array `(B, H, W, C)` or `(H, W, C)`, finished.
+        images: uint8 array `(B, H, W, C)` or `(H, W, C)`.
         path: file to write.
-        keep_pixels: int. Pixels that are there in the first frame.
-        frames: int. Steps of about equally many pixels in which the others come.
-        seconds: float. How long that takes; the last frame then stays for one second more.
+        keep_pixels: int. Pixels of the first frame.
+        frames: int. Frames in which the other pixels appear.
+        seconds: float. Time for all frames; the last one then stays for one second more.
         scale: int. Side of a pixel in the file.
 
     Raises:
@@ -327,7 +292,7 @@ def save_animation(
     shown = []
     # Never twice the same frame: Pillow would merge them.
     for there in np.unique(np.linspace(keep_pixels, height * width, frames + 1).astype(int)):
-        # A grey column between pictures.
+        # A grey column between images.
         gap = [(0, 0), (0, 0), (0, 1), (0, 0)]
         row = np.pad(hide_pixels(pictures, int(there)), gap, constant_values=_HIDDEN)
         strip = row.transpose(1, 0, 2, 3).reshape(height, -1, channels)[:, :-1]
@@ -339,15 +304,7 @@ def save_animation(
 
 
 def plot_rows(rows: Mapping[str, UInt8Images], width: float = 8.0) -> Figure:
-    """Draws wide pictures below each other, each under its name.
-
-    Args:
-        rows: uint8 arrays `(H, W, C)` by name.
-        width: float. Width of the figure in inches.
-
-    Returns:
-        A figure.
-    """
+    """Draws wide images, uint8 `(H, W, C)`, below each other under their names; `width` is in inches."""
     pictures = list(rows.values())
     height = sum(width * picture.shape[0] / picture.shape[1] + 0.35 for picture in pictures)
     figure = _figure(width, height)
@@ -358,15 +315,7 @@ def plot_rows(rows: Mapping[str, UInt8Images], width: float = 8.0) -> Figure:
 
 
 def plot_grid(images: npt.ArrayLike, columns: int = 8) -> Figure:
-    """Draws pictures side by side, row after row.
-
-    Args:
-        images: uint8 array `(B, H, W, C)`.
-        columns: int. Pictures a row.
-
-    Returns:
-        A figure.
-    """
+    """Draws images, uint8 `(B, H, W, C)`, in a grid."""
     pictures = check_images(images)
     columns = check_integer("columns", columns)
     rows = -(-len(pictures) // columns)
@@ -380,28 +329,12 @@ def plot_grid(images: npt.ArrayLike, columns: int = 8) -> Figure:
 
 
 def hide_rows(image: UInt8Images, keep_rows: int) -> UInt8Images:
-    """Returns a picture whose rows from `keep_rows` on are grey.
-
-    Args:
-        image: uint8 array `(..., H, W, C)`.
-        keep_rows: int. Rows left as they are.
-
-    Returns:
-        uint8 array of the same shape.
-    """
+    """Returns images, uint8 `(..., H, W, C)`, whose rows from `keep_rows` on are grey."""
     return hide_pixels(image, keep_rows * image.shape[-2])
 
 
 def hide_pixels(image: UInt8Images, keep_pixels: int) -> UInt8Images:
-    """Returns a picture whose pixels from `keep_pixels` on, in raster order, are grey.
-
-    Args:
-        image: uint8 array `(..., H, W, C)`.
-        keep_pixels: int. Pixels left as they are.
-
-    Returns:
-        uint8 array of the same shape.
-    """
+    """Returns images, uint8 `(..., H, W, C)`, whose pixels from `keep_pixels` on, in raster order, are grey."""
     kept = np.arange(image.shape[-3] * image.shape[-2]) < keep_pixels
     return np.where(kept.reshape(*image.shape[-3:-1], 1), image, np.uint8(_HIDDEN))
 
@@ -420,17 +353,14 @@ def _cycle(count: int) -> list[str]:
 
 def _show(axes: Any, image: UInt8Images) -> None:
     axes.imshow(np.repeat(image, 3 // image.shape[-1], axis=-1), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
 def _show_map(axes: Any, values: npt.NDArray[Any], lowest: float, highest: float | None) -> Any:
-    shown = axes.imshow(values, cmap="magma", vmin=lowest, vmax=highest, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return shown
+    axes.set(xticks=[], yticks=[])
+    return axes.imshow(values, cmap="magma", vmin=lowest, vmax=highest, interpolation="nearest")
 
 
 def _name_rows(grid: Any, names: Sequence[str]) -> None:
@@ -439,7 +369,6 @@ def _name_rows(grid: Any, names: Sequence[str]) -> None:
 
 
 def _finish(axes: Any, horizontal: str, vertical: str) -> None:
-    axes.set_xlabel(horizontal)
-    axes.set_ylabel(vertical)
+    axes.set(xlabel=horizontal, ylabel=vertical)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

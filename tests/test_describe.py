@@ -53,7 +53,7 @@ def test_a_model_with_what_it_was_compiled_with(palette):
     assert "warmup_target=0.02" in settings["schedule"]
     assert (settings["Adam's beta_2"], settings["batches an update"]) == (0.95, 2)
     text = str(description)
-    assert row(text, "parameters") == row(text, "parameters, all told") == f"{model.count_params():,}"
+    assert row(text, "parameters") == row(text, "all parameters") == f"{model.count_params():,}"
     assert "num_colors=16" in row(text, "palette")
     # Two moments and the accumulated gradients.
     assert description.estimate.optimizer_state == 3 * 4 * model.count_params()

@@ -1,4 +1,4 @@
-"""Weights from and to Hugging Face's transformers: its ImageGPT, which is autoregressive and on PyTorch."""
+"""Weights from and to Hugging Face's transformers, whose ImageGPT is autoregressive and on PyTorch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from keras_igpt.checkpoints.huggingface_files import (
     open_tensors,
     read_json,
 )
-from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, Sizes, build_model, weight_variables
+from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, build_model, names_in_blocks, released_architecture
+from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.quantization import check_not_quantized
+from keras_igpt.model.weights_by_role import weights_by_role
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.files import whole_folder, write_json
@@ -29,7 +31,7 @@ from keras_igpt.support.files import whole_folder, write_json
 _MODEL_TYPE = "imagegpt"
 _SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
 
-# What a configuration has to say for its weights to mean the same here. Where it says nothing, it means this.
+# What a configuration must say, or leave out, for its weights to mean the same here.
 _MEANING = {
     "activation_function": "quick_gelu",
     "layer_norm_epsilon": 1e-5,
@@ -39,10 +41,9 @@ _MEANING = {
     "tie_word_embeddings": False,
 }
 
-# Our roles and transformers' names of the weights that hold the same numbers in the same order in both; those of the
-# attention are folded differently. `wte` has the start vector as its last row, and `lm_head` is transposed.
-_SHARED = {"position_embedding": "wpe.weight", "final_norm": "ln_f.weight"}
-_SHARED_OF_BLOCK = {
+# transformers' names of the weights that hold the same numbers in the same order in both, those of attention in other
+# shapes. The last row of `wte` is the start vector, and `lm_head` is transposed.
+_OF_BLOCK = {
     "attention_norm": "ln_1.weight",
     "query_key_value": "attn.c_attn.weight",
     "output_projection": "attn.c_proj.weight",
@@ -60,20 +61,17 @@ def load_huggingface_checkpoint(
 ) -> ImageGPTCausalLM:
     """Makes a model of an ImageGPT checkpoint of Hugging Face's transformers.
 
-    The folder has `config.json` and `model.safetensors` or `pytorch_model.bin`, or an index and shards of either, of an
-    `ImageGPTForCausalImageModeling`; and perhaps `preprocessor_config.json`, whose clusters become the palette. The
-    last row of its embeddings, one more than there are colours, is the start vector. transformers neither puts it
-    first nor shifts the inputs, while this model does both, as the released weights were trained: its logits are those
-    of transformers for `[V, x_1, …, x_{T-1}]`. The model is not compiled; compile it with a recipe to go on with its
-    pre-training.
-
-    A bare `ImageGPTModel` has no pixel head. The head stays zero then, of which a warning tells: the features are
-    those of the checkpoint, while all colours are equally probable.
+    The last row of the checkpoint's embeddings, one more than there are colours, is the start vector. This model puts
+    it first and shifts the inputs, as the released weights were trained; transformers does neither: its logits for
+    `[V, x_1, …, x_{T-1}]` are those of this model for `x`. A bare `ImageGPTModel` has no pixel head: the head stays
+    zero, with a warning. The model is not compiled.
 
     Args:
-        folder: folder with the files; or, with `download`, the name of a repository of the Hugging Face hub.
-        download: bool. Whether to fetch a repository where there is no folder of that name. Files of the hub's
-            large-file storage are compared with the SHA-256 it states. Its pickled weights are read as weights only.
+        folder: folder with `config.json`, `model.safetensors` or `pytorch_model.bin` (or an index and shards of
+            either), and perhaps `preprocessor_config.json`, whose clusters become the palette; or, with `download`, the
+            name of a repository of the Hugging Face hub.
+        download: bool. Whether to download a repository if there is no folder of that name. Large files are compared
+            with the SHA-256 that the hub states. Pickles are read as weights only.
         dtype: dtype policy of the blocks, as in `ImageGPTBackbone`.
         remat: bool, as in `ImageGPTBackbone`.
 
@@ -81,8 +79,8 @@ def load_huggingface_checkpoint(
         An `ImageGPTCausalLM` with `normalization="rms_norm"`.
 
     Raises:
-        ValueError: if files or tensors are missing, damaged, unknown or of another shape, or the configuration is of a
-            model that this package has not: another activation, projections with biases.
+        ValueError: if files or tensors are missing, damaged, unknown or of another shape, or the configuration is of
+            another model, with biases in projections or another activation.
         ImportError: if safetensors (PyTorch for `pytorch_model.bin`, huggingface_hub for a download) is absent.
 
     Example:
@@ -92,18 +90,17 @@ def load_huggingface_checkpoint(
     ```
     """
     path = find_folder(folder, download)
-    sizes = _read_config(path / CONFIG)
+    architecture = _read_config(path / CONFIG)
     palette = _read_palette(path / PREPROCESSOR)
-    sizes.check(path / CONFIG, palette)
     tensors = open_tensors(path)
-    # Before as many names are made as the configuration says.
-    if sizes.num_layers > len(tensors.shapes):
+    # A configuration could claim any number of layers: checked before they are named.
+    if architecture.num_layers > len(tensors.shapes):
         raise ValueError(
             f"{path / CONFIG} must have the layers that the weights are of. "
-            f"Received: n_layer={sizes.num_layers}, while {tensors.path} has {len(tensors.shapes)} tensors"
+            f"Received: n_layer={architecture.num_layers}, while {tensors.path} has {len(tensors.shapes)} tensors"
         )
     body = _BODY if any(name.startswith(_BODY) for name in tensors.shapes) else ""
-    expected = _expected_shapes(sizes, body)
+    expected = _expected_shapes(architecture, body)
     biases = [name for name in expected if name.endswith(".bias")]
     tensors.check(expected, optional=biases if body else [*biases, _HEAD])
     _check_biases(tensors, [name for name in biases if name in tensors.shapes])
@@ -114,28 +111,27 @@ def load_huggingface_checkpoint(
             stacklevel=2,
         )
 
-    model = build_model(sizes, "causal", palette, dtype, remat)
-    variables = weight_variables(model)
-    for role, name in _names(sizes.num_layers, body).items():
-        variables[role].assign(tensors[name].reshape(variables[role].shape))
+    model = build_model(path / CONFIG, architecture, palette, dtype, remat)
+    weights = weights_by_role(model)
+    for role, name in _names(architecture, body).items():
+        weights[role].assign(tensors[name].reshape(weights[role].shape))
     table = tensors[body + _TABLE]
-    variables["token_embedding"].assign(table[:-1])
-    variables["start_vector"].assign(table[-1])
+    weights["token_embedding"].assign(table[:-1])
+    weights["start_vector"].assign(table[-1])
     if _HEAD in tensors.shapes:
-        variables["pixel_head"].assign(tensors[_HEAD].T)
+        weights["pixel_head"].assign(tensors[_HEAD].T)
     return model
 
 
 def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[str]) -> None:
-    """Writes a model so that Hugging Face's transformers opens it: `ImageGPTForCausalImageModeling.from_pretrained`.
+    """Writes a model for Hugging Face's transformers: `ImageGPTForCausalImageModeling.from_pretrained` opens it.
 
-    `config.json`, `model.safetensors` and, where the model has a palette, `preprocessor_config.json` with its colours.
-    transformers gives the same logits for `[V, x_1, …, x_{T-1}]`, V being the start vector's id. The configuration has
-    no dropout, as the paper. The folder is written under a temporary name and renamed.
+    The folder has `config.json`, `model.safetensors` and, if the model has a palette, `preprocessor_config.json`, and
+    is written whole or not at all. For the inputs that give the same logits see `load_huggingface_checkpoint`.
 
     Args:
-        lm: an `ImageGPTCausalLM` with `normalization="rms_norm"`, whose palette is in colour or None: transformers has
-            no other norm, no objective but the autoregressive one, and no grey clusters.
+        lm: an `ImageGPTCausalLM` with `normalization="rms_norm"` and a palette in colour or None; transformers has no
+            other models.
         folder: folder to make; one that exists must be empty.
 
     Raises:
@@ -156,45 +152,40 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
         from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(SAFETENSORS_NEEDED) from error
-    backbone = lm.backbone
-    sizes = Sizes(
-        backbone.vocabulary_size, backbone.num_tokens, backbone.num_layers, backbone.num_heads, backbone.hidden_dim
-    )
-    tensors = _tensors_of(lm, sizes)
+    architecture = lm.backbone.architecture
+    tensors = _tensors_of(lm)
     with whole_folder(target) as partial:
-        # Older versions of transformers refuse a file that does not say that its tensors are laid out as PyTorch's.
+        # Older versions of transformers refuse files without this.
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        write_json(partial / CONFIG, _config_of(sizes))
+        write_json(partial / CONFIG, _config_of(architecture))
         if lm.palette is not None:
-            write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, backbone.image_size))
+            write_json(partial / PREPROCESSOR, _preprocessor_of(lm.palette, architecture.image_size))
 
 
-def _names(num_layers: int, body: str) -> dict[str, str]:
-    """What transformers calls the weights that hold the same numbers in the same order, by our roles."""
-    names = {role: body + name for role, name in _SHARED.items()}
-    for layer in range(num_layers):
-        names |= {f"block_{layer}.{role}": f"{body}h.{layer}.{name}" for role, name in _SHARED_OF_BLOCK.items()}
-    return names
+def _names(architecture: Architecture, body: str) -> dict[str, str]:
+    """The names in transformers of the weights with the same numbers in the same order, by role."""
+    ends = {"position_embedding": f"{body}wpe.weight", "final_norm": f"{body}ln_f.weight"}
+    return ends | names_in_blocks(_OF_BLOCK, body + "h.{}.", architecture.num_layers)
 
 
-def _expected_shapes(sizes: Sizes, body: str) -> dict[str, Shape]:
-    width = sizes.hidden_dim
+def _expected_shapes(architecture: Architecture, body: str) -> dict[str, Shape]:
+    width = architecture.hidden_dim
+    of_block: dict[str, Shape] = {"ln_1.weight": (width,), "ln_2.weight": (width,)}
+    for name, inputs, outputs in (
+        ("attn.c_attn", width, 3 * width),
+        ("attn.c_proj", width, width),
+        ("mlp.c_fc", width, 4 * width),
+        ("mlp.c_proj", 4 * width, width),
+    ):
+        of_block |= {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
     shapes: dict[str, Shape] = {
-        body + _TABLE: (sizes.vocabulary_size + 1, width),
-        body + "wpe.weight": (sizes.num_tokens, width),
+        body + _TABLE: (architecture.vocabulary_size + 1, width),
+        body + "wpe.weight": (architecture.num_tokens, width),
         body + "ln_f.weight": (width,),
-        _HEAD: (sizes.vocabulary_size, width),
+        _HEAD: (architecture.vocabulary_size, width),
     }
-    for layer in range(sizes.num_layers):
-        prefix = f"{body}h.{layer}."
-        shapes |= {prefix + "ln_1.weight": (width,), prefix + "ln_2.weight": (width,)}
-        for name, inputs, outputs in (
-            ("attn.c_attn", width, 3 * width),
-            ("attn.c_proj", width, width),
-            ("mlp.c_fc", width, 4 * width),
-            ("mlp.c_proj", 4 * width, width),
-        ):
-            shapes |= {f"{prefix}{name}.weight": (inputs, outputs), f"{prefix}{name}.bias": (outputs,)}
+    for layer in range(architecture.num_layers):
+        shapes |= {f"{body}h.{layer}.{name}": shape for name, shape in of_block.items()}
     return shapes
 
 
@@ -207,7 +198,7 @@ def _check_biases(tensors: CheckpointTensors, names: list[str]) -> None:
         )
 
 
-def _read_config(path: Path) -> Sizes:
+def _read_config(path: Path) -> Architecture:
     if not path.exists():
         raise ValueError(f"`folder` must have {CONFIG}. Received: {os.fspath(path.parent)!r} without one")
     config = read_json(path)
@@ -227,8 +218,14 @@ def _read_config(path: Path) -> Sizes:
         faults.append(f"n_inner={config['n_inner']!r} instead of {4 * config['n_embd']}")
     if faults:
         raise ValueError(f"{path} must describe the released architecture. Received: {', '.join(faults)}")
-    vocabulary_with_start, *others = (config[name] for name in _SIZES)
-    return Sizes(vocabulary_with_start - 1, *others)
+    return released_architecture(
+        path,
+        num_tokens=config["n_positions"],
+        vocabulary_size=config["vocab_size"] - 1,
+        num_layers=config["n_layer"],
+        num_heads=config["n_head"],
+        hidden_dim=config["n_embd"],
+    )
 
 
 def _read_palette(path: Path) -> ColorPalette | None:
@@ -261,11 +258,12 @@ def _check_exportable(lm: ImageGPTCausalLM, target: Path) -> None:
         raise ValueError(f"`folder` must be a new or empty folder. Received: {os.fspath(target)!r}, which has content")
 
 
-def _tensors_of(lm: ImageGPTCausalLM, sizes: Sizes) -> dict[str, npt.NDArray[np.float32]]:
-    """The tensors of transformers' model: the weights, and the biases that it has as zeros."""
-    weights = {role: np.asarray(host_array(variable), np.float32) for role, variable in weight_variables(lm).items()}
-    shapes = _expected_shapes(sizes, _BODY)
-    tensors = {name: weights[role].reshape(shapes[name]) for role, name in _names(sizes.num_layers, _BODY).items()}
+def _tensors_of(lm: ImageGPTCausalLM) -> dict[str, npt.NDArray[np.float32]]:
+    """The tensors of transformers' model: the weights, and its biases as zeros."""
+    architecture = lm.backbone.architecture
+    weights = {role: np.asarray(host_array(weight), np.float32) for role, weight in weights_by_role(lm).items()}
+    shapes = _expected_shapes(architecture, _BODY)
+    tensors = {name: weights[role].reshape(shapes[name]) for role, name in _names(architecture, _BODY).items()}
     tensors[_BODY + _TABLE] = np.concatenate([weights["token_embedding"], weights["start_vector"][None]])
     tensors[_HEAD] = weights["pixel_head"].T
     broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
@@ -278,15 +276,15 @@ def _tensors_of(lm: ImageGPTCausalLM, sizes: Sizes) -> dict[str, npt.NDArray[np.
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def _config_of(sizes: Sizes) -> dict[str, Any]:
+def _config_of(architecture: Architecture) -> dict[str, Any]:
     return {
         "architectures": ["ImageGPTForCausalImageModeling"],
         "model_type": _MODEL_TYPE,
-        "vocab_size": sizes.vocabulary_size + 1,
-        "n_positions": sizes.num_tokens,
-        "n_layer": sizes.num_layers,
-        "n_head": sizes.num_heads,
-        "n_embd": sizes.hidden_dim,
+        "vocab_size": architecture.vocabulary_size + 1,
+        "n_positions": architecture.num_tokens,
+        "n_layer": architecture.num_layers,
+        "n_head": architecture.num_heads,
+        "n_embd": architecture.hidden_dim,
         "n_inner": None,
         **_MEANING,
         "attn_pdrop": 0.0,
@@ -302,7 +300,7 @@ def _preprocessor_of(palette: ColorPalette, image_size: int) -> dict[str, Any]:
         "do_color_quantize": True,
         "do_resize": True,
         "size": {"height": image_size, "width": image_size},
-        "resample": 2,  # bilinear, transformers' own
+        "resample": 2,  # bilinear, transformers' default
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

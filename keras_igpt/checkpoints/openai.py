@@ -1,4 +1,4 @@
-"""The released weights: OpenAI's TensorFlow 1 checkpoints, as downloaded."""
+"""OpenAI's released weights: TensorFlow 1 checkpoints, as downloaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, Sizes, build_model, weight_variables
+from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, build_model, names_in_blocks, released_architecture
+from keras_igpt.model.architecture import Architecture
+from keras_igpt.model.weights_by_role import weights_by_role
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.palette.color_palette import ColorPalette
@@ -19,26 +21,23 @@ from keras_igpt.palette.color_palette import ColorPalette
 _SOURCE = "https://openaipublic.blob.core.windows.net/image-gpt"
 _CLUSTERS = "kmeans_centers.npy"
 
-# What optimizers of TensorFlow 1 keep beside the weights, the count of steps, and the class head, which the released
-# code makes on request and pre-training never fits.
+# State of TensorFlow 1's optimizers, the count of steps, and the class head, which pre-training never fits.
 _LEFT_OUT = re.compile(
     r"(^|/)(global_step|_step|beta[12]_power|Adam(_\d+)?|adam_[mv]|AdamWeightDecayOptimizer(_\d+)?)(/|$)"
     r"|^model/clf/wclf$"
 )
 
-# Our roles and the released code's names of the weights that have the same shape in both.
-_SHARED = {
-    "token_embedding": "model/wte",
-    "position_embedding": "model/wpe",
-    "final_norm": "model/ln_f/g",
-}
-_SHARED_OF_BLOCK = {
+# The released code's names of the weights that have the same shape in both.
+_OF_ENDS = {"token_embedding": "model/wte", "position_embedding": "model/wpe", "final_norm": "model/ln_f/g"}
+_OF_BLOCK = {
     "attention_norm": "ln_1/g",
     "output_projection": "attn/c_proj",
     "feed_forward_norm": "ln_2/g",
     "expansion": "mlp/c_fc/w",
     "contraction": "mlp/c_proj/w",
 }
+_START = "model/sos"
+_HEAD = "model/wtet"
 
 
 def load_openai_checkpoint(
@@ -46,20 +45,19 @@ def load_openai_checkpoint(
 ) -> ImageGPTCausalLM | ImageGPTMaskedLM:
     """Makes a model of OpenAI's released weights, from the files as downloaded.
 
-    The sizes are read from the checkpoint, and so is the objective: a checkpoint with a start vector (`model/sos`) is
-    autoregressive, one without is BERT's, since the released code makes that variable for the former only. The colours
-    come from `kmeans_centers.npy` where it lies in the same folder; without it `palette` is None. Optimizer state
-    and the class head, which pre-training does not fit, are left out. The model is not compiled; compile it with a
-    recipe to go on with its pre-training.
+    Sizes and objective are read from the checkpoint: one with a start vector (`model/sos`) is autoregressive, one
+    without is BERT's. Optimizer state and the class head, which pre-training does not fit, are left out. The model is
+    not compiled.
 
-    The files' source, as of the official `download.py`, is
-    `https://openaipublic.blob.core.windows.net/image-gpt`: `checkpoints/igpt-s/1000000/model.ckpt-1000000.index` and
-    its 32 data files (64 of `igpt-l`), also `igpt-m`, each also with `-bert`, also 131000, 262000 and 524000 steps;
-    and `color-clusters/kmeans_centers.npy`. This function downloads nothing.
+    The official `download.py` takes the files from `https://openaipublic.blob.core.windows.net/image-gpt`:
+    `checkpoints/igpt-s/1000000/model.ckpt-1000000.index` and its 32 data files (64 of `igpt-l`), also `igpt-m`, each
+    also with `-bert`, also 131000, 262000 and 524000 steps; and `color-clusters/kmeans_centers.npy`. This function
+    downloads nothing.
 
     Args:
-        folder: folder with one checkpoint, or the checkpoint's path up to its step,
-            `"downloads/model.ckpt-1000000"`, where there are several. The `.meta` file is not needed.
+        folder: folder with one checkpoint; of several, the checkpoint's path up to its step,
+            `"downloads/model.ckpt-1000000"`. Not needed is the `.meta` file; `kmeans_centers.npy` in the same folder
+            becomes the palette.
         dtype: dtype policy of the blocks, as in `ImageGPTBackbone`.
         remat: bool, as in `ImageGPTBackbone`.
 
@@ -81,29 +79,25 @@ def load_openai_checkpoint(
         [the released code](https://github.com/openai/image-gpt)
     """
     tensors = _open(_find_checkpoint(Path(folder)))
-    causal = "model/sos" in tensors.shapes
-    sizes = _read_sizes(tensors)
-    tensors.check(_expected_shapes(sizes, causal))
+    architecture = _read_architecture(tensors)
+    tensors.check(_expected_shapes(architecture))
     palette = _read_palette(tensors.path.parent / _CLUSTERS)
-    sizes.check(tensors.path, palette)
 
-    model = build_model(sizes, "causal" if causal else "bidirectional", palette, dtype, remat)
-    variables = weight_variables(model)
-    for role, name in _SHARED.items():
-        variables[role].assign(tensors[name])
-    if causal:
-        variables["start_vector"].assign(tensors["model/sos"])
-    variables["pixel_head"].assign(tensors["model/wtet"].T)
-    for layer in range(sizes.num_layers):
-        for role, name in _SHARED_OF_BLOCK.items():
-            variables[f"block_{layer}.{role}"].assign(tensors[f"model/h{layer}/{name}"])
+    model = build_model(tensors.path, architecture, palette, dtype, remat)
+    weights = weights_by_role(model)
+    for role, name in (_OF_ENDS | names_in_blocks(_OF_BLOCK, "model/h{}/", architecture.num_layers)).items():
+        weights[role].assign(tensors[name])
+    if "start_vector" in weights:
+        weights["start_vector"].assign(tensors[_START])
+    weights["pixel_head"].assign(tensors[_HEAD].T)
+    for layer in range(architecture.num_layers):
         projections = [tensors[f"model/h{layer}/attn/{part}_proj"] for part in "qkv"]  # each (N, H, D)
-        variables[f"block_{layer}.query_key_value"].assign(np.stack(projections).transpose(3, 0, 1, 2))
+        weights[f"block_{layer}.query_key_value"].assign(np.stack(projections).transpose(3, 0, 1, 2))
     return model
 
 
 def _find_checkpoint(path: Path) -> Path:
-    """The path of the checkpoint up to its step, all its files being there."""
+    """The path of the checkpoint up to its step; checks that all its files are there."""
     if path.is_dir():
         found = sorted(file.with_suffix("") for file in path.glob("*.index"))
     else:
@@ -148,7 +142,7 @@ def _open(checkpoint: Path) -> CheckpointTensors:
         import tensorflow as tf
     except ImportError as error:
         raise ImportError("OpenAI's checkpoints need TensorFlow: pip install 'keras_igpt[tensorflow]'") from error
-    # What TensorFlow raises for damaged files of this format.
+    # What TensorFlow raises for damaged files.
     failures = (tf.errors.OpError, IndexError, RuntimeError, ValueError)
     try:
         reader = tf.train.load_checkpoint(os.fspath(checkpoint))
@@ -164,7 +158,7 @@ def _open(checkpoint: Path) -> CheckpointTensors:
             f"({error})"
         ) from error
 
-    # Before a model is made of the sizes that the index says.
+    # Checked before a model of the sizes in the index is built.
     claimed = sum(math.prod(shape) * dtypes[name].size for name, shape in shapes.items() if dtypes[name].is_floating)
     data = [file for file in checkpoint.parent.iterdir() if file.name.startswith(f"{checkpoint.name}.data-")]
     there = sum(file.stat().st_size for file in data)
@@ -185,8 +179,8 @@ def _open(checkpoint: Path) -> CheckpointTensors:
     return CheckpointTensors(checkpoint, shapes, read)
 
 
-def _read_sizes(tensors: CheckpointTensors) -> Sizes:
-    """The sizes that the shapes tell; what else is wrong shows when all shapes are compared with them."""
+def _read_architecture(tensors: CheckpointTensors) -> Architecture:
+    """The architecture that a few shapes tell, with which all shapes are then compared."""
     ranks = {"model/wte": 2, "model/wpe": 2, "model/h0/attn/q_proj": 3}
     if any(len(tensors.shapes.get(name, ())) != rank for name, rank in ranks.items()):
         raise ValueError(
@@ -195,32 +189,35 @@ def _read_sizes(tensors: CheckpointTensors) -> Sizes:
         )
     vocabulary_size, hidden_dim = tensors.shapes["model/wte"]
     layers = {match[0] for name in tensors.shapes if (match := re.match(r"model/h\d+/", name))}
-    return Sizes(
-        vocabulary_size=vocabulary_size,
+    return released_architecture(
+        tensors.path,
         num_tokens=tensors.shapes["model/wpe"][0],
+        vocabulary_size=vocabulary_size,
         num_layers=len(layers),
         num_heads=tensors.shapes["model/h0/attn/q_proj"][0],
         hidden_dim=hidden_dim,
+        attention="causal" if _START in tensors.shapes else "bidirectional",
     )
 
 
-def _expected_shapes(sizes: Sizes, causal: bool) -> dict[str, Shape]:
-    width, heads = sizes.hidden_dim, sizes.num_heads
+def _expected_shapes(architecture: Architecture) -> dict[str, Shape]:
+    width = architecture.hidden_dim
+    heads = (architecture.num_heads, architecture.head_dim, width)
+    of_block: dict[str, Shape] = {
+        **{f"attn/{part}_proj": heads for part in "qkvc"},
+        "ln_1/g": (width,),
+        "ln_2/g": (width,),
+        "mlp/c_fc/w": (width, 4 * width),
+        "mlp/c_proj/w": (4 * width, width),
+    }
     shapes: dict[str, Shape] = {
-        "model/wte": (sizes.vocabulary_size, width),
-        "model/wtet": (sizes.vocabulary_size, width),
-        "model/wpe": (sizes.num_tokens, width),
+        "model/wte": (architecture.vocabulary_size, width),
+        _HEAD: (architecture.vocabulary_size, width),
+        "model/wpe": (architecture.num_tokens, width),
         "model/ln_f/g": (width,),
     }
-    if causal:
-        shapes["model/sos"] = (width,)
-    for layer in range(sizes.num_layers):
-        prefix = f"model/h{layer}/"
-        shapes |= {prefix + f"attn/{part}_proj": (heads, width // max(heads, 1), width) for part in "qkvc"}
-        shapes |= {
-            prefix + "ln_1/g": (width,),
-            prefix + "ln_2/g": (width,),
-            prefix + "mlp/c_fc/w": (width, 4 * width),
-            prefix + "mlp/c_proj/w": (4 * width, width),
-        }
+    if architecture.attention == "causal":
+        shapes[_START] = (width,)
+    for layer in range(architecture.num_layers):
+        shapes |= {f"model/h{layer}/{name}": shape for name, shape in of_block.items()}
     return shapes

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_igpt.backend.processes import check_one_process, host_array
 from keras_igpt.model.quantization import check_not_quantized
+from keras_igpt.model.weights_by_role import weights_by_role
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import ColorPalette
 
@@ -15,12 +16,11 @@ Model = TypeVar("Model", bound=PixelModel)
 
 
 def refit_palette(lm: Model, palette: ColorPalette) -> Model:
-    """Makes a model of another palette from the weights of one that is trained.
+    """Makes a model of another palette from the weights of a trained one, to be trained further.
 
     Each new colour takes over the embedding and the pixel-head column of the old colour nearest to it; all other
-    weights stay. It is a start to train on from, not an equal model: new colours with the same old one begin alike,
-    and share its probability only after training, for each begins with the whole of it. A palette whose colours are
-    the old ones in another order gives the same model of the same images.
+    weights stay. New colours with the same old one start alike, each with its whole probability. A palette of the old
+    colours in another order gives the same model of the same images.
 
     Args:
         lm: an `ImageGPTCausalLM` or `ImageGPTMaskedLM` with a palette.
@@ -55,12 +55,12 @@ def refit_palette(lm: Model, palette: ColorPalette) -> Model:
     config["palette"] = palette.get_config()
     config["backbone"]["config"]["vocabulary_size"] = palette.num_colors
     changed = type(lm).from_config(config)
-    (table,) = lm.backbone.pixel_embedding.token_embedding.weights
-    for old, new in zip(lm.weights, changed.weights, strict=True):
-        values = host_array(old)
-        if old is table:
+    old_weights = weights_by_role(lm)
+    for role, weight in weights_by_role(changed).items():
+        values = host_array(old_weights[role])
+        if role == "token_embedding":
             values = values[nearest]
-        elif old is lm.pixel_head.kernel:
+        elif role == "pixel_head":
             values = values[:, nearest]
-        new.assign(values)
+        weight.assign(values)
     return changed

@@ -1,4 +1,4 @@
-"""Models for deployment: from uint8 pictures to logits or features in one graph, with the palette inside."""
+"""Models for deployment: from uint8 images to logits or features in one graph, with the palette inside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keras_igpt.support.checks import check_integer
 
 Format = Literal["tf_saved_model", "onnx"]
 
-# The packages that Keras exports with, by format and backend.
+# The packages that Keras needs for an export, by format and backend.
 _NEEDED = {
     ("tf_saved_model", "jax"): ("tensorflow",),
     ("tf_saved_model", "tensorflow"): ("tensorflow",),
@@ -34,12 +34,12 @@ _NEEDED = {
 
 
 class PaletteEncoding(keras.layers.Layer):
-    """`ColorPalette.encode` inside a graph: token ids of uint8 pictures, the same to the last pixel.
+    """`ColorPalette.encode` inside a graph, with exactly the same token ids.
 
     Where all colours are whole 8-bit values, as `ColorPalette.fit` makes them, distances are computed: they are
-    integers below 2²⁴, which float32 and its faster stand-ins on accelerators multiply and add without error. Distances
-    to other colours, such as the released palette's, need float64, which not every backend has; for these the table of
-    all 2²⁴ colours is kept, 32 MB.
+    integers below 2²⁴, which float32 and its faster substitutes on accelerators multiply and add without error. Other
+    colours, such as the released palette's, need float64, which not every backend has: for these the layer keeps the
+    table of all 2²⁴ colours, 32 MB.
 
     Args:
         palette: a `ColorPalette`.
@@ -96,20 +96,18 @@ def _every_color(num_channels: int) -> npt.NDArray[Any]:
 
 
 class ServingModel(keras.Model):
-    """A model fed with uint8 pictures, to be deployed: the palette's encoding and the network in one graph.
+    """A model of uint8 images for deployment: the palette's encoding and the network in one graph.
 
-    Its outputs are those of `model.predict` for the same pictures: the nearest colours are found exactly, and a BERT
-    model hides a picture's positions as it does in evaluation. `export` writes it as a SavedModel or in ONNX.
-
-    What draws pictures, `generate` and `complete`, is no part of it and cannot be exported: a loop over pixels with a
-    cache, and random numbers. It needs this package.
+    Its outputs are those of `model.predict` for the same images: the nearest colours are found exactly, and a BERT
+    model hides positions as in evaluation. `export` writes it as a SavedModel or in ONNX. Sampling, `generate` and
+    `complete`, cannot be exported.
 
     Args:
         model: an `ImageGPTImageClassifier`, a `FeatureExtractor`, or an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, with
             its palette. Its weights are shared, not copied.
 
     Call arguments:
-        images: uint8 tensor `(B, H, W, C)` of the model's own size; pictures of another are for the caller to resize.
+        images: uint8 tensor `(B, H, W, C)` of the model's own size.
 
     Returns:
         float32 tensor: class logits `(B, C)`; features `(B, depths, D)`; or pixel logits `(B, T, V)`.
@@ -162,9 +160,8 @@ class ServingModel(keras.Model):
     ) -> None:
         """Writes the graph with its weights for use without this package; `keras.Model.export`.
 
-        A SavedModel is a folder that `tensorflow.saved_model.load` opens; its `serve` takes the pictures. An ONNX file
-        runs in ONNX Runtime. Both take batches of any size unless `batch_size` is given. What is exported on JAX runs
-        on the kind of device it was exported on.
+        A SavedModel is a folder that `tensorflow.saved_model.load` opens; its `serve` takes the images. An ONNX file
+        runs in ONNX Runtime. What is exported on JAX runs on the kind of device it was exported on.
 
         | backend | SavedModel | ONNX |
         |---|---|---|
@@ -172,14 +169,13 @@ class ServingModel(keras.Model):
         | TensorFlow | yes | needs tf2onnx |
         | PyTorch | needs TensorFlow and torch_xla | needs onnx and onnxscript; with `batch_size` only |
 
-        ONNX takes float32 models only. A BERT model's masks need integer operations that only the exporter of PyTorch
-        knows, and a quantised model goes by way of TensorFlow or PyTorch. A model's `.keras` file opens on any backend,
-        so that another one can export it.
+        ONNX takes float32 models only, BERT models on PyTorch only, and quantised models on TensorFlow or PyTorch. A
+        model's `.keras` file opens on any backend, so that another one can export it.
 
         Args:
             filepath: folder of the SavedModel, or `.onnx` file.
             format: `"tf_saved_model"` or `"onnx"`; by default as `filepath` ends, `"onnx"` for `.onnx`.
-            batch_size: int. Pictures of a batch, where it shall be fixed.
+            batch_size: int. Fixed size of a batch; any size by default.
             verbose: bool. Whether Keras says what it wrote.
             **kwargs: of `keras.Model.export`.
 

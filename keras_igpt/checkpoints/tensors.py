@@ -1,4 +1,4 @@
-"""What the checkpoint formats of others share: tensors by name, the model that fits them and its variables by role."""
+"""What the checkpoint formats of others share: tensors by name, and the model that fits them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
-from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import ColorPalette
 
 Shape = tuple[int, ...]
@@ -23,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CheckpointTensors:
-    """The tensors of a checkpoint, read one at a time: the weights of a large model need not be in memory twice.
+    """The tensors of a checkpoint, read one at a time, so that a large model is not in memory twice.
 
     Attributes:
         path: what the tensors are in, for messages.
@@ -36,17 +35,7 @@ class CheckpointTensors:
     read: Callable[[str], npt.NDArray[Any]]
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        """Reads a tensor as float32.
-
-        Args:
-            name: str. A key of `shapes`.
-
-        Returns:
-            float32 array.
-
-        Raises:
-            ValueError: if it is of no real numbers, or has values that are none.
-        """
+        """Reads a tensor as float32; raises `ValueError` if it is not of finite real numbers."""
         stored = np.asarray(self.read(name))
         if not np.can_cast(stored.dtype, np.float32, "same_kind"):
             raise ValueError(f"{self.path} must hold real numbers. Received: {name} of {stored.dtype}")
@@ -56,7 +45,7 @@ class CheckpointTensors:
         return array
 
     def check(self, expected: Mapping[str, Shape], optional: Collection[str] = ()) -> None:
-        """Compares names and shapes with those of a model, before there is one.
+        """Compares names and shapes with those of a model, before it is built.
 
         Args:
             expected: the shape of each tensor by its name.
@@ -79,118 +68,61 @@ class CheckpointTensors:
             raise ValueError(f"{self.path} must hold the weights of one Image GPT. Received: {'; '.join(named)}")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a model as a checkpoint states them.
+def names_in_blocks(names: Mapping[str, str], prefix: str, num_layers: int) -> dict[str, str]:
+    """Returns the names of the tensors of all blocks, by the role of the weight.
 
-    Attributes:
-        vocabulary_size: int. Palette colours `V`.
-        num_tokens: int. Sequence length `T`.
+    Args:
+        names: ends of the names in a block by role.
+        prefix: of the names, with `{}` for the block's number.
         num_layers: int. Blocks `L`.
-        num_heads: int. Attention heads `N`.
-        hidden_dim: int. Width `D`.
     """
+    return {
+        f"block_{layer}.{role}": prefix.format(layer) + name
+        for layer in range(num_layers)
+        for role, name in names.items()
+    }
 
-    vocabulary_size: int
-    num_tokens: int
-    num_layers: int
-    num_heads: int
-    hidden_dim: int
 
-    def check(self, path: Path, palette: ColorPalette | None) -> None:
-        """Checks what a model needs of its sizes.
+def released_architecture(path: Path, num_tokens: int, **arguments: Any) -> Architecture:
+    """Makes the architecture that a checkpoint states, with the released code's norm.
 
-        Args:
-            path: where the sizes are from, for messages.
-            palette: the palette that comes with them.
+    Args:
+        path: where the sizes are from, for messages.
+        num_tokens: int. Sequence length `T`.
+        **arguments: of `Architecture`, except `image_size` and `normalization`.
 
-        Raises:
-            ValueError: if sequences are not square, heads do not divide the width, or the palette has other colours.
-        """
-        if min(self.vocabulary_size, self.num_tokens, self.num_layers, self.num_heads, self.hidden_dim) < 1:
-            raise ValueError(f"{path} must hold a model of positive sizes. Received: {self}")
-        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ValueError(
-                f"{path} must hold a model of square pictures. Received: {self.num_tokens} positions, no square number"
-            )
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"{path} must hold a model whose heads divide its width. "
-                f"Received: {self.num_heads} heads, width {self.hidden_dim}"
-            )
-        if palette is not None and palette.num_colors != self.vocabulary_size:
-            raise ValueError(
-                f"The colour clusters beside {path} must be as many as the model's {self.vocabulary_size} colours. "
-                f"Received: {palette.num_colors} clusters"
-            )
+    Raises:
+        ValueError: if images are not square, or no network has these sizes.
+    """
+    image_size = math.isqrt(max(num_tokens, 0))
+    if image_size**2 != num_tokens:
+        raise ValueError(f"{path} must be of square images. Received: {num_tokens} positions, no square number")
+    try:
+        return Architecture(image_size=image_size, normalization="rms_norm", **arguments)
+    except ValueError as error:
+        raise ValueError(f"{path} must be of an Image GPT: {error}") from error
 
 
 def build_model(
-    sizes: Sizes,
-    attention: Literal["causal", "bidirectional"],
-    palette: ColorPalette | None,
-    dtype: Any,
-    remat: bool,
+    path: Path, architecture: Architecture, palette: ColorPalette | None, dtype: Any, remat: bool
 ) -> ImageGPTCausalLM | ImageGPTMaskedLM:
-    """Makes the model whose weights are about to come: with the released code's norm, its weights still random.
+    """Builds the language model, with random weights, that the weights of a checkpoint are for.
 
     Args:
-        sizes: those of the checkpoint, checked.
-        attention: `"causal"` or `"bidirectional"`.
+        path: where the architecture is from, for messages.
+        architecture: that of the checkpoint.
         palette: a `ColorPalette` or None.
         dtype: dtype policy, as in `ImageGPTBackbone`.
         remat: bool, as in `ImageGPTBackbone`.
 
-    Returns:
-        An `ImageGPTCausalLM`, or an `ImageGPTMaskedLM` where attention is bidirectional.
+    Raises:
+        ValueError: if the palette has another number of colours.
     """
-    backbone = ImageGPTBackbone(
-        vocabulary_size=sizes.vocabulary_size,
-        image_size=math.isqrt(sizes.num_tokens),
-        num_layers=sizes.num_layers,
-        num_heads=sizes.num_heads,
-        hidden_dim=sizes.hidden_dim,
-        attention=attention,
-        normalization="rms_norm",
-        remat=remat,
-        dtype=dtype,
-    )
-    model = ImageGPTCausalLM if attention == "causal" else ImageGPTMaskedLM
+    if palette is not None and palette.num_colors != architecture.vocabulary_size:
+        raise ValueError(
+            f"The colour clusters beside {path} must be as many as the model's {architecture.vocabulary_size} colours. "
+            f"Received: {palette.num_colors} clusters"
+        )
+    backbone = ImageGPTBackbone(**architecture.arguments, remat=remat, dtype=dtype)
+    model = ImageGPTCausalLM if architecture.attention == "causal" else ImageGPTMaskedLM
     return model(backbone, palette=palette)
-
-
-def weight_variables(model: PixelModel) -> dict[str, keras.Variable]:
-    """Names the variables of a model with `normalization="rms_norm"`.
-
-    Args:
-        model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
-
-    Returns:
-        Dictionary of `token_embedding` `(V, D)`, `position_embedding` `(T, D)`, `start_vector` `(D,)` where there is
-        one, `final_norm` `(D,)`, `pixel_head` `(D, V)` and, behind `block_0.` and so on, `attention_norm` `(D,)`,
-        `query_key_value` `(D, 3, N, H)`, `output_projection` `(N, H, D)`, `feed_forward_norm` `(D,)`, `expansion`
-        `(D, 4D)` and `contraction` `(4D, D)`.
-    """
-    backbone = model.backbone
-    embedding = backbone.pixel_embedding
-    # The layer's own property gives a tensor on some backends.
-    (token_embedding,) = embedding.token_embedding.weights
-    variables = {
-        "token_embedding": token_embedding,
-        "position_embedding": embedding.position_embedding,
-        "final_norm": backbone.final_norm.gain,
-        "pixel_head": model.pixel_head.kernel,
-    }
-    if embedding.shift:
-        variables["start_vector"] = embedding.start_vector
-    for layer, block in enumerate(backbone.blocks):
-        prefix = f"block_{layer}."
-        variables |= {
-            prefix + "attention_norm": block.attention_norm.gain,
-            prefix + "query_key_value": block.attention.query_key_value.kernel,
-            prefix + "output_projection": block.attention.output_projection.kernel,
-            prefix + "feed_forward_norm": block.feed_forward_norm.gain,
-            prefix + "expansion": block.feed_forward.expansion.kernel,
-            prefix + "contraction": block.feed_forward.contraction.kernel,
-        }
-    return variables

@@ -355,12 +355,10 @@ class LinearProbe:
     ) -> ProbeReport:
         language_model = self._extractor.language_model
         masked = isinstance(language_model, ImageGPTMaskedLM)
-        sizes = ("num_layers", "num_heads", "hidden_dim", "image_size", "vocabulary_size", "attention", "normalization")
         return ProbeReport(
             chosen_on_validation=chosen,
             final_on_test=None,
-            model={"kind": type(language_model).__name__}
-            | {name: getattr(language_model.backbone, name) for name in sizes},
+            model={"kind": type(language_model).__name__, **language_model.backbone.architecture.arguments},
             which=self._extractor.which,
             pooling="mean over positions",
             solver=_SOLVER,

@@ -12,6 +12,7 @@ from keras import ops
 from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.fused_attention import contiguous
 from keras_igpt.backend.processes import infers_shapes_of_replicas
+from keras_igpt.model.architecture import Architecture, Attention, NormalizationKind
 from keras_igpt.model.attention import SelfAttention
 from keras_igpt.model.attention_kernels import Kernel, KeyValue, attention_kernel
 from keras_igpt.model.embedding import PixelEmbedding
@@ -50,8 +51,8 @@ class TransformerBlock(keras.layers.Layer):
         self,
         num_heads: int,
         num_layers: int,
-        attention: Literal["causal", "bidirectional"],
-        normalization: Literal["layer_norm", "rms_norm"],
+        attention: Attention,
+        normalization: NormalizationKind,
         kernel: Kernel = "auto",
         **kwargs: Any,
     ) -> None:
@@ -100,26 +101,26 @@ class TransformerBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class ImageGPTBackbone(QuantizableModel):
-    """The transformer of Image GPT, from palette tokens to features.
+    """The transformer of Image GPT, from palette tokens to features; built when constructed.
 
     Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation
-    of the released code. All weights exist once the object does.
+    of the released code. The arguments are attributes too; `architecture` has those that decide the weights.
 
     Args:
         vocabulary_size: int. Palette colours `V`.
-        image_size: int. Side of the square pictures in pixels; sequences have `T = image_size ** 2` tokens.
+        image_size: int. Side of the square images in pixels; sequences have `T = image_size ** 2` tokens.
         num_layers: int. Blocks `L`.
         num_heads: int. Attention heads `N`; must divide `hidden_dim`.
         hidden_dim: int. Width `D`.
         attention: `"causal"` for the autoregressive objective (inputs are shifted behind a start vector) or
             `"bidirectional"` for BERT's.
         normalization: `"layer_norm"`, the paper's text, or `"rms_norm"`, what the released weights were trained with.
-        kernel: attention's. `"auto"`, the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX with a
-            GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises where there
-            is none. No kernel keeps `T x T` weights. `attention_kernel` says which one runs.
-        remat: bool. Whether the backward pass computes each block anew from its input, which saves most of the memory
-            and costs a third of the time. XLA undoes it on CPU with JAX.
-        dtype: dtype policy of the blocks, `"mixed_bfloat16"` say. Norm statistics and softmax are float32 under any.
+        kernel: of attention. `"auto"` is the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX
+            with a GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises if
+            there is none. No kernel keeps `T x T` weights. The property `attention_kernel` says which one runs.
+        remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory and
+            costs a third of the time. XLA undoes it on CPU with JAX.
+        dtype: dtype policy of the blocks, such as `"mixed_bfloat16"`. Norm statistics and softmax are always float32.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -151,59 +152,48 @@ class ImageGPTBackbone(QuantizableModel):
         num_layers: int,
         num_heads: int,
         hidden_dim: int,
-        attention: Literal["causal", "bidirectional"] = "causal",
-        normalization: Literal["layer_norm", "rms_norm"] = "layer_norm",
+        attention: Attention = "causal",
+        normalization: NormalizationKind = "layer_norm",
         kernel: Kernel = "auto",
         remat: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
-        image_size = check_integer("image_size", image_size)
-        num_layers = check_integer("num_layers", num_layers)
-        num_heads = check_integer("num_heads", num_heads)
-        hidden_dim = check_integer("hidden_dim", hidden_dim)
-        if hidden_dim % num_heads:
-            raise ValueError(
-                f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
-            )
-        check_choice("attention", attention, ("causal", "bidirectional"))
-        check_choice("normalization", normalization, ("layer_norm", "rms_norm"))
+        architecture = Architecture(
+            vocabulary_size, image_size, num_layers, num_heads, hidden_dim, attention, normalization
+        )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
-        # Where there is no fused kernel, one that is asked for fails here and not in the first step.
-        attention_kernel(kernel, self.compute_dtype, hidden_dim // num_heads)
+        # An absent fused kernel fails here and not in the first step.
+        attention_kernel(kernel, self.compute_dtype, architecture.head_dim)
 
         # === Layers ===
         self.pixel_embedding = PixelEmbedding(
-            vocabulary_size,
-            hidden_dim,
+            architecture.vocabulary_size,
+            architecture.hidden_dim,
             shift=attention == "causal",
             dtype=self.dtype_policy,
             name="pixel_embedding",
         )
         self.blocks = [
             TransformerBlock(
-                num_heads,
-                num_layers,
+                architecture.num_heads,
+                architecture.num_layers,
                 attention,
                 normalization,
                 kernel,
                 dtype=self.dtype_policy,
                 name=f"block_{layer}",
             )
-            for layer in range(num_layers)
+            for layer in range(architecture.num_layers)
         ]
         self.final_norm = Normalization(normalization, dtype=self.dtype_policy, name="final_norm")
 
         # === Config ===
-        self.vocabulary_size = vocabulary_size
-        self.image_size = image_size
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.hidden_dim = hidden_dim
-        self.attention = attention
-        self.normalization = normalization
+        self.architecture = architecture
+        # `vocabulary_size`, `num_layers` and so on are attributes of the backbone too.
+        for name, value in architecture.arguments.items():
+            setattr(self, name, value)
         self.kernel: Kernel = kernel
         self.remat = remat
 
@@ -211,15 +201,14 @@ class ImageGPTBackbone(QuantizableModel):
 
     @classmethod
     def from_preset(cls, name: str, load_weights: bool | None = None, **overrides: Any) -> ImageGPTBackbone:
-        """Makes a backbone of a preset: an architecture with random weights, or a trained model's with its own.
+        """Makes a backbone of a preset, with its trained weights or random ones.
 
         Args:
             name: str. A preset (`keras_igpt.get_preset`): `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
                 `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop; or a
                 trained one.
-            load_weights: bool. Whether the weights are the preset's; by default they are where it has some.
-            **overrides: constructor arguments that differ from the preset's; with its weights none that change their
-                shapes or meaning.
+            load_weights: bool. Whether to load the preset's weights; by default if it has some.
+            **overrides: constructor arguments that differ from the preset's; with its weights, none that they fix.
 
         Returns:
             An `ImageGPTBackbone`.
@@ -248,7 +237,7 @@ class ImageGPTBackbone(QuantizableModel):
     @property
     def num_tokens(self) -> int:
         """Sequence length `T`."""
-        return self.image_size**2
+        return self.architecture.num_tokens
 
     @property
     def attention_kernel(self) -> str:
@@ -258,7 +247,7 @@ class ImageGPTBackbone(QuantizableModel):
     @property
     def head_dim(self) -> int:
         """Width `H` of one attention head."""
-        return self.hidden_dim // self.num_heads
+        return self.architecture.head_dim
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         self.pixel_embedding.build(input_shape)
@@ -412,13 +401,7 @@ class ImageGPTBackbone(QuantizableModel):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "image_size": self.image_size,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "hidden_dim": self.hidden_dim,
-            "attention": self.attention,
-            "normalization": self.normalization,
+            **self.architecture.arguments,
             "kernel": self.kernel,
             "remat": self.remat,
         }

@@ -1,22 +1,24 @@
-"""What a model will need: arithmetic and memory, from its shapes alone."""
+"""What a pixel model will need: arithmetic and memory, from its shapes alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 
-from keras_igpt.model.presets import count_parameters, get_preset
+from keras_igpt.model.architecture import Architecture, check_architecture
+from keras_igpt.model.presets import get_preset
 from keras_igpt.support.checks import check_choice, check_integer
 
 # Widths D that a block keeps of each token for its backward pass, in the compute dtype: both normalised inputs;
-# queries, keys and values; attention's output in the kernel's layout and in the projection's; in the feed-forward part
-# what goes into quick_gelu and what comes out, 4 D each.
+# queries, keys and values; attention's output in the kernel's layout and in the projection's; the input and output of
+# quick_gelu, 4 D each.
 _KEPT_WIDTHS = 2 + 3 + 2 + 2 * 4
 # In float32, for each normalisation: its input, and what else its gradient needs where it is not one kernel.
 _KEPT_WIDTHS_OF_NORM = {"jax": 1, "tensorflow": 2, "torch": 1}
-# Widths D that come and go in the backward pass of a block, and in a block's forward pass where nothing is kept.
+# Widths D of temporary tensors in a block's backward pass, and in its forward pass where nothing is kept.
 _BACKWARD_WIDTHS = 11
 _FORWARD_WIDTHS = 13
 # The logits, their log-softmax and the gradients of both.
@@ -30,7 +32,7 @@ BYTES_BY_POLICY = {
     "float16": (2, 2),
     "float64": (8, 8),
 }
-# Arrays of all weights that an update makes on the way.
+# Temporary arrays of all weights in an update.
 _UPDATE_COPIES = {"jax": 0, "tensorflow": 0, "torch": 3}
 
 
@@ -42,12 +44,10 @@ def forward_flops(
     batch_size: int,
     causal: bool = True,
 ) -> int:
-    """Counts the arithmetic of one forward pass of a pixel model: matrix products alone.
+    """Counts the floating point operations of one forward pass: matrix products alone, two for a multiply-add.
 
-    Two operations a multiply-add. A causal model attends from each position to itself and those before it, which is
-    `T (T + 1) / 2` pairs a head and sequence, and only these are counted, whatever a kernel computes in vain. The
-    backward pass is twice as much, so that a training step is three times this; what rematerialisation computes anew
-    is not counted.
+    Of causal attention only the `T (T + 1) / 2` visible pairs are counted, whatever a kernel computes in vain. A
+    training step takes three times as many; recomputation by `remat` is not counted.
 
     Args:
         num_layers: int. Transformer blocks `L`.
@@ -58,7 +58,7 @@ def forward_flops(
         causal: bool. Whether attention is causal.
 
     Returns:
-        int. Floating point operations.
+        int.
 
     Example:
     ```python
@@ -77,15 +77,15 @@ class Estimate:
     """What training and running a pixel model needs; memory in bytes. Printed, it is a table.
 
     Attributes:
-        title: str. What it was made for.
+        title: str. Model, batch, dtype policy and backend.
         parameters: int. Trainable parameters.
-        weights: int. The weights, in the dtype they are kept in.
+        weights: int. The weights, in their own dtype.
         gradients: int. One gradient a weight.
         optimizer_state: int. Adam's two moments, and the accumulator and the average where asked for.
-        activations: int. What the forward pass keeps for the backward pass, and what one block works in.
+        activations: int. What the forward pass keeps for the backward pass, and the workspace of one block.
         logits: int. The logits of a batch, and what the loss keeps beside them.
-        training_memory: int. The most that is held at once in a training step.
-        inference_memory: int. The most that is held at once in `predict` or `score`.
+        training_memory: int. The peak of a training step.
+        inference_memory: int. The peak of `predict` or `score`.
         key_value_cache: int. Keys and values of a batch, which `generate` holds beside the weights.
         tokens: int. Tokens of a batch.
         forward_flops: int. Operations of a batch's forward pass, as `forward_flops` counts them.
@@ -130,9 +130,10 @@ class Estimate:
             "inference, at most": self.inference_memory,
             "key-value cache": self.key_value_cache,
         }
-        rows = {"parameters": f"{self.parameters:,}", "tokens a step": f"{self.tokens:,}"}
-        rows |= {name: f"{size / 2**30:,.2f} GiB" for name, size in memory.items()}
-        rows |= {
+        rows = {
+            "parameters": f"{self.parameters:,}",
+            "tokens a step": f"{self.tokens:,}",
+            **{name: f"{size / 2**30:,.2f} GiB" for name, size in memory.items()},
             "forward pass": f"{self.forward_flops_per_token / 1e9:,.3f} GFLOP a token",
             "training": f"{self.training_flops_per_token / 1e9:,.3f} GFLOP a token",
             "training step": f"{self.training_flops / 1e12:,.3f} TFLOP",
@@ -141,7 +142,7 @@ class Estimate:
 
 
 def estimate(
-    preset: str | dict[str, Any],
+    preset: str | Architecture | Mapping[str, Any],
     batch_size: int,
     image_size: int | None = None,
     *,
@@ -153,19 +154,17 @@ def estimate(
 ) -> Estimate:
     """Estimates the memory and the arithmetic of a pixel model before anything is allocated.
 
-    Counted are the tensors that a training step with Adam keeps, on one device: a model's shares under data or model
-    parallelism are not worked out. A framework's own hundreds of megabytes, fragments and a compiler's freedom come on
-    top: leave a sixth of the memory free.
+    Counts the tensors of a training step with Adam on one device, undivided. A framework's own hundreds of megabytes,
+    fragmentation and a compiler's freedom come on top: leave a sixth of the memory free.
 
     Args:
-        preset: name of a preset, or a dictionary of `ImageGPTBackbone` arguments: the five sizes, and perhaps
-            `attention` and `normalization`.
+        preset: name of a preset; an `Architecture`; or its fields in a dictionary, the choices optional.
         batch_size: int. Sequences `B` of a step.
-        image_size: int. Side of the pictures, in place of the preset's.
+        image_size: int. Side of the images, in place of the preset's.
         dtype: dtype policy of the model: `"float32"`, `"mixed_bfloat16"`, `"mixed_float16"`, `"bfloat16"`,
             `"float16"`, `"float64"`.
-        remat: bool. Whether blocks are computed anew in the backward pass. With it the estimate was a third too low on
-            PyTorch at the one, tiny, size where it was compared; elsewhere it was not.
+        remat: bool. Whether the backward pass recomputes the blocks. The estimate was then a third too low on PyTorch
+            at the one, tiny, size where it was compared.
         gradient_accumulation: bool. Whether the optimizer accumulates gradients.
         ema: bool. Whether the optimizer keeps an average of the weights.
         backend: `"jax"`, `"tensorflow"` or `"torch"`; Keras' current one by default.
@@ -181,54 +180,24 @@ def estimate(
     print(estimate("igpt_large", batch_size=16, dtype="mixed_bfloat16", remat=True))
     ```
     """
-    architecture = dict(get_preset(preset).architecture if isinstance(preset, str) else preset)
+    model = get_preset(preset) if isinstance(preset, str) else check_architecture("preset", preset)
     if image_size is not None:
-        architecture["image_size"] = image_size
-    sizes = {"vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim"}
-    if not sizes <= set(architecture) <= sizes | {"attention", "normalization"}:
-        raise ValueError(
-            f"`preset` must have the keys {sorted(sizes)}, perhaps 'attention' and 'normalization'. "
-            f"Received: {sorted(architecture)}"
-        )
-    architecture |= {name: check_integer(name, architecture[name]) for name in sorted(sizes)}
+        model = replace(model, image_size=image_size)
     batch_size = check_integer("batch_size", batch_size)
     backend = keras.backend.backend() if backend is None else backend
     check_choice("backend", backend, _UPDATE_COPIES)
     check_choice("dtype", dtype, BYTES_BY_POLICY)
     compute, variable = BYTES_BY_POLICY[dtype]
-    layers, width, heads = architecture["num_layers"], architecture["hidden_dim"], architecture["num_heads"]
-    vocabulary, length = architecture["vocabulary_size"], architecture["image_size"] ** 2
-    causal = architecture.get("attention", "causal") == "causal"
-    tokens = batch_size * length
+    tokens, width = batch_size * model.num_tokens, model.hidden_dim
 
-    # === What lives throughout ===
-    parameters = count_parameters(**architecture)
     # The pixel head is float32 under any policy.
-    head = width * vocabulary
-    weights = (parameters - head) * variable + head * 4
+    head = width * model.vocabulary_size
+    weights = (model.num_parameters - head) * variable + head * 4
     optimizer_state = weights * (2 + gradient_accumulation + ema)
-
-    # === What the forward pass keeps ===
-    fused = backend == "torch" or (backend == "jax" and compute < 4)
-    norm_widths = _KEPT_WIDTHS_OF_NORM[backend]
-    if backend == "torch" and architecture.get("normalization") == "rms_norm":
-        norm_widths += 1
-    # Statistics of attention, one float32 a head and token, stand in for the score matrix.
-    block = tokens * (_KEPT_WIDTHS * width * compute + 2 * norm_widths * width * 4 + heads * 4)
-    if compute != variable:
-        block += 12 * width**2 * compute
-    # Scores of one block of queries, a few of them at once.
-    scores = 0 if fused else 3 * batch_size * heads * max(64, -(-length // 8)) * length * 4
-    workspace = tokens * _BACKWARD_WIDTHS * width * compute + scores
-    ends = tokens * width * (compute + 4)  # what the final norm and the pixel head keep
-    if remat:
-        kept = layers * tokens * width * compute + ends
-        workspace += block
-    else:
-        kept = layers * block + ends
-
-    # === The most at once ===
-    logits = tokens * vocabulary * 4
+    logits = tokens * model.vocabulary_size * 4
+    scores = _score_bytes(model, batch_size, backend, compute)
+    kept, workspace = _activation_bytes(model, tokens, backend, compute, variable, remat)
+    workspace += scores
     moments = [
         kept + max(_COPIES_OF_LOGITS * logits, logits + workspace),
         weights * (1 + _UPDATE_COPIES[backend]) + logits * (backend == "torch"),
@@ -236,10 +205,10 @@ def estimate(
     if backend == "torch":
         # Keras drops the last step's gradients after the forward pass.
         moments.append(weights + kept + logits)
+    title = f"{preset if isinstance(preset, str) else 'model'}, {batch_size} x {model.num_tokens} tokens, {dtype}, "
     return Estimate(
-        title=f"{preset if isinstance(preset, str) else 'model'}, {batch_size} x {length} tokens, {dtype}, {backend}"
-        + (", remat" if remat else ""),
-        parameters=parameters,
+        title=title + backend + (", remat" if remat else ""),
+        parameters=model.num_parameters,
         weights=weights,
         gradients=weights,
         optimizer_state=optimizer_state,
@@ -247,7 +216,34 @@ def estimate(
         logits=_COPIES_OF_LOGITS * logits,
         training_memory=weights + optimizer_state + max(moments),
         inference_memory=weights + logits + tokens * _FORWARD_WIDTHS * width * compute + scores,
-        key_value_cache=2 * layers * tokens * width * compute,
+        key_value_cache=2 * model.num_layers * tokens * width * compute,
         tokens=tokens,
-        forward_flops=forward_flops(layers, width, vocabulary, length, batch_size, causal),
+        forward_flops=forward_flops(
+            model.num_layers, width, model.vocabulary_size, model.num_tokens, batch_size, model.attention == "causal"
+        ),
     )
+
+
+def _score_bytes(model: Architecture, batch_size: int, backend: str, compute: int) -> int:
+    """Attention scores of one block of queries, a few of them at once, where no kernel is fused."""
+    if backend == "torch" or (backend == "jax" and compute < 4):
+        return 0
+    queries = max(64, -(-model.num_tokens // 8))
+    return 3 * batch_size * model.num_heads * queries * model.num_tokens * 4
+
+
+def _activation_bytes(
+    model: Architecture, tokens: int, backend: str, compute: int, variable: int, remat: bool
+) -> tuple[int, int]:
+    """What the forward pass keeps for the backward pass, and the workspace of one block without its scores."""
+    width = model.hidden_dim
+    norm_widths = _KEPT_WIDTHS_OF_NORM[backend] + (backend == "torch" and model.normalization == "rms_norm")
+    # Statistics of attention, one float32 a head and token, stand in for the score matrix.
+    block = tokens * (_KEPT_WIDTHS * width * compute + 2 * norm_widths * width * 4 + model.num_heads * 4)
+    if compute != variable:
+        block += 12 * width**2 * compute  # the weights, cast
+    workspace = tokens * _BACKWARD_WIDTHS * width * compute
+    ends = tokens * width * (compute + 4)  # of the final norm and the pixel head
+    if remat:
+        return model.num_layers * tokens * width * compute + ends, workspace + block
+    return model.num_layers * block + ends, workspace

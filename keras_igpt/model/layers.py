@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_igpt.backend.gradients import barrier, differentiate_by_hand, keeps_intermediates
 from keras_igpt.backend.row_reductions import reduces_rows_slowly, row_sum
+from keras_igpt.model.architecture import NormalizationKind
 
 _EPSILON = 1e-5
 
@@ -54,7 +55,7 @@ class Normalization(keras.layers.Layer):
         Tensor `(B, T, D)`.
     """
 
-    def __init__(self, kind: Literal["layer_norm", "rms_norm"], **kwargs: Any) -> None:
+    def __init__(self, kind: NormalizationKind, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kind = kind
 

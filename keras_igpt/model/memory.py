@@ -1,8 +1,9 @@
-"""Saying beforehand that a training step will need more memory than there is."""
+"""A warning before a training step that needs more memory than there is."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -11,36 +12,29 @@ from keras_igpt.backend.devices import device_memory
 from keras_igpt.backend.optimizers import innermost
 from keras_igpt.model.cost import BYTES_BY_POLICY, estimate
 
-# What a framework itself, fragments and a compiler's freedom take besides.
+# The rest is for the framework itself, fragmentation and a compiler's freedom.
 _USABLE = 5 / 6
 
 
 def warn_if_too_large(model: Any, batch_size: Any) -> None:
-    """Warns where training at this batch size will probably run out of memory, and says what to lower.
+    """Warns if training at this batch size will probably run out of memory, and says what to lower.
 
-    What `estimate` counts, with the state of the model's own optimizer, is compared with five sixths of the memory of
-    the first device, or on a CPU of the machine or its control group. Nothing is said where either is not known: for
-    frozen models, several devices, integer weights, and GPUs whose backend does not tell. It takes less than a
-    millisecond.
+    Compares what `estimate` counts, with the state of the model's own optimizer, to five sixths of the memory of the
+    first device, or on a CPU of the machine or its control group. Silent where either is unknown: for frozen models,
+    several devices, integer weights, and GPUs whose backend does not tell. Takes less than a millisecond.
 
     Args:
         model: a compiled pixel model or classifier.
-        batch_size: int. Sequences of a step; anything else is passed over.
-
-    Example:
-    ```python
-    warn_if_too_large(lm, batch_size=128)
-    lm.fit(token_ids, batch_size=128)
-    ```
+        batch_size: int. Sequences of a step; anything else is ignored.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         return
     needed = _training_memory(model, batch_size)
-    there_is = None if needed is None else device_memory()
-    if needed is None or there_is is None or needed <= _USABLE * there_is:
+    available = None if needed is None else device_memory()
+    if needed is None or available is None or needed <= _USABLE * available:
         return
     smaller = batch_size // 2
-    while smaller and (_training_memory(model, smaller) or 0) > _USABLE * there_is:
+    while smaller and (_training_memory(model, smaller) or 0) > _USABLE * available:
         smaller //= 2
     advice = [f"`batch_size` to {smaller} (`accumulation_steps` makes up for it)"] if smaller else []
     if not model.backbone.remat:
@@ -50,35 +44,27 @@ def warn_if_too_large(model: Any, batch_size: Any) -> None:
     advice.append("the size of the pictures or of the model")
     warnings.warn(
         f"A training step with batch_size={batch_size} will take about {needed / 2**30:.1f} GiB, and there are "
-        f"{there_is / 2**30:.1f} GiB. If it runs out of memory, lower {', '.join(advice[:-1])}"
+        f"{available / 2**30:.1f} GiB. If it runs out of memory, lower {', '.join(advice[:-1])}"
         f"{' or ' if advice[:-1] else ''}{advice[-1]}.",
         stacklevel=3,
     )
 
 
 def _training_memory(model: Any, batch_size: int) -> int | None:
-    """Bytes that a training step of a compiled model takes, or None where `estimate` does not know."""
+    """Bytes that a training step of a compiled model takes, or None if unknown."""
     backbone, optimizer = model.backbone, getattr(model, "optimizer", None)
     policy = backbone.dtype_policy.name
     replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
     divided = replicas > 1 or keras.distribution.distribution() is not None
     if optimizer is None or policy not in BYTES_BY_POLICY or getattr(model, "frozen", False) or divided:
         return None
-    architecture = {
-        "vocabulary_size": backbone.vocabulary_size,
-        "image_size": backbone.image_size,
-        "num_layers": backbone.num_layers,
-        "num_heads": backbone.num_heads,
-        "hidden_dim": backbone.hidden_dim,
-        "attention": backbone.attention,
-        "normalization": backbone.normalization,
-    }
+    architecture = backbone.architecture
     if not getattr(model, "generative_weight", 1):
         # A classifier without L_GEN has no pixel logits, and runs no block above its features.
-        architecture |= {"vocabulary_size": 1, "num_layers": max(1, model.layer)}
+        architecture = replace(architecture, vocabulary_size=1, num_layers=max(1, model.layer))
     inner = innermost(optimizer)
     needs = estimate(architecture, batch_size, dtype=policy, remat=backbone.remat)
-    # What other optimizers keep is not counted.
+    # The state of optimizers other than Adam is not counted.
     copies = 2 * isinstance(inner, keras.optimizers.Adam)
     copies += bool(inner.gradient_accumulation_steps) + bool(inner.use_ema)
     return needs.training_memory - needs.optimizer_state + copies * needs.weights

@@ -1,4 +1,4 @@
-"""Trained presets: the one small file that holds a language model's sizes, palette and weights."""
+"""Trained presets: the one small file that holds a language model's architecture, palette and weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from keras_igpt.model.presets import get_preset, trained_presets
 from keras_igpt.model.quantization import check_not_quantized
+from keras_igpt.model.weights_by_role import path_of, weights_by_role
 from keras_igpt.support.files import whole_file
 
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
@@ -22,7 +23,7 @@ WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
 _FORMAT = 1
 _CONFIG = "config"
 _CENTROIDS = "centroids"
-# Names of weights lie in a folder of the archive of their own.
+# Folder of the weights in the archive.
 _PREFIX = "weights/"
 
 
@@ -32,14 +33,12 @@ class StoredModel:
 
     Attributes:
         path: the file.
-        architecture: dict. Arguments of `ImageGPTBackbone`: the five sizes, `attention` and `normalization`.
-        options: dict. Further arguments of the language model.
+        options: dict. Arguments of the language model beside backbone and palette.
         centroids: float32 array `(V, C)`, those of the palette.
-        weights: float16 arrays by name.
+        weights: float16 arrays by path in the model.
     """
 
     path: Path
-    architecture: dict[str, Any]
     options: dict[str, Any]
     centroids: npt.NDArray[np.float32]
     weights: Mapping[str, npt.NDArray[np.float16]]
@@ -47,11 +46,8 @@ class StoredModel:
     def restore(self, model: keras.Model) -> None:
         """Gives a backbone, or a language model with its pixel head, these weights.
 
-        Args:
-            model: an `ImageGPTBackbone`, `ImageGPTCausalLM` or `ImageGPTMaskedLM` of this architecture.
-
         Raises:
-            ValueError: if the file lacks a weight, or has one of another shape.
+            ValueError: if the file lacks a weight, or has one of another shape; nothing is changed then.
         """
         variables = _variables(model)
         for name, variable in variables.items():
@@ -63,11 +59,10 @@ class StoredModel:
 
 
 def save_preset_weights(language_model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Writes a language model as the small file that comes with a preset.
+    """Writes a language model as the small file that comes with a preset, for inference and fine-tuning.
 
-    It is an `.npz` without pickled objects: sizes as JSON, the palette, and the weights in float16, two bytes each,
-    which rounds them to eleven significant bits. It is for inference and fine-tuning: optimizer, training step and
-    what was compiled are left out, as `language_model.save` keeps them.
+    An `.npz` without pickled objects: architecture as JSON, palette, and weights rounded to float16. The optimizer and
+    what was compiled are left out; `language_model.save` keeps them.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM` with its palette.
@@ -81,8 +76,7 @@ def save_preset_weights(language_model: keras.Model, path: str | os.PathLike[str
     save_preset_weights(lm, "keras_igpt/weights/igpt_cifar10_8x8.npz")
     ```
     """
-    backbone = getattr(language_model, "backbone", None)
-    if backbone is None or not hasattr(language_model, "pixel_head"):
+    if not hasattr(language_model, "backbone") or not hasattr(language_model, "pixel_head"):
         raise ValueError(
             "`language_model` must be an ImageGPTCausalLM or ImageGPTMaskedLM. "
             f"Received: {type(language_model).__name__}"
@@ -95,14 +89,15 @@ def save_preset_weights(language_model: keras.Model, path: str | os.PathLike[str
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, variable in _variables(language_model).items():
         with np.errstate(over="ignore"):
-            arrays[_PREFIX + name] = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")).astype(np.float16)
-        if not np.isfinite(arrays[_PREFIX + name]).all():
+            rounded = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")).astype(np.float16)
+        if not np.isfinite(rounded).all():
             raise ValueError(
                 f"`language_model` must have finite weights in float16's range of 65504. Received: {name} with others"
             )
+        arrays[_PREFIX + name] = rounded
     config = {
         "format": _FORMAT,
-        "architecture": _architecture(backbone),
+        "architecture": language_model.backbone.architecture.arguments,
         "options": {name: getattr(language_model, name) for name in language_model._own_options},
     }
     arrays[_CONFIG] = np.array(json.dumps(config))
@@ -112,11 +107,11 @@ def save_preset_weights(language_model: keras.Model, path: str | os.PathLike[str
 
 
 def open_preset(name: str, overrides: Mapping[str, Any]) -> StoredModel:
-    """Reads a preset's trained model, or says why it cannot be had.
+    """Reads a preset's trained model.
 
     Args:
         name: str. A preset (`keras_igpt.get_preset`).
-        overrides: arguments of `ImageGPTBackbone` that the caller wants otherwise.
+        overrides: the caller's arguments of `ImageGPTBackbone`.
 
     Returns:
         A `StoredModel`.
@@ -154,11 +149,11 @@ def open_preset(name: str, overrides: Mapping[str, Any]) -> StoredModel:
     if config["architecture"] != preset.architecture:
         raise ValueError(f"{path} must hold {preset.architecture}. Received: {config['architecture']}")
     weights = {key.removeprefix(_PREFIX): array for key, array in arrays.items() if key.startswith(_PREFIX)}
-    return StoredModel(path, config["architecture"], config["options"], arrays[_CENTROIDS], weights)
+    return StoredModel(path, config["options"], arrays[_CENTROIDS], weights)
 
 
 def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """The arrays of a model's file, and what it says of them."""
+    """The arrays and the configuration in a model's file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -167,7 +162,7 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
             raise ValueError(f"{_CONFIG} is no JSON object")
     except OSError:  # absent or unreadable, which is not damaged
         raise
-    # What a damaged archive makes its readers raise is not documented.
+    # It is not documented what a damaged archive makes its readers raise.
     except Exception as error:
         raise ValueError(
             f"{path} must be a model as save_preset_weights writes it; install the package again. "
@@ -176,15 +171,6 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     return arrays, config
 
 
-def _architecture(backbone: keras.Model) -> dict[str, Any]:
-    names = ("vocabulary_size", "image_size", "num_layers", "num_heads", "hidden_dim", "attention", "normalization")
-    return {name: getattr(backbone, name) for name in names}
-
-
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """The weights of a backbone, or of a language model, by names that do not depend on the model's own."""
-    backbone = getattr(model, "backbone", model)
-    variables = {variable.path.removeprefix(f"{backbone.path}/"): variable for variable in backbone.weights}
-    if backbone is not model:
-        variables["pixel_head/kernel"] = model.pixel_head.kernel
-    return variables
+    """The trained weights of a backbone or a language model, by their names in the file."""
+    return {path_of(role): weight for role, weight in weights_by_role(model).items() if role != "mask_step"}

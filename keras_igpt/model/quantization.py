@@ -1,4 +1,4 @@
-"""Weights in eight bits: models that can be quantised, and are the same after saving and loading."""
+"""Int8 weights: models that can be quantised, and are the same after saving and loading."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ class QuantizableModel(WholeSavedModel):
     def quantize(self, mode: str | None = None, config: Any = None, filters: Filters | None = None) -> None:
         """Turns the kernels of dense layers into int8, for inference; `keras.Model.quantize`.
 
-        Keras keeps one scale for each output of a layer, rounds the layer's inputs to int8 as they come, each row with
-        a scale of its own, and multiplies in integers. Embeddings and norms stay as they are. Int8 kernels are not
-        trained any more: a compiled model is compiled anew, and its optimizer starts afresh. Quantise a model before
-        others are made of it, a `FeatureExtractor` say.
+        Keras keeps one scale for each output of a layer, rounds the layer's inputs to int8 row by row, and multiplies
+        in integers. Embeddings and norms stay as they are. Int8 kernels cannot be trained: a compiled model is compiled
+        again, with a new optimizer. Quantise a model before making others of it, such as a `FeatureExtractor`.
 
         Args:
-            mode: `"int8"`. Keras' other modes are refused, for nothing here restores them from a file.
+            mode: `"int8"`, the only mode of Keras that model files restore here.
             config: a `keras.quantizers.Int8QuantizationConfig`; one with `activation_quantizer=None` quantises the
-                kernels and leaves the inputs as they are, which costs less accuracy.
+                kernels but not the inputs, which costs less accuracy.
             filters: which layers, as in Keras: a regular expression of names, several, or a function of the layer;
                 all dense layers by default.
 
         Raises:
-            ValueError: if another mode is asked for, no layer is meant, or the model is quantised already.
+            ValueError: if another mode is asked for, no layer matches, or the model is quantised already.
 
         Example:
         ```python
@@ -48,12 +47,12 @@ class QuantizableModel(WholeSavedModel):
         if not int8_layers(self):
             raise ValueError(f"`filters` must match a dense layer. Received: filters={filters!r}")
         if self.compiled:
-            # The optimizer keeps moments of kernels that are no more.
+            # The optimizer has moments of the old kernels.
             self.compile_from_config(self.get_compile_config())
 
     def _to_int8(self, filters: Filters, config: Any) -> None:
         super().quantize("int8", config=config, filters=filters)
-        # What was compiled with the weights as they were, here or in a model inside, is made anew when it is needed.
+        # Whatever was compiled with the old weights, here or in a model inside, is rebuilt when it is needed.
         for part in self._flatten_layers():
             if isinstance(part, QuantizableModel):
                 part.train_function = part.test_function = part.predict_function = None
@@ -73,34 +72,19 @@ class QuantizableModel(WholeSavedModel):
         config = dict(config)
         stored = config.pop("int8_layers", {})
         model: Self = super().from_config(config, custom_objects=custom_objects)
-        # Models inside this one have done their part.
+        # Models inside this one have quantised their own layers already.
         for path in set(stored) - {layer.path for layer in int8_layers(model)}:
             model._to_int8(_at(path), keras.saving.deserialize_keras_object(stored[path]))
         return model
 
 
 def int8_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns the layers of a model, at any depth, whose weights are quantised.
-
-    Args:
-        model: a Keras model.
-
-    Returns:
-        List of layers; empty for a model as it was trained.
-    """
+    """Returns the quantised layers of a model, at any depth; empty for a model as it was trained."""
     return [layer for layer in model._flatten_layers() if not layer._layers and layer.dtype_policy.quantization_mode]
 
 
 def check_not_quantized(model: keras.Model, name: str) -> None:
-    """Raises an error for a quantised model where weights are needed as they were trained.
-
-    Args:
-        model: a Keras model.
-        name: str. What the caller calls it.
-
-    Raises:
-        ValueError: if layers are quantised.
-    """
+    """Raises `ValueError` for a quantised model, which the caller calls `name`."""
     layers = int8_layers(model)
     if layers:
         raise ValueError(f"`{name}` must not be quantised. Received: {len(layers)} layers in int8")

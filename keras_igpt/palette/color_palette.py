@@ -1,4 +1,4 @@
-"""Palettes: images become sequences of colour indices, and back."""
+"""Palettes: images to sequences of colour indices, and back."""
 
 from __future__ import annotations
 
@@ -18,31 +18,27 @@ from keras_igpt.support.files import whole_file
 UInt8Images = npt.NDArray[np.uint8]
 TokenIds = npt.NDArray[np.int32]
 
-# A palette asked for more colours than this in its life gets its table, which is built in less time than the next
-# as many would take.
+# Colours looked up before a palette builds its table, which takes less time than looking up as many again.
 _COLORS_BEFORE_TABLE = 1 << 16
-
-# Workers of one data pipeline share a palette; its table is to be built once. (A lock of its own could not be copied.)
+# Threads of one data pipeline share a palette and build its table once. (A lock of its own could not be copied.)
 _BUILDING = threading.Lock()
-
-# Centroids within this of a whole 8-bit value are that value: float32 on [-1, 1] cannot say it exactly.
+# Centroids this close to a whole 8-bit value are that value: float32 on [-1, 1] does not hold it exactly.
 _WHOLE_VALUE_TOLERANCE = 1e-3
-
 # ITU-R BT.601 luma, which orders a fitted palette from dark to bright.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """How much of a set of images is lost by replacing each pixel by its palette colour.
+    """What a set of images loses when each pixel is replaced by its palette colour.
 
     Attributes:
         num_pixels: int. Pixels measured.
         root_mean_squared_error: float. Over pixels and channels, in units of the 0…255 scale.
         peak_signal_to_noise_ratio: float. In decibels, with a peak of 255; infinite when nothing is lost.
-        largest_error: float. Largest distance of a pixel to its colour, Euclidean, 0…255 scale.
-        used_colors: int. Palette entries that occur in the images.
-        num_colors: int. Palette entries there are.
+        largest_error: float. Largest Euclidean distance of a pixel to its colour, 0…255 scale.
+        used_colors: int. Palette colours that occur in the images.
+        num_colors: int. Palette size `V`.
     """
 
     num_pixels: int
@@ -63,9 +59,8 @@ class QuantizationReport:
 class ColorPalette:
     """A fixed list of colours, and the exact nearest-colour map from pixels to token ids.
 
-    Image GPT clusters the (R, G, B) values of pixels with k-means and lets each pixel be the index of its
-    nearest cluster centre, which makes the sequence three times shorter than one of raw channels
-    (Chen et al., 2020, section 3.1: 512 colours, "9-bit").
+    Image GPT clusters the (R, G, B) values of pixels with k-means (512 colours, "9-bit") and replaces each pixel by the
+    index of its nearest centre, so that sequences are three times shorter than those of raw channels.
 
     Args:
         centroids: float array `(V, C)` in [-1, 1], the official format: pixel value `x` in 0…255 lies at
@@ -79,10 +74,13 @@ class ColorPalette:
     palette = ColorPalette.fit(images, num_colors=512, seed=0)   # images: uint8 (B, H, W, 3)
     token_ids = palette.encode(images)                           # int32 (B, H * W), raster order
     approximation = palette.decode(token_ids)                    # uint8 (B, H, W, 3)
+    palette.save("palette.npy")
+    released = ColorPalette.load("kmeans_centers.npy")
+    black_and_white = ColorPalette.from_colors(np.array([[0], [255]], "uint8"))
     ```
 
     Reference:
-        [Chen et al., 2020, Generative Pretraining from Pixels](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf)
+        [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.1
     """
 
     def __init__(self, centroids: npt.ArrayLike) -> None:
@@ -102,17 +100,16 @@ class ColorPalette:
                 f"Received: values from {array.min():.4g} to {array.max():.4g}"
             )
         self._centroids = array.astype(np.float32)
-        # Where the colours live on the pixel scale. Whole values are restored from their float32 image so that
-        # distances between them are exact and ties really tie.
+        # The colours on the pixel scale. Whole values are restored, so that distances are exact and ties really tie.
         positions = (self._centroids.astype(np.float64) + 1.0) * 127.5
         whole = np.rint(positions)
         if np.all(np.abs(positions - whole) < _WHOLE_VALUE_TOLERANCE):
             positions = whole
         self._positions = positions
-        if len(np.unique(positions, axis=0)) != len(positions):
+        distinct = len(np.unique(positions, axis=0))
+        if distinct != len(positions):
             raise ValueError(
-                "`centroids` must be distinct colours. Received: "
-                f"{len(np.unique(positions, axis=0))} distinct rows of {len(positions)}"
+                f"`centroids` must be distinct colours. Received: {distinct} distinct rows of {len(positions)}"
             )
         self._table: npt.NDArray[Any] | None = None
         self._colors_looked_up = 0
@@ -129,11 +126,6 @@ class ColorPalette:
 
         Raises:
             ValueError: if `colors` is not uint8.
-
-        Example:
-        ```python
-        black_and_white = ColorPalette.from_colors(np.array([[0], [255]], "uint8"))
-        ```
         """
         array = np.asarray(colors)
         if array.dtype != np.uint8:
@@ -149,19 +141,18 @@ class ColorPalette:
         max_pixels: int = 1 << 18,
         max_iterations: int = 100,
     ) -> ColorPalette:
-        """Clusters the colours of images with k-means.
+        """Fits a palette to images with k-means.
 
-        The paper gives neither the sample nor the seed nor the iterations of its k-means. Here: at most
-        `max_pixels` pixels drawn without replacement, k-means++ and Lloyd iterations (scikit-learn) on their
-        distinct colours weighted by count. Centres are rounded to whole 8-bit colours, so that `encode(decode(ids))`
-        gives `ids` again, and ordered from dark to bright.
+        The paper does not give the details. Here at most `max_pixels` pixels are drawn without replacement, for
+        k-means++ and Lloyd iterations (scikit-learn) on their distinct colours weighted by count. Centres are rounded
+        to whole 8-bit colours, so that `encode(decode(ids))` is `ids`, and ordered from dark to bright.
 
         Args:
             images: uint8 array `(..., H, W, C)`, `C` 3 or 1.
             num_colors: int. Palette size `V`.
             seed: int. Equal images and seed give an equal palette.
-            max_pixels: int. Pixels that k-means sees at most.
-            max_iterations: int. Lloyd iterations at most.
+            max_pixels: int. Most pixels that k-means sees.
+            max_iterations: int. Most Lloyd iterations.
 
         Returns:
             A `ColorPalette` of exactly `num_colors` distinct colours.
@@ -169,11 +160,6 @@ class ColorPalette:
         Raises:
             ValueError: if `images` is not uint8 of that shape, or has fewer distinct colours than `num_colors`.
             ImportError: if scikit-learn is absent.
-
-        Example:
-        ```python
-        palette = ColorPalette.fit(images, num_colors=64, seed=0)
-        ```
         """
         pixels = check_images(images)
         pixels = pixels.reshape(-1, pixels.shape[-1])
@@ -211,16 +197,11 @@ class ColorPalette:
 
         Raises:
             ValueError: if the file is not such an array.
-
-        Example:
-        ```python
-        palette = ColorPalette.load("kmeans_centers.npy")
-        ```
         """
         try:
-            # Mapped: a shape that the file only claims takes no memory.
+            # Mapped, so that a header which claims a huge shape takes no memory.
             centroids = np.array(np.lib.format.open_memmap(path, mode="r"))
-        # What NumPy raises for headers that are cut off, changed or absurd.
+        # What NumPy raises for damaged or absurd headers.
         except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:
             raise ValueError(
                 "`path` must be a .npy file with a float array (V, 3) or (V, 1) in [-1, 1]. "
@@ -229,17 +210,10 @@ class ColorPalette:
         return cls(centroids)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the palette as `.npy`: float32 `(V, C)` in [-1, 1], the official format.
-
-        The file is written under a temporary name and renamed, so that a reader never meets half of it.
+        """Writes the palette as `.npy`, float32 `(V, C)` in [-1, 1], whole or not at all.
 
         Args:
             path: file to write.
-
-        Example:
-        ```python
-        palette.save("palette.npy")
-        ```
         """
         with whole_file(path) as partial, partial.open("wb") as file:
             np.save(file, self._centroids, allow_pickle=False)
@@ -256,7 +230,7 @@ class ColorPalette:
 
     @property
     def centroids(self) -> npt.NDArray[np.float32]:
-        """Colours as float32 `(V, C)` in [-1, 1], a copy."""
+        """A copy of the colours as float32 `(V, C)` in [-1, 1]."""
         return self._centroids.copy()
 
     @property
@@ -275,9 +249,8 @@ class ColorPalette:
     def encode(self, images: npt.ArrayLike) -> TokenIds:
         """Replaces each pixel by the index of its nearest colour.
 
-        Nearest in Euclidean distance, computed in float64; a tie goes to the lower index. The first few distinct
-        colours are looked up one by one, which takes no memory to speak of; from 65,536 on, all 2²⁴ colours are held
-        in a table (32 MB, half a second to build at 512 colours), and encoding is one access a pixel.
+        Nearest in Euclidean distance, computed in float64; a tie goes to the lower index. After 65,536 distinct colours
+        the palette builds a table of all 2²⁴ (32 MB, half a second at 512 colours), and encoding is one access a pixel.
 
         Args:
             images: uint8 array `(..., H, W, C)` with the palette's number of channels.
@@ -287,19 +260,14 @@ class ColorPalette:
 
         Raises:
             ValueError: if `images` is not uint8 or has another number of channels.
-
-        Example:
-        ```python
-        token_ids = palette.encode(images)
-        ```
         """
         array = check_images(images)
         if array.shape[-1] != self.num_channels:
             raise ValueError(
                 f"`images` must have the palette's {self.num_channels} channel(s). Received: shape {array.shape}"
             )
-        tokens = array.shape[-3] * array.shape[-2]
-        return self._look_up(pack_colors(array)).reshape(*array.shape[:-3], tokens)
+        height, width = array.shape[-3:-1]
+        return self._look_up(pack_colors(array)).reshape(*array.shape[:-3], height * width)
 
     def decode(self, token_ids: npt.ArrayLike, image_shape: tuple[int, int] | None = None) -> UInt8Images:
         """Turns token ids back into pixels.
@@ -313,11 +281,6 @@ class ColorPalette:
 
         Raises:
             ValueError: if an id is out of range or `T` does not fit `image_shape`.
-
-        Example:
-        ```python
-        images = palette.decode(token_ids)
-        ```
         """
         ids = check_token_ids(token_ids, self.num_colors)
         length = ids.shape[-1]
@@ -343,11 +306,6 @@ class ColorPalette:
 
         Raises:
             ValueError: as `encode`.
-
-        Example:
-        ```python
-        print(palette.quantization_report(images))
-        ```
         """
         array = check_images(images)
         ids = self.encode(array).reshape(-1)
@@ -364,12 +322,12 @@ class ColorPalette:
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the palette as plain lists, as a model's configuration holds it."""
+        """Returns the palette as plain lists, for a model's configuration."""
         return {"centroids": self._centroids.tolist()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ColorPalette:
-        """Makes the palette that `get_config` described."""
+        """Makes the palette of a configuration."""
         return cls(np.asarray(config["centroids"], np.float32))
 
     def _look_up(self, packed: npt.NDArray[np.int64]) -> TokenIds:
@@ -382,23 +340,12 @@ class ColorPalette:
             with _BUILDING:
                 if self._table is None:
                     self._table = build_color_table(self._positions)
-        # All indices are in the table; `clip` only spares the check.
+        # All indices are in range; `clip` only skips the check.
         return self._table.take(packed, mode="clip").astype(np.int32)
 
 
 def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
-    """Returns images as an array, or says what is wrong with them.
-
-    Args:
-        images: expected uint8 `(..., H, W, C)` with `C` 1 or 3.
-        name: what the caller calls them.
-
-    Returns:
-        The array, unchanged.
-
-    Raises:
-        ValueError: if they are of several sizes, or dtype, rank, channels or size are wrong.
-    """
+    """Returns images as an array; raises `ValueError` unless they are uint8 `(..., H, W, C)` with `C` 1 or 3."""
     try:
         array = np.asarray(images)
     except ValueError as error:
@@ -419,19 +366,7 @@ def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
 
 
 def check_token_ids(token_ids: npt.ArrayLike, num_colors: int, name: str = "token_ids") -> npt.NDArray[np.integer[Any]]:
-    """Returns token ids as an array, or says what is wrong with them.
-
-    Args:
-        token_ids: expected integers `(..., T)`, values 0…num_colors-1.
-        num_colors: palette size `V`.
-        name: what the caller calls them.
-
-    Returns:
-        The array, unchanged.
-
-    Raises:
-        ValueError: if they are no integers, a scalar, or out of range.
-    """
+    """Returns token ids as an array; raises `ValueError` unless they are integers `(..., T)` in 0…num_colors-1."""
     array = np.asarray(token_ids)
     if array.dtype.kind not in "iu":
         raise ValueError(f"`{name}` must be integers. Received: dtype {array.dtype}")
@@ -451,11 +386,7 @@ def token_dtype(num_colors: int) -> np.dtype[Any]:
 
 
 def _cluster(
-    colors: UInt8Images,
-    counts: npt.NDArray[np.int64],
-    num_colors: int,
-    seed: int,
-    max_iterations: int,
+    colors: UInt8Images, counts: npt.NDArray[np.int64], num_colors: int, seed: int, max_iterations: int
 ) -> UInt8Images:
     """K-means on weighted colours; the centres as whole, distinct colours."""
     try:
@@ -468,7 +399,7 @@ def _cluster(
     with threadpool_limits(limits=1):
         k_means.fit(colors.astype(np.float64), sample_weight=counts.astype(np.float64))
     centers = np.unique(np.rint(k_means.cluster_centers_).clip(0, 255).astype(np.uint8), axis=0)
-    # Rounding can merge centres. Their places go to the colours that the palette serves worst.
+    # Rounding can merge centres. Colours that are far from all others and frequent replace them.
     distances = np.full(len(colors), np.iinfo(np.int64).max)
 
     def serve(center: UInt8Images) -> None:

@@ -1,4 +1,4 @@
-"""The nearest palette colour, exactly: of some colours by looking at all, of every 8-bit colour by a table."""
+"""The exact nearest palette colour: of given colours by comparing all, of every 8-bit colour as a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CELL = 16
 def pack_colors(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Packs each pixel `(..., C)` into one integer: `(R << 16) | (G << 8) | B`, or the grey value itself."""
     num_channels = pixels.shape[-1]
-    # Bytes put in their places are an index at once; shifting and adding takes four passes over wider numbers.
+    # Writing bytes in place is faster than shifting and adding wider numbers.
     packed = np.zeros((*pixels.shape[:-1], 8), np.uint8)
     for channel in range(num_channels):
         packed[..., num_channels - 1 - channel] = pixels[..., channel]
@@ -33,14 +33,9 @@ def unpack_colors(packed: npt.NDArray[np.integer[Any]], num_channels: int) -> np
 
 
 def nearest_colors(colors: npt.NDArray[np.uint8], positions: Positions) -> npt.NDArray[np.intp]:
-    """Finds each colour's nearest palette entry by computing all distances, in float64.
+    """Finds the nearest of the palette's `positions` `(V, C)` on the 0…255 scale for each colour `(K, C)`.
 
-    Args:
-        colors: uint8 array `(K, C)`.
-        positions: float64 array `(V, C)`. The palette on the 0…255 scale.
-
-    Returns:
-        int array `(K,)`; of a tie the lower index.
+    All distances are computed, in float64; a tie goes to the lower index.
     """
     squares = _squares_by_channel(positions)
     nearest = np.empty(len(colors), np.intp)
@@ -59,14 +54,14 @@ def build_color_table(positions: Positions) -> npt.NDArray[Any]:
 
     The colour cube is cut into cells of 16³ colours. The difference of a colour's squared distances to two entries is
     linear in the colour, so a corner of the cell tells whether the entry nearest to the cell's centre beats another one
-    everywhere in it. Among the few that are not beaten the same float64 distances decide as in `nearest_colors`, so
-    that the two agree to the bit.
+    everywhere in it. The few candidates left are compared by the float64 distances of `nearest_colors`, so that the two
+    agree to the bit.
 
     Args:
         positions: float64 array `(V, C)`, `C` 3 or 1. The palette on the 0…255 scale.
 
     Returns:
-        Array `(256**C,)` of indices, by packed colour: int16 (32 MB for three channels) while they fit, else int32.
+        Array `(256**C,)` of indices by packed colour: int16 (32 MB for three channels) where they fit, else int32.
     """
     count, num_channels = positions.shape
     dtype = np.int16 if count <= 1 << 15 else np.int32
@@ -93,6 +88,6 @@ def build_color_table(positions: Positions) -> npt.NDArray[Any]:
 
 
 def _squares_by_channel(positions: Positions) -> npt.NDArray[np.float64]:
-    """Squared distance along each channel, `(C, 256, V)`: both ways of searching add up these very numbers."""
+    """Squared distances along each channel, `(C, 256, V)`, which both searches add up in the same order."""
     values = np.arange(256.0)
     return np.square(values[None, :, None] - positions.T[:, None, :])

@@ -1,4 +1,7 @@
-"""Checks that many functions make of their arguments."""
+"""Checks that many functions make of their arguments.
+
+Each takes the argument's name, for the message, and its value, and raises `ValueError` if it is wrong.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,7 @@ from typing import Any
 
 
 def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
-    """Returns an integer, Python's or NumPy's, as int, or says what is wrong with it.
-
-    Args:
-        name: str. What the caller calls it.
-        value: what was given.
-        low: int. The least value allowed.
-        high: int. The largest value allowed; none by default.
-
-    Returns:
-        int.
-
-    Raises:
-        ValueError: if it is no integer, a bool, or out of its range.
-    """
+    """Returns an integer in low…high, Python's or NumPy's but no bool, as int."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         allowed = f"of at least {low}" if high is None else f"in {low}…{high}"
@@ -31,39 +21,24 @@ def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) 
 
 
 def check_number(
-    name: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: bool = False,
-    below: bool = False,
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, above: bool = False, below: bool = False
 ) -> float:
-    """Returns a number, Python's or NumPy's, as Python's, or says what is wrong with it.
+    """Returns a finite number in low…high, as int if it is an integer, else as float.
 
     Args:
-        name: str. What the caller calls it.
-        value: what was given.
-        low: float. The least value allowed; none by default.
-        high: float. The largest value allowed; none by default.
+        name: str. The argument's name.
+        value: Python's or NumPy's number, no bool.
+        low: float. The least value allowed.
+        high: float. The largest value allowed.
         above: bool. Whether it must be larger than `low`.
         below: bool. Whether it must be smaller than `high`.
-
-    Returns:
-        int if it is an integer, else float; finite.
-
-    Raises:
-        ValueError: if it is no number, a bool, not finite, or out of its range.
     """
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer beyond what float can hold
         number = math.inf
-    if (
-        not math.isfinite(number)
-        or not low <= number <= high
-        or (above and number == low)
-        or (below and number == high)
-    ):
+    in_range = (low < number if above else low <= number) and (number < high if below else number <= high)
+    if not math.isfinite(number) or not in_range:
         if math.isfinite(high):
             allowed = f"number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
         elif math.isfinite(low):
@@ -75,35 +50,14 @@ def check_number(
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Says what is wrong with a value that is none of a few words.
-
-    Args:
-        name: str. What the caller calls it.
-        value: what was given.
-        choices: the words allowed.
-
-    Raises:
-        ValueError: if it is none of them.
-    """
+    """Checks that a value is one of a few words."""
     words = tuple(choices)
     if not isinstance(value, str) or value not in words:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, words))}. Received: {name}={value!r}")
 
 
 def check_depths(name: str, layers: Any, last: int) -> tuple[int, ...]:
-    """Returns depths of a network as a tuple of int, or says what is wrong with them.
-
-    Args:
-        name: str. What the caller calls them.
-        layers: what was given.
-        last: int. The deepest one, L.
-
-    Returns:
-        Tuple of int.
-
-    Raises:
-        ValueError: if they are none, or one is no integer in 0…L.
-    """
+    """Returns one or more depths of a network, in 0…last."""
     try:
         depths = tuple(check_integer(name, layer, 0, last) for layer in layers)
     except (TypeError, ValueError):  # no sequence, or no depth in it
@@ -114,18 +68,7 @@ def check_depths(name: str, layers: Any, last: int) -> tuple[int, ...]:
 
 
 def check_positive_numbers(name: str, values: Any) -> tuple[float, ...]:
-    """Returns numbers above 0 as a tuple of float, or says what is wrong with them.
-
-    Args:
-        name: str. What the caller calls them.
-        values: what was given.
-
-    Returns:
-        Tuple of float, in the order given.
-
-    Raises:
-        ValueError: if they are none, or one is no positive finite number.
-    """
+    """Returns one or more finite numbers above 0 as float, in the order given."""
     try:
         numbers = tuple(float(check_number(name, value, 0, above=True)) for value in values)
     except (TypeError, ValueError):  # no sequence, or no such number in it

@@ -17,29 +17,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# How the names of what is being written begin; see `remove_partial`.
+# Prefix of temporary names.
 _PARTIAL = ".partial-"
-
-# A file in the folder of what is being written, which is locked as long as the process lives.
+# A file in each temporary folder, locked as long as the process lives.
 _MARK = ".being-written"
-
-# Zeros that are written at once where the system cannot reserve space.
+# Bytes written at once where the system cannot reserve space.
 _ZEROS = 1 << 24
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path to write to, which takes the place of `path` when all went well.
+    """Yields a temporary path of the same name to write to, which replaces `path` unless an exception is raised.
 
-    The temporary path lies in a new folder beside `path`, which nobody else can have prepared. A process that is killed
-    leaves that folder behind; the next one that writes to `path` removes it.
+    The temporary path is in a new folder beside `path`, which nobody else can have prepared. A killed process leaves
+    that folder behind, and the next one that writes to `path` removes it.
 
     Args:
-        path: file that shall be there whole, or as it was. Its folder is made. A symbolic link is replaced, not
-            followed.
-
-    Yields:
-        The temporary path; its name is that of `path`.
+        path: file to write. Its folder is made; a symbolic link is replaced, not followed.
 
     Example:
     ```python
@@ -52,25 +46,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial = folder / target.name
         yield partial
         if target.is_file() and not target.is_symlink():
-            # A file that others may not read stays so.
+            # A private file stays private.
             shutil.copymode(target, partial)
         os.replace(partial, target)
 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], replaces: bool = False) -> Iterator[Path]:
-    """Gives a temporary folder to write to, which takes the place of `path` when all went well.
+    """Yields an empty temporary folder to write to, which replaces `path` unless an exception is raised.
 
     Args:
-        path: folder that shall be there whole, or as it was.
-        replaces: bool. Whether a folder with content is replaced with all that is in it. This takes two renames: a
-            process that is killed between them leaves the old folder under a temporary name.
-
-    Yields:
-        The temporary folder, which is empty.
+        path: folder to write.
+        replaces: bool. Whether a folder with content is replaced. That takes two renames: a process killed between them
+            leaves the old folder under a temporary name.
 
     Raises:
-        OSError: if `path` is a folder with content that may not be replaced, or no folder.
+        OSError: if `path` is no folder, or has content and `replaces` is False.
 
     Example:
     ```python
@@ -107,7 +98,7 @@ def _new_folder_beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _marked(folder: Path) -> Iterator[None]:
-    """Keeps a locked file in a folder: where it is no longer locked, the process has been killed."""
+    """Keeps a locked file in a folder: once it is unlocked, the process has been killed."""
     if sys.platform == "win32":
         yield
         return
@@ -115,7 +106,7 @@ def _marked(folder: Path) -> Iterator[None]:
 
     unlocked = folder / f"{_MARK}-unlocked"
     with open(unlocked, "xb") as file:
-        # Some network file systems have no locks: what a kill leaves there has no mark, and stays.
+        # Some network file systems have no locks: folders there have no mark and are never removed.
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
             os.replace(unlocked, folder / _MARK)
@@ -123,7 +114,7 @@ def _marked(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Removes what killed processes have left of earlier attempts; nothing that has not their mark."""
+    """Removes the temporary folders of killed processes, told by their mark."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -138,29 +129,22 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
         with open(descriptor, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # it lives
+            except OSError:  # still being written
                 continue
-            # Another process may be about to do the same.
+            # Another process may be removing it too.
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_partial(folder: str | os.PathLike[str], pattern: str = "*") -> None:
-    """Removes what killed processes were writing into a folder.
-
-    Only for a folder that this package has for itself, while nobody else writes to it.
-
-    Args:
-        folder: where to look, not in its subfolders.
-        pattern: glob pattern of the names that were to be written.
-    """
-    # Without a suffix: as earlier versions named them.
+    """Removes what killed processes were writing under names of a glob pattern, where nobody else writes."""
+    # Earlier versions used no suffix.
     for suffix in ("", "-*"):
         for path in Path(folder).glob(f"{_PARTIAL}{pattern}{suffix}"):
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Removes what there is: a file, a folder with all that is in it, or a link without what it points to."""
+    """Removes a file, a folder with its content, or a link but not its target, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -168,37 +152,16 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a value as JSON, whole or not at all.
-
-    Args:
-        path: file to write.
-        value: what `json` can hold; not-a-number is refused, for other readers of JSON do not know it.
-
-    Raises:
-        ValueError: if a number in it is not finite.
-
-    Example:
-    ```python
-    write_json("run/report.json", {"accuracy": 0.5})
-    ```
-    """
+    """Writes a value as JSON, whole or not at all; raises `ValueError` at numbers that are not finite."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """Makes an array of zeros that is mapped from a new `.npy` file, whose space on the disk is its own.
+    """Makes an array of zeros, mapped from a new `.npy` file whose disk space is reserved.
 
-    NumPy leaves the file empty until it is written to, and a disk that is full by then ends Python without a word.
-
-    Args:
-        path: file to make.
-        dtype: of the array.
-        shape: of the array.
-
-    Returns:
-        Array of that shape.
+    NumPy alone leaves the file sparse, and writing to it when the disk is full kills Python without a message.
 
     Raises:
         OSError: if there is not enough space.
@@ -207,7 +170,7 @@ def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -
     size = path.stat().st_size
     try:
         with open(path, "r+b") as file:
-            # Nothing but zeros lies behind the header.
+            # The file is all zeros behind the header.
             _reserve(file.fileno(), size - array.nbytes, array.nbytes)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -215,7 +178,7 @@ def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -
         del array
         path.unlink()
         free = shutil.disk_usage(path.parent).free
-        # Not the temporary one.
+        # Not the temporary folder.
         folder = next(folder for folder in path.absolute().parents if not folder.name.startswith("."))
         message = f"{error.strerror}: {path.name} needs {size:,} bytes where {free:,} are free"
         raise OSError(error.errno, message, str(folder)) from error
@@ -223,14 +186,14 @@ def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -
 
 
 def _reserve(descriptor: int, start: int, size: int) -> None:
-    """Has the system find the place for `size` bytes of zeros."""
+    """Reserves the space of `size` bytes of zeros."""
     if not size:
         return
     if hasattr(os, "posix_fallocate"):
         try:
             return os.posix_fallocate(descriptor, start, size)
         except OSError as error:
-            # Some file systems cannot.
+            # Not every file system can.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
     os.lseek(descriptor, start, os.SEEK_SET)

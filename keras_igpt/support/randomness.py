@@ -1,4 +1,4 @@
-"""Random numbers that are functions of what they are for, not of what was drawn before."""
+"""Random numbers as functions of a purpose and integers, not of what was drawn before."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _FEISTEL_ROUNDS = 8
 def random_bits(purpose: str, *keys: npt.ArrayLike) -> npt.NDArray[np.uint64]:
     """Hashes a purpose and integers to 64 random bits: splitmix64's finalizer, once for each key.
 
-    NumPy's generators may change their streams between versions. These bits never change, so that a split, an order or
-    a crop is the same wherever it is asked for.
+    NumPy's generators may change between versions. These bits never do, so that splits, orders and crops stay the same.
 
     Args:
-        purpose: str. What the numbers are for; other purposes get independent ones.
+        purpose: str. What the numbers are for; different purposes get independent numbers.
         *keys: non-negative integers or integer arrays that broadcast: seed, epoch, index, …
 
     Returns:
@@ -45,12 +44,12 @@ def random_bits(purpose: str, *keys: npt.ArrayLike) -> npt.NDArray[np.uint64]:
 
 
 def uniforms(purpose: str, *keys: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) by the same keys as `random_bits`."""
+    """Returns uniform numbers in [0, 1), with the keys of `random_bits`."""
     return (random_bits(purpose, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(count: int, purpose: str, *keys: int) -> npt.NDArray[np.int64]:
-    """A random order of 0…count-1 by the same keys as `random_bits`."""
+    """Returns a random order of 0…count-1, with the keys of `random_bits`."""
     return np.argsort(random_bits(purpose, *keys, np.arange(count)), kind="stable").astype(np.int64)
 
 
@@ -94,8 +93,7 @@ def shuffled(places: npt.ArrayLike, count: int, purpose: str, *keys: int) -> npt
 
 
 def check_seed(seed: Any) -> int:
-    """Returns a seed as int, or says what is wrong with it."""
-    # All 64 bits count, and there are no more.
+    """Returns a seed of 64 bits as int."""
     return check_integer("seed", seed, 0, 2**64 - 1)
 
 

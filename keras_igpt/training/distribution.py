@@ -1,7 +1,7 @@
 """Training over several devices and processes: where weights and batches go.
 
-Keras distributes on JAX alone. TensorFlow has `tf.distribute` for it, in whose scope the models of this package work as
-they are; on PyTorch they run on one device.
+Keras distributes on JAX alone. On TensorFlow, build the models in the scope of a `tf.distribute` strategy; on PyTorch
+they run on one device.
 """
 
 from __future__ import annotations
@@ -13,48 +13,37 @@ from typing import Any
 
 import keras
 
-from keras_igpt.backend.processes import (
-    host_array,
-    keras_distributes,
-    process_count,
-    process_index,
-    wait_for_processes,
-)
+from keras_igpt.backend.processes import host_array, keras_distributes, process_count, process_index, wait_for_processes
+from keras_igpt.model.architecture import Architecture
+from keras_igpt.model.weights_by_role import PATHS
 from keras_igpt.support.checks import check_integer
 
-# Where each weight goes; keys match the end of `variable.path`, and each weight matches exactly one.
-_LAYOUTS: dict[str, tuple[str | None, ...]] = {
+# The axes of the weights that devices share. All others, 0.2% of iGPT-L at 32x32 pixels, are whole everywhere: they
+# need no messages, while a divided table of embeddings would send activations, (B, T, D), in every step.
+_LAYOUTS = {
     # A head's queries, keys, values and attention stay on one device; only the sum over heads crosses devices.
-    "query_key_value/kernel": (None, None, "model", None),
-    "output_projection/kernel": ("model", None, None),
+    "query_key_value": (None, None, "model", None),
+    "output_projection": ("model", None, None),
     # Likewise a hidden unit of the feed-forward network: one sum a block.
-    "expansion/kernel": (None, "model"),
-    "contraction/kernel": ("model", None),
+    "expansion": (None, "model"),
+    "contraction": ("model", None),
     # Along the palette, so that the logits, (B, T, V) in float32, are shared out too; the loss sums over them.
-    "pixel_head/kernel": (None, "model"),
-    # What follows is 0.2% of iGPT-L at 32x32 pixels. Whole everywhere it needs no messages: a divided table of
-    # embeddings would send activations, (B, T, D), in every step.
-    "token_embedding/embeddings": (None, None),
-    "position_embedding": (None, None),
-    "start_vector": (None,),
-    "(attention_norm|feed_forward_norm|final_norm)/(gain|bias)": (None,),
-    "class_head/kernel": (None, None),
-    "random_position_mask/step": (),
+    "pixel_head": (None, "model"),
 }
 
 
 def layout_map(
-    device_mesh: keras.distribution.DeviceMesh, architecture: Mapping[str, Any]
+    device_mesh: keras.distribution.DeviceMesh, architecture: Architecture | Mapping[str, Any]
 ) -> keras.distribution.LayoutMap:
-    """Says where each weight of this package's models goes on a mesh of devices.
+    """Makes the layouts of this package's models on a mesh of devices.
 
     Attention heads, the feed-forward network's width 4D and the pixel head's colours are shared out along the axis
     `"model"`; all else is whole on every device. The optimizer's moments lie where their weights do.
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh` with the axes `"batch"` and `"model"`.
-        architecture: constructor arguments of `ImageGPTBackbone`, such as `get_preset("igpt_large").architecture`, of
-            the models to come; they are not made yet when the mesh must be known.
+        architecture: `Architecture` of the models, which are built after this, or constructor arguments of
+            `ImageGPTBackbone`, such as `get_preset("igpt_large").architecture`.
 
     Returns:
         A `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
@@ -72,28 +61,30 @@ def layout_map(
     axes = dict(zip(device_mesh.axis_names, device_mesh.shape, strict=True))
     if set(axes) != {"batch", "model"}:
         raise ValueError(f"`device_mesh` must have the axes 'batch' and 'model'. Received: {device_mesh.axis_names}")
+    sizes = architecture.sizes if isinstance(architecture, Architecture) else architecture
     # Where the heads divide, so do D and 4D.
     for name in ("num_heads", "vocabulary_size"):
-        if architecture[name] % axes["model"]:
+        if sizes[name] % axes["model"]:
             raise ValueError(
-                f"`device_mesh` must have a 'model' axis that divides {name}={architecture[name]}. "
+                f"`device_mesh` must have a 'model' axis that divides {name}={sizes[name]}. "
                 f"Received: {axes['model']} devices along it"
             )
     layouts = keras.distribution.LayoutMap(device_mesh)
-    for path, layout in _LAYOUTS.items():
-        layouts[f".*/{path}"] = layout
+    for role, layout in _LAYOUTS.items():
+        layouts[f".*/{PATHS[role]}"] = layout
     return layouts
 
 
-def make_distribution(architecture: Mapping[str, Any], model_devices: int = 1) -> keras.distribution.Distribution:
+def make_distribution(
+    architecture: Architecture | Mapping[str, Any], model_devices: int = 1
+) -> keras.distribution.Distribution:
     """Makes a distribution over all devices of all processes, for batches of `TrainingBatches`.
 
-    Set it before anything of Keras is made, model and optimizer included.
+    Set it before models and optimizers are made.
 
     Args:
         architecture: as in `layout_map`.
-        model_devices: int. Devices that share one copy of the model; 1 keeps a whole copy on each. The batch is shared
-            out over the copies.
+        model_devices: int. Devices that share one copy of the model. The batch is shared out over the copies.
 
     Returns:
         A `keras.distribution.DataParallel` or `keras.distribution.ModelParallel`.
@@ -120,7 +111,7 @@ def make_distribution(architecture: Mapping[str, Any], model_devices: int = 1) -
         raise ValueError(
             f"`model_devices` must divide the {len(devices)} device(s). Received: model_devices={model_devices}"
         )
-    # Batches of this package come in the shard of each process; Keras could divide a `tf.data.Dataset` only.
+    # Each process reads its shard of the batches itself; Keras could only divide a `tf.data.Dataset`.
     if model_devices == 1:
         return keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
     mesh = keras.distribution.DeviceMesh((len(devices) // model_devices, model_devices), ("batch", "model"), devices)
@@ -130,26 +121,24 @@ def make_distribution(architecture: Mapping[str, Any], model_devices: int = 1) -
 
 
 def save_model(model: keras.Model, path: str | Path) -> None:
-    """Writes a `.keras` file from the first process, wherever the parts of the weights are.
+    """Writes a `.keras` file, whole or not at all, from the first of several processes.
 
-    The file is that of one device and opens under any distribution. It takes its name when it is whole. All processes
-    must call this; when it returns, the file is there. Weights and optimizer state must fit into the memory of the
-    first host.
+    The file opens under any distribution or none. All processes must call this; when it returns, the file is there.
+    Weights and optimizer state must fit into the memory of the first host.
 
     Args:
         model: a model of this package, compiled or not.
-        path: file name ending in `.keras`, of a place that the first process can write to.
+        path: file name ending in `.keras`, which the first process can write.
 
     Example:
     ```python
     save_model(lm, "igpt.keras")
     ```
     """
-    path = Path(path)
     if process_count() > 1:
-        _save_from_first_process(model, path)
+        _save_from_first_process(model, Path(path))
     else:
-        model.save(path)
+        model.save(Path(path))
 
 
 def _save_from_first_process(model: keras.Model, path: Path) -> None:
@@ -176,6 +165,6 @@ def _save_from_first_process(model: keras.Model, path: Path) -> None:
                 copy.save(path)
         finally:
             keras.distribution.set_distribution(distribution)
-            # Making the copy drew seeds that the other processes did not draw.
+            # The copy drew seeds that the other processes did not draw.
             random.setstate(random_state)
     wait_for_processes("save_model")

@@ -1,4 +1,4 @@
-"""Recipes: what the paper trains with, as arguments of `compile`; and gradients accumulated over several batches."""
+"""Recipes: what the paper trains with, as arguments of `compile`."""
 
 from __future__ import annotations
 
@@ -29,23 +29,18 @@ def pretraining_recipe(
     Adam has β1 = 0.9, β2 = 0.95 (0.999 gave loss spikes) and Keras' ε = 1e-7, which the paper does not give; there is
     no weight decay, no dropout and no clipping. The paper's batch size is 128 (64 for `igpt_extra_large`).
 
-    Where that does not fit into memory, `accumulation_steps` batches make one update: 8 batches of 16 train as one of
-    128 does. All lengths here stay in updates. `ApplyLeftoverGradients` sees to batches that are left over.
-
-    With `ema_momentum` a moving average of the weights is kept, and is what the model has after each `fit`. To validate
-    with it during `fit`, give `callbacks=[keras.callbacks.SwapEMAWeights()]`.
-
     Args:
         preset: str. A preset (`keras_igpt.get_preset`), for the peak learning rate.
         objective: `"ar"` or `"bert"`.
         steps: int. Optimizer updates in all; the rate is zero after them.
-        steps_per_epoch: int. Length of the warm-up, in updates. By default 1% of `steps`, the share of one ImageNet
+        steps_per_epoch: int. Length of the warm-up, in updates; by default 1% of `steps`, the share of one ImageNet
             epoch in the paper's million steps.
         learning_rate: float. Peak rate in place of the preset's.
-        accumulation_steps: int. Batches of one update, which is made with the mean of their gradients.
+        accumulation_steps: int. Batches of one update, which uses the mean of their gradients: 8 batches of 16 train as
+            one of 128. All lengths here stay in updates. See `ApplyLeftoverGradients` for batches that are left over.
         clip_norm: float. Largest global norm of an update's gradient; a longer one is scaled down to it.
-        ema_momentum: float in (0, 1). What a moving average of the weights keeps of itself at each update; not together
-            with `accumulation_steps`.
+        ema_momentum: float in (0, 1). Momentum of a moving average of the weights, which the model has after each
+            `fit`; `keras.callbacks.SwapEMAWeights()` validates with it. Not together with `accumulation_steps`.
 
     Returns:
         Arguments of `compile`: `{"optimizer": ...}`.
@@ -70,44 +65,39 @@ def pretraining_recipe(
             "Received: learning_rate=None"
         )
     steps = check_integer("steps", steps)
-    options = _checked_options(accumulation_steps, clip_norm, ema_momentum)
-    warmup = (
-        max(1, round(_WARMUP_SHARE * steps))
-        if steps_per_epoch is None
-        else check_integer("steps_per_epoch", steps_per_epoch)
-    )
+    if steps_per_epoch is None:
+        warmup = max(1, round(_WARMUP_SHARE * steps))
+    else:
+        warmup = check_integer("steps_per_epoch", steps_per_epoch)
     if warmup >= max(2, steps):
         raise ValueError(
             f"`steps_per_epoch` must be less than steps={steps}, for the warm-up takes one epoch. "
             f"Received: steps_per_epoch={steps_per_epoch}"
         )
-    rate = rates[objective] if learning_rate is None else learning_rate
-    peak = float(check_number("learning_rate", rate, 0, above=True))
+    accumulation_steps = check_integer("accumulation_steps", accumulation_steps)
+    peak = _check_rate(rates[objective] if learning_rate is None else learning_rate)
     schedule = CosineDecayOverUpdates(
-        options["accumulation_steps"],
+        accumulation_steps,
         # The first update already counts: from one step's share, not from zero.
         initial_learning_rate=peak / warmup,
         warmup_target=peak,
         warmup_steps=warmup,
         decay_steps=max(1, steps - warmup),
     )
-    return {"optimizer": _adam(schedule, **options)}
+    return {"optimizer": _adam(schedule, accumulation_steps, clip_norm, ema_momentum)}
 
 
 def finetuning_recipe(
-    learning_rate: float,
-    accumulation_steps: int = 1,
-    clip_norm: float | None = None,
-    ema_momentum: float | None = None,
+    learning_rate: float, accumulation_steps: int = 1, clip_norm: float | None = None, ema_momentum: float | None = None
 ) -> dict[str, Any]:
     """Makes the paper's fine-tuning set-up: Adam as in pre-training, at a constant rate.
 
-    The paper fine-tunes all weights without schedule and stops at the best validation accuracy
-    (`keras.callbacks.EarlyStopping(monitor="val_accuracy", restore_best_weights=True)`). It does not print its rates;
-    it searches them, and found them often ten times below those of pre-training.
+    The paper fine-tunes all weights and stops at the best validation accuracy
+    (`keras.callbacks.EarlyStopping(monitor="val_accuracy", restore_best_weights=True)`). It searches the rates and does
+    not print them; they were often ten times below those of pre-training.
 
     Args:
-        learning_rate: float. Rate of Adam, constant.
+        learning_rate: float. Constant rate of Adam.
         accumulation_steps: int. As in `pretraining_recipe`.
         clip_norm: float. As in `pretraining_recipe`.
         ema_momentum: float. As in `pretraining_recipe`.
@@ -126,10 +116,8 @@ def finetuning_recipe(
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
     """
-    learning_rate = float(check_number("learning_rate", learning_rate, 0, above=True))
-    options = _checked_options(accumulation_steps, clip_norm, ema_momentum)
     return {
-        "optimizer": _adam(learning_rate, **options),
+        "optimizer": _adam(_check_rate(learning_rate), accumulation_steps, clip_norm, ema_momentum),
         **_classification(),
     }
 
@@ -137,9 +125,8 @@ def finetuning_recipe(
 def probing_recipe(learning_rate: float, steps: int) -> dict[str, Any]:
     """Makes the paper's set-up for linear probes on ImageNet: SGD with momentum 0.9, cosine to zero, no warm-up.
 
-    It is for a classifier with `frozen=True`. The paper takes a million steps and tries the rates 30, 10, 3, … from
-    large to small. It gives neither batch size nor weight decay nor the pictures' augmentation; there is no weight
-    decay here.
+    For a classifier with `frozen=True`. The paper takes a million steps and tries the rates 30, 10, 3, … from large to
+    small; it gives neither batch size nor weight decay (none here) nor augmentation.
 
     Args:
         learning_rate: float. Rate of the first step.
@@ -160,27 +147,12 @@ def probing_recipe(learning_rate: float, steps: int) -> dict[str, Any]:
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.4
     """
-    learning_rate = float(check_number("learning_rate", learning_rate, 0, above=True))
-    steps = check_integer("steps", steps)
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    schedule = keras.optimizers.schedules.CosineDecay(_check_rate(learning_rate), check_integer("steps", steps))
     return {"optimizer": keras.optimizers.SGD(schedule, momentum=0.9), **_classification()}
 
 
-def _checked_options(accumulation_steps: int, clip_norm: float | None, ema_momentum: float | None) -> dict[str, Any]:
-    options = {
-        "accumulation_steps": check_integer("accumulation_steps", accumulation_steps),
-        "clip_norm": None if clip_norm is None else check_number("clip_norm", clip_norm, 0, above=True),
-        "ema_momentum": (
-            None if ema_momentum is None else check_number("ema_momentum", ema_momentum, 0, 1, above=True, below=True)
-        ),
-    }
-    if ema_momentum is not None and accumulation_steps > 1:
-        raise ValueError(
-            "`ema_momentum` must be None with `accumulation_steps`: Keras averages after each batch, not after each "
-            "update. Leave one of the two out. "
-            f"Received: ema_momentum={ema_momentum}, accumulation_steps={accumulation_steps}"
-        )
-    return options
+def _check_rate(learning_rate: Any) -> float:
+    return float(check_number("learning_rate", learning_rate, 0, above=True))
 
 
 def _classification() -> dict[str, Any]:
@@ -194,6 +166,17 @@ def _classification() -> dict[str, Any]:
 def _adam(
     learning_rate: Any, accumulation_steps: int, clip_norm: float | None, ema_momentum: float | None
 ) -> keras.optimizers.Adam:
+    accumulation_steps = check_integer("accumulation_steps", accumulation_steps)
+    if clip_norm is not None:
+        clip_norm = check_number("clip_norm", clip_norm, 0, above=True)
+    if ema_momentum is not None:
+        ema_momentum = check_number("ema_momentum", ema_momentum, 0, 1, above=True, below=True)
+        if accumulation_steps > 1:
+            raise ValueError(
+                "`ema_momentum` must be None with `accumulation_steps`: Keras averages after each batch, not after "
+                "each update. Leave one of the two out. "
+                f"Received: ema_momentum={ema_momentum}, accumulation_steps={accumulation_steps}"
+            )
     return keras.optimizers.Adam(
         learning_rate,
         beta_1=0.9,

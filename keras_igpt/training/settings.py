@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-# What says where a class lies or how a step is computed, and the colours, which the tokens have in them already.
+# Where a class lies, how a step is computed, and the colours, which the tokens have in them already.
 _LEFT_OUT = {
     "build_config",
     "compile_config",
@@ -25,7 +25,7 @@ Settings = dict[str, Any]
 
 
 def training_settings(model: keras.Model) -> Settings:
-    """Says how a compiled model is trained, for comparison with other processes.
+    """Returns how a compiled model is trained, to be compared with other processes.
 
     Args:
         model: a compiled model.
@@ -33,12 +33,11 @@ def training_settings(model: keras.Model) -> Settings:
     Returns:
         Strings, numbers, booleans and None by dotted names, such as `"optimizer.learning_rate"`.
     """
-    optimizer = model.optimizer
     compiled = model.get_compile_config() or {}
     described = {
         "model": {"class_name": type(model).__name__, **model.get_config()},
         # The optimizer itself: `compile` may have been given its name alone.
-        "optimizer": {"class_name": type(optimizer).__name__, **optimizer.get_config()},
+        "optimizer": {"class_name": type(model.optimizer).__name__, **model.optimizer.get_config()},
         "loss": compiled.get("loss"),
         "loss_weights": compiled.get("loss_weights"),
     }
@@ -48,15 +47,9 @@ def training_settings(model: keras.Model) -> Settings:
 
 
 def differences(there: Settings, here: Settings) -> list[str]:
-    """Compares two settings.
+    """Describes each setting that differs between an earlier run and this one.
 
-    Args:
-        there: settings of a run before.
-        here: settings of this run.
-
-    Returns:
-        For each that differs its name, its value here and its value there, in words. None is the same as nothing: so
-        begin options that a later version of Keras adds.
+    None equals absence, so that options which a later version of Keras adds do not differ.
     """
     return [
         f"{name} is {here.get(name)!r} here and was {there.get(name)!r}"
@@ -74,5 +67,5 @@ def _flatten(value: Any, name: str, settings: Settings) -> None:
             if key not in _LEFT_OUT:
                 _flatten(entry, name if key == "config" else f"{name}.{key}".removeprefix("."), settings)
     else:
-        # Keras numbers the names of what a process makes; what has no other text is shown with its place in memory.
+        # Without the numbers that Keras gives names in a process, and places in memory.
         settings[name] = re.sub(r"_\d+$| at 0x[0-9a-f]+", "", value) if isinstance(value, str) else value

@@ -107,7 +107,7 @@ def test_all_that_is_wrong_with_the_tensors_is_named_at_once(tmp_path):
             {f"dense_{layer}/kernel": np.ones((2, 2), "float32") for layer in range(3)},
             r"must be an Image GPT of OpenAI.*3 tensors, dense_0/kernel",
         ),
-        (random_variables(positions=15), r"square pictures.*15 positions"),
+        (random_variables(positions=15), r"square images.*15 positions"),
         (random_variables() | {"model/sos": np.full(32, np.nan, "float32")}, r"finite weights.*model/sos"),
         (random_variables() | {"model/sos": np.full(32, b"1.5")}, r"ckpt-1000000 must hold real.*model/sos of object"),
         (random_variables() | {"model/sos": np.full(32, 1j, "complex64")}, r"real numbers.*model/sos of complex64"),

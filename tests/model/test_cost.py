@@ -191,6 +191,11 @@ def test_flops_a_token_are_six_a_weight_and_attention(preset):
     assert found.forward_flops_per_token * found.tokens == pytest.approx(found.forward_flops)
 
 
+def test_an_architecture_and_its_fields_need_the_same():
+    assert estimate(igpt.Architecture(**SHAPE), BATCH) == estimate(SHAPE, BATCH)
+    assert estimate(SHAPE, BATCH, image_size=4).tokens == BATCH * 16
+
+
 def test_it_reads_as_a_table():
     text = str(estimate("igpt_large", 8, dtype="mixed_bfloat16", remat=True, backend="jax"))
     assert text.splitlines()[0] == "igpt_large, 8 x 1024 tokens, mixed_bfloat16, jax, remat"
@@ -206,6 +211,7 @@ def test_it_reads_as_a_table():
         (({"num_layers": 1}, 1), "`preset` must have the keys"),
         (({**SHAPE, "dtype": "float32"}, 1), "`preset` must have the keys"),
         (({**SHAPE, "num_layers": 0}, 1), "`num_layers` must be an integer of at least 1"),
+        (({**SHAPE, "normalization": "batch_norm"}, 1), "`normalization` must be one of"),
         (("igpt_small", 0), "`batch_size` must be an integer of at least 1"),
         (("igpt_small", 1, 0), "`image_size` must be an integer of at least 1"),
     ],

@@ -1,13 +1,14 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TINY, make_causal_lm, make_masked_lm, random_tokens, randomize, to_numpy
+from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize, to_numpy
 
 import keras_igpt as igpt
 from keras_igpt.model import preset_weights, presets
 from keras_igpt.model.preset_weights import save_preset_weights
-from keras_igpt.model.presets import PRESETS, count_parameters, get_preset
+from keras_igpt.model.presets import PRESETS, get_preset
 
 # Table 1 of the paper, in millions; it prints 1362M as "1.4M".
 PAPER = {"igpt_small": 76, "igpt_medium": 455, "igpt_large": 1362, "igpt_extra_large": 6801}
@@ -16,23 +17,26 @@ PAPER = {"igpt_small": 76, "igpt_medium": 455, "igpt_large": 1362, "igpt_extra_l
 @pytest.mark.parametrize("normalization", ["layer_norm", "rms_norm"])
 @pytest.mark.parametrize(("name", "millions"), PAPER.items())
 def test_parameter_counts_are_the_papers(name, millions, normalization):
-    assert count_parameters(**get_preset(name).architecture, normalization=normalization) // 10**6 == millions
+    assert replace(get_preset(name), normalization=normalization).num_parameters // 10**6 == millions
 
 
-@pytest.mark.parametrize("normalization", ["layer_norm", "rms_norm"])
-@pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
-def test_counting_agrees_with_a_model_that_exists(make, normalization):
-    model = make(normalization=normalization, num_layers=3)
-    attention = model.backbone.attention
-    counted = count_parameters(**{**TINY, "num_layers": 3}, attention=attention, normalization=normalization)
-    assert counted == sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
-
-
-def test_every_preset_can_be_built_as_an_architecture():
+def test_every_preset_has_rates_and_a_source():
     for preset in PRESETS.values():
-        assert preset.hidden_dim % preset.num_heads == 0
         assert set(preset.learning_rates) <= {"ar", "bert"}
         assert preset.source
+
+
+def test_what_a_preset_fixes_are_its_sizes_and_with_weights_its_choices():
+    assert get_preset("igpt_small").architecture == {
+        "vocabulary_size": 512,
+        "image_size": 32,
+        "num_layers": 24,
+        "num_heads": 8,
+        "hidden_dim": 512,
+    }
+    trained = get_preset("igpt_cifar10_8x8_bert")
+    assert trained.architecture == {**trained.sizes, "attention": "bidirectional", "normalization": "layer_norm"}
+    assert (trained.objective, get_preset("igpt_small").objective) == ("bert", None)
 
 
 # === Trained presets ===
@@ -48,13 +52,11 @@ def trained(monkeypatch, tmp_path, palette):
         randomize(model)
         save_preset_weights(model, tmp_path / f"{objective}.npz")
         added[objective] = presets.Preset(
-            "tiny",
-            **TINY,
+            **model.backbone.architecture.arguments,
+            description="tiny",
             learning_rates={objective: 0.01},
             source="a test",
             weights=f"{objective}.npz",
-            objective=objective,
-            normalization=model.backbone.normalization,
         )
     monkeypatch.setattr(presets, "PRESETS", {**PRESETS, **added})
     return models
