@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BACKENDS := jax tensorflow torch
 
-.PHONY: quickstart test lint benchmark clean $(addprefix test-,$(BACKENDS))
+.PHONY: quickstart test lint package benchmark clean $(addprefix test-,$(BACKENDS))
 
 quickstart: .venv/.quickstart  ## the whole story in a few minutes; pictures in quickstart_output/
 	KERAS_BACKEND=jax $(BIN)/python examples/quickstart.py
@@ -19,6 +19,15 @@ lint: .venv/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+package: .venv/.dev  ## wheel and sdist in dist/; the wheel alone is tried on each backend in an environment of its own
+	rm -rf dist .venv/package
+	$(BIN)/python -m build
+	$(PYTHON) -m venv .venv/package
+	.venv/package/bin/python -m pip install --quiet "$$(ls dist/*.whl)[jax,tensorflow]" torch==2.13.0
+	cd .venv && for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend package/bin/python ../tests/smoke.py || exit 1; \
+	done
+
 benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=â€¦ adds the data pipeline and the probes
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/normalization.py
 	$(BIN)/python benchmarks/train_step.py
@@ -29,7 +38,7 @@ benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=â€
 	$(if $(DATA_DIR),$(BIN)/python benchmarks/logistic_regression.py --data-dir $(DATA_DIR))
 
 clean:
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf dist .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
