@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = make_parser().parse_args(arguments)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            # Warnings are for the person at the keyboard: without the line of code.
+            warnings.showwarning = lambda message, *others: print(f"Warning: {message}", file=sys.stderr)
+            options.run(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"keras-igpt {options.command}: {error}")

@@ -12,6 +12,7 @@ from keras_igpt import plotting
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_output_argument,
+    load_training_pictures,
     pixels_of,
     say_what_next,
 )
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    train, held_out = load_training_pictures(options, options.image_size)
     shown = pixels_of(held_out, 1000)
     palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
     options.output.mkdir(parents=True, exist_ok=True)

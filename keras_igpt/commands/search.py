@@ -45,12 +45,13 @@ def run(options: argparse.Namespace) -> None:
     pretrained = load_model(options.model)
     palette, size = pretrained.palette, pretrained.backbone.image_size
     data = load_data(options, size)
-    parts = (
-        igpt.LabeledImages(pixels_of(part, len(part)), part.labels) for part in (data.train, data.validation, data.test)
+    train, validation, test = (
+        igpt.LabeledImages(pixels_of(part, len(part)), part.labels).encode(palette)
+        for part in (data.train, data.validation, data.test)
     )
-    tokens = igpt.DataSplits(*(part.encode(palette) for part in parts), data.class_names)
+    tokens = igpt.DataSplits(train, validation, test, data.class_names)
     augmentation = igpt.PaddedCrop(max(1, round(4 * size / 32)))
-    steps = options.epochs * (len(tokens.train) // options.batch_size)
+    steps = options.epochs * (len(train) // options.batch_size)
 
     def make_model(hyperparameters: Any) -> igpt.ImageGPTImageClassifier:
         # Opened for each trial: all begin with the same weights.
