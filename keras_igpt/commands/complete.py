@@ -1,0 +1,49 @@
+"""Keep the first rows of pictures and draw the rest.
+
+keras-igpt complete cat.jpg dog.png --model run/igpt.keras --keep-rows 8
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from keras_igpt import plotting
+from keras_igpt.commands.shared import (
+    add_drawing_arguments,
+    add_model_argument,
+    add_output_argument,
+    drawing,
+    load_causal_lm,
+    open_pictures,
+    say_what_next,
+)
+from keras_igpt.data.inputs import pictures_of_size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files of any size")
+    add_model_argument(parser, required=False)
+    parser.add_argument("--keep-rows", type=int, help="rows that are kept; half by default")
+    parser.add_argument("--num-samples", type=int, default=5, help="completions of each picture")
+    add_drawing_arguments(parser)
+    add_output_argument(parser, "complete_output")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    model = load_causal_lm(options.model)
+    assert model.palette is not None
+    size = model.backbone.image_size
+    keep = size // 2 if options.keep_rows is None else options.keep_rows
+    originals = pictures_of_size(open_pictures(options.pictures), size, model.palette.num_channels)
+    completions = model.complete(
+        originals, keep_rows=keep, num_samples=options.num_samples, verbose=1, **drawing(options)
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    plotting.plot_completions(originals, completions, keep_rows=keep).savefig(options.output / "completions.png")
+    plotting.save_animation(completions[0], options.output / "completions.gif", keep_pixels=keep * size)
+    say_what_next(
+        f"completions.png and completions.gif to {options.output}/",
+        f"score {' '.join(options.pictures)} --model {options.model}",
+    )

@@ -1,0 +1,41 @@
+"""Draw pictures from nothing.
+
+keras-igpt draw --num-images 16
+keras-igpt draw --model run/igpt.keras --temperature 0.9 --top-p 0.95
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from keras_igpt import plotting
+from keras_igpt.commands.shared import (
+    add_drawing_arguments,
+    add_model_argument,
+    add_output_argument,
+    drawing,
+    load_causal_lm,
+    say_what_next,
+)
+
+# Pictures of which the animation shows something.
+_SHOWN = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_model_argument(parser, required=False)
+    parser.add_argument("--num-images", type=int, default=16)
+    add_drawing_arguments(parser)
+    add_output_argument(parser, "draw_output")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    model = load_causal_lm(options.model)
+    images = model.generate(options.num_images, verbose=1, **drawing(options))
+    options.output.mkdir(parents=True, exist_ok=True)
+    plotting.plot_grid(images).savefig(options.output / "samples.png")
+    plotting.save_animation(images[:_SHOWN], options.output / "samples.gif")
+    print(model.score(images, batch_size=options.batch_size))
+    say_what_next(f"samples.png and samples.gif to {options.output}/", f"complete PICTURE --model {options.model}")

@@ -1,0 +1,115 @@
+"""Train a classifier from a pre-trained model with the joint loss. Run the same command again after a crash.
+
+keras-igpt finetune --model run/igpt.keras --images FOLDER
+
+Stops at the best validation accuracy and tests its weights once. `keras-igpt search` has the paper's whole protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_igpt as igpt
+from keras_igpt.commands.shared import (
+    TimeLeft,
+    add_data_arguments,
+    add_model_argument,
+    add_output_argument,
+    load_data,
+    load_model,
+    pixels_of,
+    read_log,
+    say_what_next,
+    write_config,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_model_argument(parser)
+    add_data_arguments(parser)
+    parser.add_argument("--generative-weight", type=float, default=1.0, help="of L_GEN beside L_CLF; 1 in the paper")
+    parser.add_argument("--layer", type=int, help="depth of the features; by default the last, as in the paper")
+    parser.add_argument("--rate", type=float, default=0.0003, help="of Adam; about a tenth of the pre-training's")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=30, help="at most")
+    parser.add_argument("--patience", type=int, default=5, help="epochs without a better one after which it stops")
+    add_output_argument(parser, "finetune_output")
+
+
+class StopAfterBest(keras.callbacks.Callback):
+    """Stops when the best validation accuracy of a log is so many epochs ago: `EarlyStopping` that survives a kill."""
+
+    def __init__(self, log: Path, patience: int) -> None:
+        super().__init__()
+        self._log, self._patience = log, patience
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch - best_epoch(self._log) >= self._patience:
+            self.model.stop_training = True
+
+
+def best_epoch(log: Path) -> int:
+    """Returns the epoch of the best validation accuracy, the first of a tie."""
+    lines = read_log(log)
+    return max(lines, key=lambda epoch: (lines[epoch]["val_accuracy"], -epoch))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    keras.utils.set_random_seed(options.seed)
+    language_model = load_model(options.model)
+    palette, size = language_model.palette, language_model.backbone.image_size
+    data = load_data(options, size)
+    train, validation, test = (
+        igpt.LabeledImages(pixels_of(part, len(part)), part.labels) for part in (data.train, data.validation, data.test)
+    )
+    classifier = igpt.ImageGPTImageClassifier(
+        language_model, len(data.class_names), options.generative_weight, layer=options.layer
+    )
+    classifier.compile(**igpt.finetuning_recipe(options.rate))
+    # The paper pads pictures of 32 pixels by 4.
+    augmentation = igpt.PaddedCrop(padding=max(1, round(4 * size / 32)))
+    batches = igpt.TrainingBatches(train, palette, options.batch_size, seed=options.seed, augmentation=augmentation)
+    write_config(options, classes=data.class_names, layer=classifier.layer, augmentation=repr(augmentation))
+    log, best = options.output / "log.csv", options.output / "best.keras"
+    so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
+    classifier.fit(
+        batches,
+        epochs=options.epochs,
+        validation_data=igpt.EvaluationBatches(validation, palette, options.batch_size),
+        callbacks=[
+            TimeLeft(options.epochs * batches.steps_per_epoch),
+            # Before the log, so that what it calls the best is in the file.
+            keras.callbacks.ModelCheckpoint(
+                str(best), "val_accuracy", mode="max", save_best_only=True, initial_value_threshold=so_far
+            ),
+            keras.callbacks.CSVLogger(str(log), append=True),
+            StopAfterBest(log, options.patience),
+            igpt.ExactResume(options.output / "checkpoints", every=batches.steps_per_epoch),
+        ],
+        verbose=2,
+    )
+    chosen = keras.saving.load_model(best)
+    epoch = best_epoch(log)
+    results: dict[str, Any] = {"best epoch": epoch + 1, "validation accuracy": read_log(log)[epoch]["val_accuracy"]}
+    tokens = test.encode(palette)
+    test_batches = igpt.EvaluationBatches(tokens, None, options.batch_size)
+    results["test accuracy"] = chosen.evaluate(test_batches, verbose=0, return_dict=True)["accuracy"]
+    if isinstance(language_model, igpt.ImageGPTMaskedLM):
+        voted = chosen.vote(tokens.token_ids, num_masks=5, seed=options.seed, batch_size=options.batch_size)
+        results["test accuracy, vote of 5 masks"] = float(np.mean(voted == tokens.labels))
+    chosen.save(options.output / "classifier.keras")
+    (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    for name, value in results.items():
+        print(f"{name}: {value if isinstance(value, int) else format(value, '.2%')}")
+    say_what_next(
+        f"classifier.keras, log.csv and results.json to {options.output}/",
+        f"export --model {options.output}/classifier.keras",
+    )

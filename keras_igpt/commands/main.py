@@ -1,0 +1,61 @@
+"""The commands by name, and how they are called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "pretrain": "train a model on the pixels of unlabelled pictures",
+    "probe": "linear probes: what the features of each depth know about the classes",
+    "finetune": "train a classifier from a pre-trained model",
+    "search": "the paper's protocol: search on validation, refit, test once",
+    "low-data": "classify from few labels",
+    "draw": "draw pictures from nothing",
+    "complete": "keep the beginning of pictures and draw the rest",
+    "score": "how surprising pictures are to a model",
+    "describe": "what a preset or a model's file is",
+    "estimate": "memory and arithmetic of a model before it is trained",
+    "palette": "fit a palette to pictures",
+    "export": "a SavedModel or an ONNX file",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="keras-igpt",
+        description="Image GPT for Keras 3. KERAS_BACKEND chooses jax, tensorflow or torch.",
+        epilog="keras-igpt COMMAND --help tells more of each.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = import_module(f"keras_igpt.commands.{name.replace('-', '_')}")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command. What is wrong with its arguments or files is printed in one line, with exit status 2.
+
+    Args:
+        arguments: sequence of str; those of the process by default.
+    """
+    options = make_parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            # Warnings are for the person at the keyboard: without the line of code.
+            warnings.showwarning = lambda message, *others: print(f"Warning: {message}", file=sys.stderr)
+            options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"keras-igpt {options.command}: {error}")

@@ -1,0 +1,42 @@
+"""Fit a palette to pictures, and show what it loses.
+
+keras-igpt palette --images FOLDER --image-size 32 --colors 512
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import keras_igpt as igpt
+from keras_igpt import plotting
+from keras_igpt.commands.shared import (
+    add_data_arguments,
+    add_output_argument,
+    load_training_pictures,
+    pixels_of,
+    say_what_next,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_data_arguments(parser)
+    parser.add_argument("--image-size", type=int, default=32, help="side of the pictures in pixels")
+    parser.add_argument("--colors", type=int, default=512)
+    add_output_argument(parser, "palette_output")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    train, held_out = load_training_pictures(options, options.image_size)
+    shown = pixels_of(held_out, 1000)
+    palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
+    options.output.mkdir(parents=True, exist_ok=True)
+    palette.save(options.output / "palette.npy")
+    plotting.plot_palette(palette).savefig(options.output / "palette.png")
+    plotting.plot_quantization(shown[:8], palette).savefig(options.output / "quantization.png")
+    print(palette.quantization_report(shown))
+    say_what_next(
+        f"palette.npy, palette.png and quantization.png to {options.output}/",
+        f"pretrain --palette {options.output}/palette.npy --image-size {options.image_size} …",
+    )

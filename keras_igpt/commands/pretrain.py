@@ -1,0 +1,147 @@
+"""Train a model on the pixels of pictures, without labels. Run the same command again after a crash.
+
+keras-igpt pretrain --images FOLDER --image-size 16
+keras-igpt pretrain --dataset cifar10 --data-dir FOLDER --objective bert --rates 0.01 0.003 0.001
+
+With several rates the paper's search comes first: from the largest down, until the validation loss rises.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import keras
+
+import keras_igpt as igpt
+from keras_igpt import plotting
+from keras_igpt.commands.shared import (
+    TimeLeft,
+    add_data_arguments,
+    add_output_argument,
+    load_training_pictures,
+    pixels_of,
+    read_log,
+    say_what_next,
+    write_config,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_data_arguments(parser)
+    parser.add_argument("--objective", choices=("ar", "bert"), default="ar")
+    parser.add_argument("--image-size", type=int, default=16, help="side of the pictures in pixels")
+    parser.add_argument("--colors", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--normalization", choices=("layer_norm", "rms_norm"), default="layer_norm")
+    parser.add_argument("--dtype", default="float32", help="dtype policy, such as mixed_bfloat16")
+    parser.add_argument("--remat", action="store_true", help="less memory, a third more time")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.003], help="falling; several are searched")
+    parser.add_argument("--search-epochs", type=int, default=1, help="length of each trial of the search")
+    add_output_argument(parser, "pretrain_output")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    train, validation = load_training_pictures(options, options.image_size)
+    palette = _palette(options, train)
+    tokens = igpt.DataSplits(train.encode(palette), validation.encode(palette), validation.encode(palette), ())
+    epoch_steps = len(tokens.train) // options.batch_size
+    steps = options.epochs * epoch_steps
+    model = _make_model(options, palette, options.rates[0], steps)
+    _say_plan(options, model, len(tokens.train), steps)
+    rate = _searched_rate(options, tokens, palette, epoch_steps) if len(options.rates) > 1 else options.rates[0]
+    keras.utils.set_random_seed(options.seed)
+    model = _make_model(options, palette, rate, steps)
+    write_config(options, learning_rate=rate, parameters=model.count_params(), pictures=len(tokens.train))
+    model.fit(
+        igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed),
+        epochs=options.epochs,
+        validation_data=igpt.EvaluationBatches(tokens.validation, palette, options.batch_size),
+        callbacks=[
+            TimeLeft(steps),
+            keras.callbacks.CSVLogger(str(options.output / "log.csv"), append=True),
+            igpt.ExactResume(options.output / "checkpoints", every=max(50, epoch_steps // 4)),
+        ],
+        verbose=2,
+    )
+    model.save(options.output / "igpt.keras")
+    log = read_log(options.output / "log.csv").values()
+    curves = {"training": [line["loss"] for line in log], "validation": [line["val_loss"] for line in log]}
+    plotting.plot_loss_curves(curves).savefig(options.output / "loss_curves.png")
+    wrote = "igpt.keras, log.csv and loss_curves.png"
+    if isinstance(model, igpt.ImageGPTCausalLM):
+        plotting.plot_grid(model.generate(16, seed=options.seed)).savefig(options.output / "samples.png")
+        wrote = "igpt.keras, log.csv, loss_curves.png and samples.png"
+    say_what_next(f"{wrote} to {options.output}/", f"probe --model {options.output}/igpt.keras …")
+
+
+def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
+    """The run's palette: that of its folder where there is one."""
+    path = options.output / "palette.npy"
+    if path.is_file():
+        palette = igpt.ColorPalette.load(path)
+        if palette.num_colors != options.colors:
+            raise ValueError(
+                f"--colors must be that of the run in {options.output}, {palette.num_colors}. "
+                f"Received: {options.colors}"
+            )
+        return palette
+    palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    palette.save(path)
+    return palette
+
+
+def _make_model(options: argparse.Namespace, palette: igpt.ColorPalette, rate: float, steps: int) -> Any:
+    causal = options.objective == "ar"
+    backbone = igpt.ImageGPTBackbone(
+        palette.num_colors,
+        options.image_size,
+        options.layers,
+        options.heads,
+        options.width,
+        "causal" if causal else "bidirectional",
+        options.normalization,
+        remat=options.remat,
+        dtype=options.dtype,
+    )
+    model = (igpt.ImageGPTCausalLM if causal else igpt.ImageGPTMaskedLM)(backbone, palette=palette)
+    model.compile(**igpt.pretraining_recipe("igpt_tiny", options.objective, steps, learning_rate=rate))
+    return model
+
+
+def _say_plan(options: argparse.Namespace, model: Any, pictures: int, steps: int) -> None:
+    needs = igpt.estimate(model.backbone.architecture, options.batch_size, dtype=options.dtype, remat=options.remat)
+    print(
+        f"{pictures:,} pictures of {options.image_size}x{options.image_size} pixels, {options.epochs} epochs: "
+        f"{steps:,} steps of {needs.tokens:,} tokens\n"
+        f"{needs.parameters:,} parameters, about {needs.training_memory / 2**30:.1f} GiB beside the framework's own, "
+        f"{steps * needs.training_flops / 1e12:,.0f} TFLOP on {keras.backend.backend()}",
+        flush=True,
+    )
+
+
+def _searched_rate(
+    options: argparse.Namespace, tokens: igpt.DataSplits[Any], palette: igpt.ColorPalette, epoch_steps: int
+) -> float:
+    study = igpt.Study(
+        lambda hyperparameters: _make_model(
+            options, palette, hyperparameters.get("learning_rate"), options.search_epochs * epoch_steps
+        ),
+        tokens,
+        lambda examples: igpt.TrainingBatches(examples, palette, options.batch_size, seed=options.seed),
+        lambda examples: igpt.EvaluationBatches(examples, palette, options.batch_size),
+        "val_loss",
+        options.output / "search",
+        seed=options.seed,
+    )
+    oracle = igpt.DescendingLearningRateOracle("val_loss", options.rates)
+    search = study.search(epochs=options.search_epochs, oracle=oracle)
+    print(search)
+    return float(search.best.values["learning_rate"])

@@ -1,0 +1,39 @@
+"""Tell how surprising pictures are to a model, and where.
+
+keras-igpt score cat.jpg dog.png --model run/igpt.keras
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from keras_igpt import plotting
+from keras_igpt.commands.shared import add_model_argument, add_output_argument, load_model, open_pictures, say_what_next
+from keras_igpt.data.inputs import pictures_of_size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files of any size")
+    add_model_argument(parser, required=False)
+    parser.add_argument("--batch-size", type=int, default=16)
+    add_output_argument(parser, "score_output")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    model = load_model(options.model)
+    images = pictures_of_size(open_pictures(options.pictures), model.backbone.image_size, model.palette.num_channels)
+    scores = model.score(images, per_pixel=True, batch_size=options.batch_size)
+    for name, nats in zip(options.pictures, scores.nats_per_token, strict=True):
+        print(f"{name}: {nats:.3f} nats per token")
+    print(scores)
+    options.output.mkdir(parents=True, exist_ok=True)
+    plotting.plot_surprise(images, scores.surprise).savefig(options.output / "surprise.png")
+    results = dict(zip(options.pictures, scores.nats_per_token.tolist(), strict=True))
+    (options.output / "scores.json").write_text(json.dumps(results, indent=2) + "\n")
+    say_what_next(
+        f"surprise.png and scores.json to {options.output}/",
+        f"complete {' '.join(options.pictures)} --model {options.model}",
+    )

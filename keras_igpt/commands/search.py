@@ -1,0 +1,90 @@
+"""The paper's protocol: rates searched on validation, validation folded back in, refitted, tested once.
+
+keras-igpt search --model run/igpt.keras --images FOLDER --rates 0.003 0.001 0.0003
+keras-igpt search --model run/igpt.keras --images FOLDER --frozen --layer 4 --rates 30 10 3 1
+
+With --frozen it is the paper's linear probe for ImageNet: a linear map of one depth, trained by SGD. Run the same
+command again after a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import keras_igpt as igpt
+from keras_igpt.commands.shared import (
+    add_data_arguments,
+    add_model_argument,
+    add_output_argument,
+    load_data,
+    load_model,
+    pixels_of,
+    say_what_next,
+    write_config,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_model_argument(parser)
+    add_data_arguments(parser)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.001, 0.0003, 0.0001], help="falling")
+    parser.add_argument("--generative-weight", type=float, default=1.0, help="of L_GEN beside L_CLF; 1 in the paper")
+    parser.add_argument("--frozen", action="store_true", help="train the class head alone")
+    parser.add_argument("--layer", type=int, help="depth of the features; by default the last")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=30, help="at most; with --frozen exactly, for its schedule")
+    parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument("--to-beat", type=float, help="accuracy that a trial has to beat; before training by default")
+    add_output_argument(parser, "search_output")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    pretrained = load_model(options.model)
+    palette, size = pretrained.palette, pretrained.backbone.image_size
+    data = load_data(options, size)
+    train, validation, test = (
+        igpt.LabeledImages(pixels_of(part, len(part)), part.labels).encode(palette)
+        for part in (data.train, data.validation, data.test)
+    )
+    tokens = igpt.DataSplits(train, validation, test, data.class_names)
+    augmentation = igpt.PaddedCrop(max(1, round(4 * size / 32)))
+    steps = options.epochs * (len(train) // options.batch_size)
+
+    def make_model(hyperparameters: Any) -> igpt.ImageGPTImageClassifier:
+        # Opened for each trial: all begin with the same weights.
+        language_model, rate = load_model(options.model), hyperparameters.get("learning_rate")
+        classifier = igpt.ImageGPTImageClassifier(
+            language_model,
+            len(data.class_names),
+            0.0 if options.frozen else options.generative_weight,
+            layer=options.layer,
+            frozen=options.frozen,
+        )
+        classifier.compile(**(igpt.probing_recipe(rate, steps) if options.frozen else igpt.finetuning_recipe(rate)))
+        return classifier
+
+    study = igpt.Study(
+        make_model,
+        tokens,
+        lambda examples: igpt.TrainingBatches(
+            examples, palette, options.batch_size, seed=options.seed, augmentation=augmentation
+        ),
+        lambda examples: igpt.EvaluationBatches(examples, palette, options.batch_size),
+        "val_accuracy",
+        options.output,
+        seed=options.seed,
+    )
+    write_config(options, classes=data.class_names)
+    study.search(
+        epochs=options.epochs,
+        oracle=igpt.DescendingLearningRateOracle("val_accuracy", options.rates),
+        patience=None if options.frozen else options.patience,
+        to_beat=options.to_beat,
+    )
+    print(study.refit())
+    say_what_next(
+        f"trials.json, report.json and model.keras to {options.output}/", f"export --model {options.output}/model.keras"
+    )

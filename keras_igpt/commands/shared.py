@@ -1,0 +1,232 @@
+"""What commands share: the arguments that name pictures and models, opening both, and the last line."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_igpt as igpt
+from keras_igpt.palette.color_palette import UInt8Images
+
+DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dataset`, `--data-dir`, `--images` and `--seed`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", help="folder of pictures, with a subfolder for each class")
+    source.add_argument("--dataset", choices=DATASETS, help="a data set as TensorFlow Datasets prepares it")
+    parser.add_argument("--data-dir", help="folder of the prepared data sets")
+    parser.add_argument("--seed", type=int, default=0, help="decides which pictures are held out, too")
+
+
+def add_model_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds `--model`."""
+    parser.add_argument(
+        "--model",
+        required=required,
+        default=None if required else "igpt_cifar10_8x8",
+        help="a .keras file, or the name of a trained preset"
+        + ("" if required else "; the one of 8x8 pixels that comes with the package by default"),
+    )
+
+
+def add_output_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds `--output`."""
+    parser.add_argument("--output", type=Path, default=Path(default), help=f"folder to write to; {default} by default")
+
+
+def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how tokens are drawn."""
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable colour")
+    parser.add_argument("--top-k", type=int, help="draw from the k most probable colours only")
+    parser.add_argument("--top-p", type=float, help="draw from the most probable colours of this total probability")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
+
+
+def drawing(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the drawing arguments by name."""
+    return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "batch_size")}
+
+
+def load_data(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
+    """Opens the labelled pictures that the command line names.
+
+    Args:
+        options: with the arguments of `add_data_arguments`.
+        image_size: int. Side that the pictures get.
+
+    Returns:
+        `DataSplits`; pictures stay in their files until they are read, where they come as files.
+    """
+    if options.images:
+        return igpt.load_image_folder(options.images, image_size, seed=options.seed)
+    return igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
+
+
+def load_training_pictures(options: argparse.Namespace, image_size: int) -> tuple[Any, Any]:
+    """Opens the pictures that the command line names, to train on without labels: a folder without classes will do.
+
+    Args:
+        options: with the arguments of `add_data_arguments`.
+        image_size: int. Side that the pictures get.
+
+    Returns:
+        The pictures to train on, and those held out.
+    """
+    if options.images and not any(path.is_dir() for path in Path(options.images).glob("*")):
+        pictures = igpt.load_unlabeled_folder(options.images, image_size)
+        return igpt.split_off(pictures, 0.1, options.seed)
+    data = load_data(options, image_size)
+    return data.train, data.validation
+
+
+def pixels_of(examples: Any, at_most: int = 20_000) -> UInt8Images:
+    """Returns the pixels of pictures in memory or in files, of `at_most` spread evenly over all of them."""
+    rows = np.unique(np.linspace(0, len(examples) - 1, min(at_most, len(examples))).round().astype(int))
+    images = examples.take(rows)
+    while not isinstance(images, np.ndarray):
+        # Pictures without classes may be in files; files are read into labelled pictures.
+        images = images.load() if isinstance(images, igpt.ImageFiles) else images.images
+    return images
+
+
+def open_pictures(paths: Sequence[str]) -> list[Any]:
+    """Opens picture files.
+
+    Args:
+        paths: sequence of str.
+
+    Returns:
+        List of Pillow images.
+
+    Raises:
+        ValueError: if a file is no picture or damaged.
+        FileNotFoundError: if a file is missing.
+        ImportError: if Pillow is absent.
+    """
+    from PIL import Image
+
+    pictures = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                pictures.append(picture)
+        except FileNotFoundError:
+            raise
+        except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
+            raise ValueError(f"{path} cannot be read as a picture ({error})") from error
+    return pictures
+
+
+def load_model(name: str) -> Any:
+    """Opens a model's file, or a trained preset by its name.
+
+    Args:
+        name: str. Path or name.
+
+    Returns:
+        A language model or a classifier.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    if name in igpt.trained_presets():
+        bert = igpt.get_preset(name).attention == "bidirectional"
+        return (igpt.ImageGPTMaskedLM if bert else igpt.ImageGPTCausalLM).from_preset(name)
+    if not Path(name).is_file():
+        presets = ", ".join(igpt.trained_presets())
+        raise ValueError(f"--model must be a .keras file or one of {presets}. Received: {name}")
+    return keras.saving.load_model(name, compile=False)
+
+
+def load_causal_lm(name: str) -> igpt.ImageGPTCausalLM:
+    """Opens an autoregressive model with its palette.
+
+    Args:
+        name: str. Path or name.
+
+    Returns:
+        An `ImageGPTCausalLM`.
+
+    Raises:
+        ValueError: if the model is of another kind.
+    """
+    model = load_model(name)
+    if not isinstance(model, igpt.ImageGPTCausalLM) or model.palette is None:
+        raise ValueError(f"--model must be an autoregressive model with its palette. Received: {name}")
+    return model
+
+
+def write_config(options: argparse.Namespace, **found: Any) -> None:
+    """Writes `config.json` into the output folder: the command's arguments, the backend and what was found out."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    del given["run"]
+    config = {**given, "backend": keras.backend.backend(), "keras_igpt": igpt.__version__, **found}
+    (options.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+class TimeLeft(keras.callbacks.Callback):
+    """Prints after the first steps, and after each epoch, how long the training has still to go.
+
+    Args:
+        steps: int. Steps of the whole training.
+        seconds: function that returns the time in seconds.
+    """
+
+    # The first steps compile.
+    _SKIPPED, _MEASURED = 3, 10
+
+    def __init__(self, steps: int, seconds: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._steps, self._seconds = steps, seconds
+        self._done, self._seen, self._started = 0, 0, 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # A training that goes on begins in the middle.
+        self._done = epoch * self.params["steps"]
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._seen += 1
+        self._done += 1
+        if self._seen == self._SKIPPED:
+            self._started = self._seconds()
+        if self._seen == self._SKIPPED + self._MEASURED:
+            self._say()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._seen > self._SKIPPED and self._done < self._steps:
+            self._say()
+
+    def _say(self) -> None:
+        each = (self._seconds() - self._started) / (self._seen - self._SKIPPED)
+        left = max(0, self._steps - self._done) * each
+        print(
+            f"{self._done:,} of {self._steps:,} steps, {each:.2g} s each: about {left / 60:.1f} minutes left",
+            flush=True,
+        )
+
+
+def read_log(path: Path) -> dict[int, dict[str, float]]:
+    """Returns the lines of a training's log by epoch; one that a kill made run twice counts once."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    return {int(line["epoch"]): {name: float(value) for name, value in line.items()} for line in lines}
+
+
+def say_what_next(wrote: str, next_command: str) -> None:
+    """Prints the last lines of a command: what it wrote, and what to run with it."""
+    print(f"Wrote {wrote}.\nNext: keras-igpt {next_command}")
