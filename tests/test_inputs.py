@@ -9,9 +9,9 @@ from conftest import make_causal_lm, make_masked_lm, randomize
 
 import keras_igpt as igpt
 from keras_igpt.data import ImageFiles, LabeledImages, LabeledTokens
-from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.data.image_files import FolderReader
 from keras_igpt.data.inputs import as_pictures, as_token_ids
+from keras_igpt.data.token_source import PictureExamples
 
 COLORS = np.array([[red, green, 0] for red in (0, 85, 170, 255) for green in (0, 85, 170, 255)], "uint8")
 PALETTE = igpt.ColorPalette.from_colors(COLORS)
