@@ -89,9 +89,8 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
 
 def as_labeled_examples(model: PictureModel, given: LabeledPictures, name: str) -> LabeledPictureExamples:
     """Returns pictures, of the kinds that `as_examples` takes, as examples with labels, or says that they have none."""
-    given = given.examples if isinstance(given, EvaluationBatches) else given
     if not isinstance(given, tuple):
-        check_labeled(name, given)
+        check_labeled(name, given.examples if isinstance(given, EvaluationBatches) else given)
     examples = as_examples(model, given, name)
     check_labeled(name, examples)
     assert isinstance(examples, LabeledPictureExamples)
