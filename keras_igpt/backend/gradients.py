@@ -67,7 +67,7 @@ def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Makes the backward pass recompute a function of one tensor in place of keeping its intermediates.
 
     Args:
-        function: of a tensor; may read weights.
+        function: of a tensor; may read weights, and may return several tensors.
 
     Returns:
         A function of the same values and gradients.
@@ -82,7 +82,8 @@ def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         converted, weights = jax.closure_convert(function, inputs)
 
         def backward(kept: tuple[Any, ...], upstream: Any) -> Any:
-            return jax.vjp(converted, *barrier(upstream, kept[:1]), *kept[1:])[1](upstream)
+            earlier = jax.tree.leaves(upstream)[0]
+            return jax.vjp(converted, *barrier(earlier, kept[:1]), *kept[1:])[1](upstream)
 
         recomputed = jax.custom_vjp(converted)
         recomputed.defvjp(lambda *arguments: (converted(*arguments), arguments), backward)
