@@ -32,8 +32,8 @@ class SelfAttention(keras.layers.Layer):
 
     Call arguments:
         inputs: tensor `(B, T, D)`.
-        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions; `T` is 1 then.
-        index: optional int or int tensor, the position of the single input, with `cache` only.
+        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions.
+        index: with `cache`: int or int tensor, the position of all rows' single input; or int tensor `(B, T)`.
 
     Returns:
         Tensor `(B, T, D)`, and keys and values: of the inputs, `(B, N, T, H)` each, or the cache with theirs in it.

@@ -104,10 +104,11 @@ def _attend_in_blocks(projected: Any, causal: bool) -> Any:
     blocks = _query_blocks(projected.shape[1], causal)
 
     def attend(projected: Any) -> Any:
-        parts = tuple(ops.unstack(ops.transpose(projected, (2, 0, 3, 1, 4))))  # each (B, N, T, H)
-        output, log_sums = _blockwise_output(*parts, blocks)
+        query, key, value = ops.unstack(ops.transpose(projected, (2, 0, 3, 1, 4)))  # each (B, N, T, H)
+        output, log_sums = _blockwise_output(query, key, value, blocks)
 
         def gradient(upstream: Any) -> Any:
+            parts = (query, key, value)
             gradients = _blockwise_gradients(swap_time_and_heads(upstream), output, log_sums, parts, blocks)
             return ops.transpose(ops.stack(gradients), (1, 3, 0, 2, 4))
 
@@ -179,27 +180,45 @@ def _where_visible(scores: Any, visible: Any) -> Any:
 
 
 def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
-    """Attends from one new position over a cache, which gets its key and value.
+    """Attends from new positions over a cache, which gets their keys and values.
 
     Heads come before time in the cache, so that a head's keys lie together: products of transposed caches would copy
     them for every token.
 
     Args:
-        projected: tensor `(B, 1, 3, N, H)`: query, key and value of the new position.
-        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before `index`. PyTorch changes them.
-        index: int, or int tensor. The new position.
+        projected: tensor `(B, T, 3, N, H)`: queries, keys and values of the new positions.
+        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before. PyTorch changes them.
+        index: int or int tensor, the new position of all rows, `T` being 1; or int tensor `(B, T)`, those of each row,
+            one after the other.
 
     Returns:
-        Tensor `(B, 1, N, H)`, and the cache with this position in it.
+        Tensor `(B, T, N, H)`, and the cache with these positions in it.
     """
-    query, key, value = (swap_time_and_heads(projected[:, :, part]) for part in range(3))
     if runs_eagerly():
-        attended, cache = attend_in_place(query, key, value, cache, int(index))
-        return swap_time_and_heads(attended), cache
-    keys = ops.slice_update(cache[0], (0, 0, index, 0), key)
-    values = ops.slice_update(cache[1], (0, 0, index, 0), value)
-    # `is_causal` would align the single query with the first key, so the visible length is given as a mask.
+        return attend_in_place(projected, cache, index)
+    query, key, value = (swap_time_and_heads(projected[:, :, part]) for part in range(3))
+    keys, values = _written(cache, (key, value), index)
     scores = ops.cast(ops.einsum("bnth,bnsh->bnts", query * _scale_of(query), keys), "float32")
-    scores = _where_visible(scores, ops.arange(keys.shape[2]) <= index)
-    weights = ops.cast(ops.softmax(scores, axis=-1), values.dtype)
+    # `is_causal` would align the first query with the first key, so what each one sees is given as a mask.
+    visible = ops.arange(keys.shape[2]) <= ops.reshape(index, (-1, 1, query.shape[2], 1))
+    weights = ops.cast(ops.softmax(_where_visible(scores, visible), axis=-1), values.dtype)
     return swap_time_and_heads(ops.matmul(weights, values)), (keys, values)
+
+
+def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
+    """The cache with keys and values `(B, N, T, H)` of new positions in it."""
+    if not len(index.shape):
+        keys, values = (ops.slice_update(whole, (0, 0, index, 0), part) for whole, part in zip(cache, new, strict=True))
+        return keys, values
+
+    def write(row: Any, cache: KeyValue) -> KeyValue:
+        first = index[row, 0]
+        keys, values = (
+            ops.slice_update(whole, (row, 0, first, 0), ops.slice(part, (row, 0, 0, 0), (1, *part.shape[1:])))
+            for whole, part in zip(cache, new, strict=True)
+        )
+        return keys, values
+
+    # Row by row: XLA on CPU writes such a loop in place, where a scatter is one of single vectors.
+    written: KeyValue = ops.fori_loop(0, ops.shape(index)[0], write, cache)
+    return written

@@ -36,8 +36,8 @@ class TransformerBlock(keras.layers.Layer):
 
     Call arguments:
         hidden: tensor `(B, T, D)`, the residual stream.
-        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions; `T` is 1 then.
-        index: optional int or int tensor, the position of the single input, with `cache` only.
+        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions.
+        index: with `cache`: int or int tensor, the position of all rows' single input; or int tensor `(B, T)`.
 
     Returns:
         Tensor `(B, T, D)`, and keys and values: of the inputs, or the cache with theirs in it.
@@ -372,16 +372,17 @@ class ImageGPTBackbone(QuantizableModel):
         return [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
 
     def decode_step(self, token_ids: Any, index: Any, cache: Sequence[KeyValue]) -> tuple[Any, list[KeyValue]]:
-        """Computes the features of one position from the cached ones before it.
+        """Computes the features of some positions from the cached ones before them.
 
         Args:
             token_ids: int tensor `(B, T)`, known before `index`.
-            index: int or int tensor, the position.
+            index: int or int tensor, the position of all rows; or int tensor `(B, w)`, those of each row, one after
+                the other.
             cache: a pair of tensors `(B, N, S, H)` for each block, filled before `index`, S being more than that and at
-                most T. PyTorch writes the position into these tensors.
+                most T. PyTorch writes the positions into these tensors.
 
         Returns:
-            Tensor `(B, 1, D)`, what `call` gives at `index`, and the cache with this position in it.
+            Tensor `(B, 1, D)` or `(B, w, D)`, what `call` gives at `index`, and the cache with these positions in it.
         """
         states = self._residual_states(self.pixel_embedding.embed_step(token_ids, index), cache, index)
         hiddens, updated = zip(*states, strict=True)
@@ -411,7 +412,7 @@ class ImageGPTBackbone(QuantizableModel):
             cache: as in `decode_step`.
             index: as in `decode_step`.
         """
-        yield hidden, ()
+        yield hidden, (None, None)
         for layer, block in enumerate(self.blocks):
             if cache is not None:
                 hidden, key_value = call_directly(block, hidden, cache=cache[layer], index=index)

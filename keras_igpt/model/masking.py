@@ -96,14 +96,14 @@ class RandomPositionMask(keras.layers.Layer):
         token_ids = ops.cast(token_ids, "int32")
         positions = ops.arange(token_ids.shape[-1], dtype="int32")
         # A picture's key: the sum of one hash a (position, token), so that any changed pixel gives other masks.
-        words = _mix(token_ids + _wrap(0x9E3779B9) * (positions + 1))
+        words = mixed_words(token_ids + signed_word(0x9E3779B9) * (positions + 1))
         picture = ops.cast(ops.sum(words, axis=-1, keepdims=True), "int32")  # (B, 1)
-        draw = _mix(ops.convert_to_tensor(_wrap(self.seed), "int32"))
+        draw = mixed_words(ops.convert_to_tensor(signed_word(self.seed), "int32"))
         if training:
             # The evaluation draw is no training step's: steps count from one here.
-            draw = _mix(draw + self.step + 1)
-        key = _mix(ops.bitwise_xor(picture, draw))
-        bits = _mix(key + _wrap(0x85EBCA77) * (positions + 1))  # (B, T)
+            draw = mixed_words(draw + self.step + 1)
+        key = mixed_words(ops.bitwise_xor(picture, draw))
+        bits = mixed_words(key + signed_word(0x85EBCA77) * (positions + 1))  # (B, T)
         # 24 bits are a uniform number in steps of 2^-24.
         uniform = ops.bitwise_and(bits, 0xFFFFFF)
         return uniform < round(self.rate * (1 << 24))
@@ -116,16 +116,23 @@ class RandomPositionMask(keras.layers.Layer):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
-def _mix(words: Any) -> Any:
-    """MurmurHash3's 32-bit finaliser on int32 tensors, whose products wrap on every backend."""
+def mixed_words(words: Any) -> Any:
+    """MurmurHash3's 32-bit finaliser on int32 tensors, whose products wrap on every backend.
+
+    Args:
+        words: int32 tensor of any shape.
+
+    Returns:
+        int32 tensor of the same shape, random bits.
+    """
     words = ops.bitwise_xor(words, _logical_right_shift(words, 16))
-    words = words * _wrap(0x85EBCA6B)
+    words = words * signed_word(0x85EBCA6B)
     words = ops.bitwise_xor(words, _logical_right_shift(words, 13))
-    words = words * _wrap(0xC2B2AE35)
+    words = words * signed_word(0xC2B2AE35)
     return ops.bitwise_xor(words, _logical_right_shift(words, 16))
 
 
-def _wrap(word: int) -> int:
+def signed_word(word: int) -> int:
     """The signed 32-bit integer with the bits of `word`."""
     word &= 0xFFFFFFFF
     return word - (1 << 32) if word >= 1 << 31 else word

@@ -156,7 +156,7 @@ class ImageGPTMaskedLM(PixelModel):
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 16,
-        uniforms: npt.ArrayLike | None = None,
+        noise: npt.ArrayLike | None = None,
     ) -> TokenIds:
         """Draws the hidden tokens of sequences anew; an extension of the paper. Needs no palette.
 
@@ -169,7 +169,7 @@ class ImageGPTMaskedLM(PixelModel):
             top_p: float. As in `fill`.
             seed: int. Order and draws of row i depend on `(seed, i)` alone.
             batch_size: int. Sequences drawn together.
-            uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
+            noise: float array `(B, T, V)`, Gumbel noise to draw with instead of the seed's.
 
         Returns:
             int32 array `(B, T)`.
@@ -182,7 +182,7 @@ class ImageGPTMaskedLM(PixelModel):
         filled = lm.fill_tokens(token_ids, position_mask, num_rounds=64)
         ```
         """
-        sampling = Sampling(temperature, top_k, top_p, seed, uniforms)
+        sampling = Sampling(temperature, top_k, top_p, seed, noise)
         return fill_tokens(self, token_ids, position_mask, num_rounds, sampling, batch_size)
 
     def score(
