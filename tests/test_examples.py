@@ -233,8 +233,10 @@ def test_generation_benchmark(benchmarks):
         pytest.importorskip(package)
     sizes = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
     contestants = ["--only", f"keras_igpt, {keras.backend.backend()}", "use_cache", "--shape", json.dumps(sizes)]
-    results = load(benchmarks / "generation.py").main(["--rounds", "1", "--batch-size", "2", "--greedy", *contestants])
-    assert len(results) == 2
+    results = load(benchmarks / "generation.py").main(["--rounds", "1", "--batch-sizes", "2", "--greedy", *contestants])
+    assert len(results) == 3
+    # The most probable tokens of the same weights.
+    assert len({tuple(figures["tokens"]) for figures in results.values()}) == 1
 
 
 def test_contact_sheet(tmp_path):
