@@ -84,63 +84,75 @@ class Decoder(Program):
             self.jit_compile = True
 
     def call(self, inputs: dict[str, Any]) -> Any:
-        backbone = self.language_model.backbone
-        prompt, tokens, window = inputs["prompt"], backbone.num_tokens, self.window
-        everywhere = ops.arange(tokens, dtype="int32")
+        prompt, tokens = inputs["prompt"], self.language_model.backbone.num_tokens
+        first, filled = self._prefilled(prompt)
+        zeros = ops.zeros_like(prompt[:, 0])
+        # Without guesses every token that is looked up is there, but for the one before the first.
+        token_ids = prompt if self.window > 1 else ops.maximum(prompt, 0)
+        state: Any = (zeros + first, token_ids, ops.equal(zeros, 0), zeros)
+        cache: list[Any] = []
+        for length in _cache_lengths(tokens):
+            cache = _grown_cache(cache, filled, length)
+            *state, cache = ops.while_loop(
+                lambda index, *_, length=length: self._has_work(index, length),
+                lambda *state: self._pass(inputs, *state),
+                (*state, cache),
+            )
+        _, token_ids, finite, passes = state
+        token_ids = ops.where(ops.expand_dims(finite, -1), token_ids, NOT_DRAWN)
+        return ops.concatenate([token_ids, ops.expand_dims(passes, -1)], axis=1)
 
-        # Everything before the first position that any row has to draw comes from one pass over the prompt.
+    def _prefilled(self, prompt: Any) -> tuple[Any, Any]:
+        """The first position that any row has to draw, and a cache of those before it, from one pass."""
+        backbone = self.language_model.backbone
         missing = ops.any(prompt < 0, axis=0)
-        first = ops.cast(ops.where(ops.any(missing), ops.argmax(ops.cast(missing, "int32")), tokens), "int32")
-        filled = ops.cond(
+        first = ops.where(ops.any(missing), ops.argmax(ops.cast(missing, "int32")), backbone.num_tokens)
+        first = ops.cast(first, "int32")
+        cache = ops.cond(
             first > 0,
             lambda: backbone.fill_cache(ops.maximum(prompt, 0)),
             lambda: backbone.empty_cache(ops.shape(prompt)[0]),
         )
+        return first, cache
 
-        def one_pass(index: Any, token_ids: Any, finite: Any, passes: Any, cache: Any) -> tuple[Any, ...]:
-            start = ops.minimum(index, tokens - window)
-            positions = ops.expand_dims(start, -1) + everywhere[:window]  # (B, w)
-            if window == 1:
-                guesses = None
-                hidden, cache = backbone.decode_step(token_ids, _common_index(start), cache)
-            else:
-                guesses = self._guesses(token_ids, positions)
-                token_ids = _placed(token_ids, guesses, start)
-                seen = _seen_where_eager(cache, start + window)
-                hidden, updated = backbone.decode_step(token_ids, positions, seen)
-                cache = cache if runs_eagerly() else updated
-            logits = self.language_model.pixel_head(hidden)
-            finite = ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=(1, 2)))
-            noise = noise_at(inputs["noise"], positions, logits.shape[-1])
-            drawn = draw_tokens(logits, noise, inputs["temperature"], inputs["top_k"], inputs["top_p"])
-            given = ops.take_along_axis(prompt, positions, axis=1)
-            drawn = ops.where(given < 0, drawn, given)
-            passes = passes + ops.cast(index < tokens, "int32")
-            if guesses is None:
-                return index + 1, _placed(token_ids, drawn, start), finite, passes, cache
-            # At the end of a picture a window begins with positions that are done.
-            drawn = ops.where(positions < ops.expand_dims(index, -1), guesses, drawn)
-            wrong = ops.where(ops.equal(drawn, guesses), window, everywhere[:window])
-            index = start + ops.minimum(ops.min(wrong, axis=-1) + 1, window)
-            return index, _placed(token_ids, drawn, start), finite, passes, cache
+    def _has_work(self, index: Any, length: int) -> Any:
+        """Whether rows are left, and the one that is furthest has room in a cache of this length."""
+        tokens = self.language_model.backbone.num_tokens
+        left = ops.any(index < tokens)
+        if length == tokens:
+            return left
+        return ops.logical_and(left, ops.max(ops.minimum(index, tokens - self.window)) <= length - self.window)
 
-        zeros = ops.zeros_like(prompt[:, 0])
-        state = (zeros + first, prompt, ops.equal(zeros, 0), zeros)
-        cache: list[Any] = []
-        for length in _cache_lengths(tokens):
-            cache = _grown_cache(cache, filled, length)
-
-            def unfinished(index: Any, *_: Any, length: int = length) -> Any:
-                left = ops.any(index < tokens)
-                if length == tokens:
-                    return left
-                # The row that is furthest needs the next stage's room.
-                return ops.logical_and(left, ops.max(ops.minimum(index, tokens - window)) <= length - window)
-
-            *state, cache = ops.while_loop(unfinished, one_pass, (*state, cache))
-        _, token_ids, finite, passes = state
-        token_ids = ops.where(ops.expand_dims(finite, -1), token_ids, NOT_DRAWN)
-        return ops.concatenate([token_ids, ops.expand_dims(passes, -1)], axis=1)
+    def _pass(
+        self, inputs: dict[str, Any], index: Any, token_ids: Any, finite: Any, passes: Any, cache: Any
+    ) -> tuple[Any, ...]:
+        """One pass of the model: each row's next positions, all of them that are sure, and guesses of the others."""
+        backbone, window = self.language_model.backbone, self.window
+        start = ops.minimum(index, backbone.num_tokens - window)
+        offsets = ops.arange(window, dtype="int32")
+        positions = ops.expand_dims(start, -1) + offsets  # (B, w)
+        if window == 1:
+            guesses = None
+            hidden, cache = backbone.decode_step(token_ids, _common_index(start), cache)
+        else:
+            guesses = self._guesses(token_ids, positions)
+            token_ids = _placed(token_ids, guesses, start)
+            hidden, updated = backbone.decode_step(token_ids, positions, _seen_where_eager(cache, start + window))
+            cache = cache if runs_eagerly() else updated
+        logits = self.language_model.pixel_head(hidden)
+        finite = ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=(1, 2)))
+        passes = passes + ops.cast(index < backbone.num_tokens, "int32")
+        noise = noise_at(inputs["noise"], positions, logits.shape[-1])
+        drawn = draw_tokens(logits, noise, inputs["temperature"], inputs["top_k"], inputs["top_p"])
+        given = ops.take_along_axis(inputs["prompt"], positions, axis=1)
+        drawn = ops.where(given < 0, drawn, given)
+        if guesses is None:
+            return index + 1, _placed(token_ids, drawn, start), finite, passes, cache
+        # At the end of a picture a window begins with positions that are done.
+        drawn = ops.where(positions < ops.expand_dims(index, -1), guesses, drawn)
+        first_wrong = ops.min(ops.where(ops.equal(drawn, guesses), window, offsets), axis=-1)
+        index = start + ops.minimum(first_wrong + 1, window)
+        return index, _placed(token_ids, drawn, start), finite, passes, cache
 
     def _guesses(self, token_ids: Any, positions: Any) -> Any:
         """What is there at some positions `(B, w)`, or the colour of the pixel above."""
