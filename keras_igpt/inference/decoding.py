@@ -179,7 +179,9 @@ def _placed(token_ids: Any, window: Any, start: Any) -> Any:
     """Tokens `(B, T)` with those of a window `(B, w)` from each row's start on."""
     size = window.shape[1]
     offsets = ops.arange(token_ids.shape[1], dtype="int32") - ops.expand_dims(start, -1)
-    spread = window if size == 1 else ops.take_along_axis(window, ops.clip(offsets, 0, size - 1), axis=1)
+    if size == 1:
+        return ops.where(ops.equal(offsets, 0), window, token_ids)
+    spread = ops.take_along_axis(window, ops.clip(offsets, 0, size - 1), axis=1)
     return ops.where(ops.logical_and(offsets >= 0, offsets < size), spread, token_ids)
 
 

@@ -52,7 +52,7 @@ class Sampling:
 
         Returns:
             Arrays by name: `"noise"` float32 `(B, T, V)`, or what `noise_at` makes it of, int32 `(B, T)`;
-            `"temperature"`, `"top_k"` and `"top_p"`, `(B,)` each.
+            `"temperature"`, `"top_k"` and `"top_p"`, `(B, 1, 1)` each.
 
         Raises:
             ValueError: if one is out of its range.
@@ -74,9 +74,9 @@ class Sampling:
                 )
         return {
             "noise": noise,
-            "temperature": np.full(rows, temperature, np.float32),
-            "top_k": np.full(rows, top_k, np.int32),
-            "top_p": np.full(rows, top_p, np.float32),
+            "temperature": np.full((rows, 1, 1), temperature, np.float32),
+            "top_k": np.full((rows, 1, 1), top_k, np.int32),
+            "top_p": np.full((rows, 1, 1), top_p, np.float32),
         }
 
 
@@ -109,16 +109,15 @@ def draw_tokens(logits: Any, noise: Any, temperature: Any, top_k: Any, top_p: An
     Args:
         logits: float32 tensor `(B, T, V)`.
         noise: float32 tensor `(B, T, V)`, Gumbel noise.
-        temperature: float32 tensor `(B,)`, not negative; noise is multiplied by it.
-        top_k: int32 tensor `(B,)`, 1…V. Only the k most probable tokens can be drawn; of equal ones the lower ids.
-        top_p: float32 tensor `(B,)` in (0, 1]. Only the most probable tokens whose predecessors sum to less than p can
-            be drawn.
+        temperature: float32 tensor `(B, 1, 1)`, not negative; noise is multiplied by it.
+        top_k: int32 tensor `(B, 1, 1)`, 1…V. Only the k most probable tokens can be drawn; of equal ones the lower ids.
+        top_p: float32 tensor `(B, 1, 1)` in (0, 1]. Only the most probable tokens whose predecessors sum to less than p
+            can be drawn.
 
     Returns:
         int32 tensor `(B, T)`.
     """
     restricted = ops.logical_or(ops.any(top_k < logits.shape[-1]), ops.any(top_p < 1.0))
-    temperature, top_k, top_p = (ops.reshape(setting, (-1, 1, 1)) for setting in (temperature, top_k, top_p))
     # Sorting takes XLA on CPU nearly as long as all products of a small network: it is left out where it can be.
     possible = ops.cond(
         restricted,
