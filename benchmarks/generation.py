@@ -1,9 +1,13 @@
-"""How fast are pictures drawn on a CPU, pixel by pixel?
+"""How fast are pictures drawn on a CPU, one pass a pixel and with lookahead?
 
-Command: make benchmark   (or python benchmarks/generation.py)
+Command: make benchmark   (or python benchmarks/generation.py --preset igpt_cifar10_8x8)
 
-Whole pictures in float32: keras_igpt on each backend, and Hugging Face's ImageGPT with `generate(use_cache=True)`, all
-from the same weights. Each contestant lives in a process of its own, and they draw a batch of pictures in turn.
+Whole pictures in float32: keras_igpt on each backend, with `lookahead=1` and as many pixels a pass as it chooses or
+`--lookahead` says, and Hugging Face's ImageGPT with `generate(use_cache=True)`. Each contestant lives in a process of
+its own, and they draw a batch of pictures in turn.
+
+Random weights say what a pass costs; how many a picture takes, trained ones alone do. With `--preset` transformers
+draws with random weights of the same sizes: its time does not depend on them.
 
 The floor is what has to be read for each token, all weights and the keys and values that are there, at the rate at
 which a copy of a large array reads and writes together.
@@ -25,72 +29,84 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
+from keras_igpt.inference.decoding import continue_tokens
+from keras_igpt.inference.sampling import Sampling
 
-OURS = {f"keras_igpt, {backend}": backend for backend in ("jax", "tensorflow", "torch")}
+BACKENDS = ("jax", "tensorflow", "torch")
+SEQUENTIAL = {f"keras_igpt, {backend}, a pass a pixel": backend for backend in BACKENDS}
+LOOKAHEAD = {f"keras_igpt, {backend}, lookahead": backend for backend in BACKENDS}
 PEERS = {"transformers ImageGPT, generate(use_cache=True)": "torch"}
+CONTESTANTS = {**SEQUENTIAL, **LOOKAHEAD, **PEERS}
 
-Draw = Callable[[], np.ndarray]
+Draw = Callable[[], tuple[np.ndarray, float]]
 
 
-def make_keras_draw(folder: str, batch_size: int, greedy: bool) -> Draw:
-    """Draws pictures with our model."""
-    language_model = igpt.load_huggingface_checkpoint(folder)
+def make_keras_draw(options: argparse.Namespace) -> Draw:
+    """Draws pictures with our model; tokens, and passes a picture."""
+    language_model: igpt.ImageGPTCausalLM = keras.saving.load_model(Path(options.folder) / "model.keras")
     tokens = language_model.backbone.num_tokens
-    nothing, known = np.zeros((batch_size, tokens), np.int32), np.zeros(tokens, bool)
-    temperature = 0.0 if greedy else 1.0
-    return lambda: language_model.continue_tokens(nothing, known, temperature, batch_size=batch_size)
+    nothing, known = np.zeros((options.batch_size, tokens), np.int32), np.zeros(tokens, bool)
+    sampling = Sampling(temperature=0.0 if options.greedy else 1.0)
+    lookahead = 1 if options.serve in SEQUENTIAL else options.lookahead
+
+    def draw() -> tuple[np.ndarray, float]:
+        drawing = continue_tokens(language_model, nothing, known, sampling, options.batch_size, lookahead)
+        return drawing.token_ids, float(drawing.passes.mean())
+
+    return draw
 
 
-def make_transformers_draw(folder: str, batch_size: int, greedy: bool) -> Draw:
+def make_transformers_draw(options: argparse.Namespace) -> Draw:
     """Draws pictures with transformers, from the start vector on."""
     import torch
     import transformers
 
-    model = transformers.ImageGPTForCausalImageModeling.from_pretrained(folder).eval()
+    model = transformers.ImageGPTForCausalImageModeling.from_pretrained(options.folder).eval()
     start, tokens = model.config.vocab_size - 1, model.config.n_positions
-    inputs = torch.full((batch_size, 1), start)
+    inputs = torch.full((options.batch_size, 1), start)
 
-    def draw() -> np.ndarray:
+    def draw() -> tuple[np.ndarray, float]:
         with torch.inference_mode():
             drawn = model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 max_new_tokens=tokens,
                 min_new_tokens=tokens,
-                do_sample=not greedy,
-                top_k=None if greedy else 0,
+                do_sample=not options.greedy,
+                top_k=None if options.greedy else 0,
                 use_cache=True,
                 pad_token_id=start,
             )
-        return drawn[:, 1:].numpy()
+        return drawn[:, 1:].numpy(), float(tokens)
 
     return draw
 
 
-def serve(name: str, folder: str, batch_size: int, greedy: bool) -> None:
+def serve(options: argparse.Namespace) -> None:
     """Draws a batch for each line of the standard input, and answers in lines of JSON."""
-    draw = (make_keras_draw if name in OURS else make_transformers_draw)(folder, batch_size, greedy)
+    draw = (make_transformers_draw if options.serve in PEERS else make_keras_draw)(options)
     started = time.perf_counter()
     draw()
     print(json.dumps({"first": time.perf_counter() - started}), flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
-        drawn = draw()
+        drawn, passes = draw()
         seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds, "tokens": drawn[0, :16].tolist()}), flush=True)
+        print(json.dumps({"seconds": seconds, "passes": passes, "tokens": drawn[0, :16].tolist()}), flush=True)
 
 
 class Contestant:
     """A process that waits for its turn."""
 
-    def __init__(self, name: str, folder: str, batch_size: int, greedy: bool) -> None:
+    def __init__(self, name: str, folder: str, batch_size: int, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--serve", name, "--folder", folder, "--batch-size", str(batch_size)]
+        lookahead = [] if options.lookahead is None else ["--lookahead", str(options.lookahead)]
         self._process = subprocess.Popen(
-            [*command, *(["--greedy"] if greedy else [])],
+            [*command, *lookahead, *(["--greedy"] if options.greedy else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "KERAS_BACKEND": {**OURS, **PEERS}[name], "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**os.environ, "KERAS_BACKEND": CONTESTANTS[name], "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         self.first = self._answer()["first"]
 
@@ -131,8 +147,8 @@ def bytes_of_a_step(shape: dict[str, int], batch_size: int) -> float:
     return 4.0 * (weights + cache)
 
 
-def save_random_model(shape: dict[str, int], folder: Path) -> None:
-    """Writes a model whose predictions are neither flat nor certain."""
+def save_models(shape: dict[str, int], preset: str | None, folder: Path) -> None:
+    """Writes a model whose predictions are neither flat nor certain, and for us the preset in its place."""
     keras.utils.set_random_seed(0)
     language_model = igpt.ImageGPTCausalLM(igpt.ImageGPTBackbone(**shape, normalization="rms_norm"))
     # Position embeddings large enough for one to draw another colour than the next.
@@ -140,17 +156,19 @@ def save_random_model(shape: dict[str, int], folder: Path) -> None:
     for weight, scale in ((language_model.pixel_head.kernel, shape["hidden_dim"] ** -0.5), (positions, 0.1)):
         weight.assign(np.random.default_rng(0).normal(size=weight.shape, scale=scale))
     igpt.save_huggingface_checkpoint(language_model, folder)
+    ours = language_model if preset is None else igpt.ImageGPTCausalLM.from_preset(preset)
+    ours.save(folder / "model.keras")
 
 
-def measure(names: list[str], shape: dict[str, int], batch_size: int, rounds: int, greedy: bool) -> dict[str, dict]:
-    """Runs the contestants in turn and prints the table; figures by contestant."""
+def measure(names: list[str], shape: dict[str, int], batch_size: int, options: argparse.Namespace) -> dict[str, dict]:
+    """Runs the contestants in turn and prints the table of a batch size; figures by contestant."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        save_random_model(shape, folder)
-        contestants = {name: Contestant(name, str(folder), batch_size, greedy) for name in names}
+        save_models(shape, options.preset, folder)
+        contestants = {name: Contestant(name, str(folder), batch_size, options) for name in names}
         drawn: dict[str, list[dict]] = {name: [] for name in names}
         rates = []
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             # The array takes turns too; it would not fit into the caches either.
             rates.append(copy_rate())
             for name, contestant in contestants.items():
@@ -161,39 +179,50 @@ def measure(names: list[str], shape: dict[str, int], batch_size: int, rounds: in
     rate = 2 * float(np.median(rates))
     floor = bytes_of_a_step(shape, batch_size) / rate
     print(
-        f"{rate / 1e9:.1f} GB/s read or written in a copy; floor {1000 * floor:.2f} ms a step of {batch_size} tokens\n"
+        f"\nBatch {batch_size}: {rate / 1e9:.1f} GB/s read or written in a copy; floor {1000 * floor:.2f} ms a pixel\n"
     )
-    print("| contestant | tokens/s, median | quartiles | ms a step | of the floor's rate | first call (s) |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| contestant | tokens/s, median | quartiles | passes a picture | ms a pass | of the floor | first call (s) |"
+    )
+    print("|---|---|---|---|---|---|---|")
     figures = {}
     for name, taken in drawn.items():
         lower, median, upper = np.percentile([answer["seconds"] for answer in taken], [25, 50, 75])
-        tokens = batch_size * steps
+        tokens, passes = batch_size * steps, taken[-1]["passes"]
         print(
-            f"| {name} | {tokens / median:,.0f} | {tokens / upper:,.0f} to {tokens / lower:,.0f} "
-            f"| {1000 * median / steps:.2f} | {floor * steps / median:.0%} | {contestants[name].first:.1f} |"
+            f"| {name} | {tokens / median:,.0f} | {tokens / upper:,.0f} to {tokens / lower:,.0f} | {passes:.1f} "
+            f"| {1000 * median / passes:.2f} | {floor * steps / median:.0%} | {contestants[name].first:.1f} |"
         )
         figures[name] = {"seconds": median, "first": contestants[name].first, "tokens": taken[-1]["tokens"]}
     return figures
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict]:
-    """Prints the table; returns the contestants' figures."""
+    """Prints the tables; returns the contestants' figures at the last batch size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--lookahead", type=int, help="pixels a pass, in place of what the library chooses")
     parser.add_argument("--only", nargs="*", help="contestants whose names contain one of these")
     parser.add_argument("--greedy", action="store_true", help="the most probable token, to compare what is drawn")
     parser.add_argument("--shape", type=json.loads, default={}, help="JSON: sizes in place of the default ones")
+    parser.add_argument("--preset", help="a preset with weights, in place of a random model")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
-        serve(options.serve, options.folder, options.batch_size, options.greedy)
+        serve(options)
         return {}
-    sizes = {"vocabulary_size": 512, "image_size": 32, "num_layers": 8, "num_heads": 8, "hidden_dim": 256}
-    names = [name for name in {**OURS, **PEERS} if not options.only or any(part in name for part in options.only)]
-    return measure(names, {**sizes, **options.shape}, options.batch_size, options.rounds, options.greedy)
+    shape = {"vocabulary_size": 512, "image_size": 32, "num_layers": 8, "num_heads": 8, "hidden_dim": 256}
+    shape |= options.shape
+    if options.preset is not None:
+        shape = {name: igpt.get_preset(options.preset).architecture[name] for name in shape}
+    names = [name for name in CONTESTANTS if not options.only or any(part in name for part in options.only)]
+    figures = {}
+    for batch_size in options.batch_sizes:
+        figures = measure(names, shape, batch_size, options)
+    return figures
 
 
 if __name__ == "__main__":

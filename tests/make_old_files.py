@@ -1,4 +1,5 @@
-"""Makes what lies in `old_files`. It was run at revision 404fac0, and is kept to say how.
+"""Makes what lies in `old_files`. It was run at revision 404fac0, and is kept to say how. What is drawn at random has
+changed since, once: those integers are of the revision that changed it.
 
     for backend in torch jax tensorflow; do KERAS_BACKEND=$backend python tests/make_old_files.py files; done
     for backend in torch jax tensorflow; do KERAS_BACKEND=$backend python tests/make_old_files.py numbers; done

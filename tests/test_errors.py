@@ -148,10 +148,7 @@ CASES = {
     "keeping too many rows": ("keep_rows", lambda: make_causal_lm(COLORS).complete(IMAGES, keep_rows=5)),
     "no samples": ("num_samples", lambda: make_causal_lm(COLORS).complete(IMAGES, 2, num_samples=0)),
     "a negative temperature": ("temperature", lambda: make_causal_lm(COLORS).generate(1, temperature=-1)),
-    "a temperature too low to divide by": (
-        "temperature",
-        lambda: make_causal_lm(COLORS).generate(1, temperature=1e-42),
-    ),
+    "no lookahead": ("lookahead", lambda: make_causal_lm(COLORS).generate(1, lookahead=0)),
     "half a top_k": ("top_k", lambda: make_causal_lm(COLORS).generate(1, top_k=2.5)),
     "a negative seed": ("seed", lambda: make_causal_lm(COLORS).generate(1, seed=-1)),
     "top_k of zero": ("top_k", lambda: make_causal_lm(COLORS).generate(1, top_k=0)),

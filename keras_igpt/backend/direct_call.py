@@ -8,10 +8,11 @@ import keras
 
 
 def call_directly(layer: keras.layers.Layer, *inputs: Any, **options: Any) -> Any:
-    """Computes what a built layer computes, if it can be without `Layer.__call__`.
+    """Computes what a built layer computes, without `Layer.__call__` where that changes nothing.
 
-    That converts inputs, fills in contexts and follows masks, which takes PyTorch, with nothing compiled, longer than
-    one position's products do. Under a mixed dtype policy it also has the weights cast, and is not left out.
+    `Layer.__call__` converts inputs, fills in contexts and follows masks, which takes PyTorch longer than the products
+    of one position. It also casts weights under a mixed dtype policy and lays out results under a distribution, and is
+    kept there.
 
     Args:
         layer: a built layer.
@@ -21,6 +22,6 @@ def call_directly(layer: keras.layers.Layer, *inputs: Any, **options: Any) -> An
     Returns:
         Its outputs.
     """
-    if layer.compute_dtype != layer.variable_dtype:
+    if layer.compute_dtype != layer.variable_dtype or keras.distribution.distribution() is not None:
         return layer(*inputs, **options)
     return (layer.call if layer.quantization_mode is None else layer.quantized_call)(*inputs, **options)

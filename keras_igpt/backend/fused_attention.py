@@ -59,29 +59,35 @@ def fused_attention(query: Any, key: Any, value: Any, causal: bool) -> Any:
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
-def attend_in_place(
-    query: Any, key: Any, value: Any, cache: tuple[Any, Any], index: int
-) -> tuple[Any, tuple[Any, Any]]:
-    """Attends from one new position over a cache, which is changed: for PyTorch, where nothing is compiled.
+def attend_in_place(projected: Any, cache: tuple[Any, Any], index: Any) -> tuple[Any, tuple[Any, Any]]:
+    """Attends from new positions over a cache, which is changed: for PyTorch, where nothing is compiled.
 
-    Keras' update would copy the whole cache for every token; and a slice of the positions that are there needs no mask.
+    Keras' update would copy the whole cache for every token.
 
     Args:
-        query: tensor `(B, N, 1, H)`; so are key and value.
-        key: of the new position.
-        value: of the new position.
-        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before `index`.
-        index: int. The new position.
+        projected: tensor `(B, T, 3, N, H)`: queries, keys and values of the new positions.
+        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before.
+        index: int or int tensor, the new position of all rows, `T` being 1; or int tensor `(B, T)`, those of each row.
 
     Returns:
-        Tensor `(B, N, 1, H)`, and the cache with this position in it.
+        Tensor `(B, T, N, H)`, and the cache with these positions in it.
     """
     import torch
 
-    for whole, new in zip(cache, (key, value), strict=True):
-        whole[:, :, index] = new[:, :, 0]
-    keys, values = (whole[:, :, : index + 1] for whole in cache)
-    return torch.nn.functional.scaled_dot_product_attention(query, keys, values), cache
+    query, *new = projected.unbind(2)
+    keys, values = cache
+    if isinstance(index, int) or not index.ndim:
+        for whole, part in zip(cache, new, strict=True):
+            whole[:, :, index] = part[:, 0]
+        # A slice of the positions that are there needs no mask.
+        keys, values, visible = keys[:, :, : index + 1], values[:, :, : index + 1], None
+    else:
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        for whole, part in zip(cache, new, strict=True):
+            whole[rows, :, index] = part
+        visible = torch.arange(keys.shape[2], device=index.device) <= index[:, None, :, None]
+    attended = torch.nn.functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=visible)
+    return attended.transpose(1, 2), cache
 
 
 def contiguous(tensor: Any) -> Any:

@@ -122,7 +122,7 @@ def _say_plan(options: argparse.Namespace, model: Any, pictures: int, steps: int
         f"{pictures:,} pictures of {options.image_size}x{options.image_size} pixels, {options.epochs} epochs: "
         f"{steps:,} steps of {needs.tokens:,} tokens\n"
         f"{needs.parameters:,} parameters, about {needs.training_memory / 2**30:.1f} GiB beside the framework's own, "
-        f"{steps * needs.training_flops / 1e12:,.0f} TFLOP on {keras.backend.backend()}",
+        f"{steps * needs.training_flops / 1e12:,.0f} TFLOP",
         flush=True,
     )
 

@@ -117,7 +117,6 @@ def scaling_study(
         "seed": seed,
         "train": train.digest(),
         "validation": validation.digest(),
-        "backend": keras.backend.backend(),
     }
     path = Path(folder) / "runs.json"
     finished = _finished_runs(path, settings)

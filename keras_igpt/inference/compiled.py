@@ -40,12 +40,17 @@ class Program(WholeStepModel):
         self.built = True
 
     @classmethod
-    def of(cls, language_model: LanguageModel) -> Self:
-        """Returns a model's program, which is made on first use and kept with the model; quantising it drops it."""
-        attribute = f"_{cls.__name__.lower()}"
+    def of(cls, language_model: LanguageModel, *options: int) -> Self:
+        """Returns a model's program, which is made on first use and kept with the model; quantising it drops it.
+
+        Args:
+            language_model: the model.
+            *options: further arguments of the program's constructor.
+        """
+        attribute = "_".join(["", cls.__name__.lower(), *map(str, options)])
         kept: Untracked[Self] | None = getattr(language_model, attribute, None)
         if kept is None:
-            kept = Untracked(cls(language_model))
+            kept = Untracked(cls(language_model, *options))
             setattr(language_model, attribute, kept)
         return kept.value
 

@@ -16,8 +16,9 @@ from keras_igpt.inference.sampling import (
     Sampling,
     check_prompt,
     draw_rows,
+    draw_tokens,
+    noise_at,
     redraw_pictures,
-    sample_tokens,
 )
 from keras_igpt.palette.color_palette import TokenIds, UInt8Images
 from keras_igpt.support.checks import check_integer
@@ -29,19 +30,14 @@ class Filler(Program):
 
     def call(self, inputs: dict[str, Any]) -> Any:
         rounds, prompt = inputs["rounds"], inputs["prompt"]
-        shape = ops.shape(prompt)
-
-        def each_token(values: Any) -> Any:
-            return ops.reshape(ops.broadcast_to(ops.expand_dims(values, -1), shape), (-1,))
-
-        settings = [each_token(inputs[name]) for name in ("temperature", "top_k", "top_p")]
-        uniforms = ops.reshape(inputs["uniforms"], (-1,))
+        settings = [inputs[name] for name in ("temperature", "top_k", "top_p")]
+        every_position = ops.expand_dims(ops.arange(prompt.shape[1], dtype="int32"), 0)
+        noise = noise_at(inputs["noise"], every_position, self.language_model.backbone.vocabulary_size)
 
         def fill(number: Any, token_ids: Any, finite: Any) -> tuple[Any, Any, Any]:
             logits = self.language_model({"token_ids": token_ids, "position_mask": rounds >= number})
             finite = ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=(1, 2)))
-            drawn = sample_tokens(ops.reshape(logits, (-1, logits.shape[-1])), uniforms, *settings)
-            token_ids = ops.where(ops.equal(rounds, number), ops.reshape(drawn, shape), token_ids)
+            token_ids = ops.where(ops.equal(rounds, number), draw_tokens(logits, noise, *settings), token_ids)
             return number + 1, token_ids, finite
 
         last = ops.max(rounds)
@@ -50,7 +46,8 @@ class Filler(Program):
             fill,
             (ops.ones((), "int32"), prompt, ops.ones_like(prompt[:, 0], dtype="bool")),
         )
-        return ops.where(ops.expand_dims(finite, -1), token_ids, NOT_DRAWN)
+        token_ids = ops.where(ops.expand_dims(finite, -1), token_ids, NOT_DRAWN)
+        return ops.concatenate([token_ids, ops.max(rounds, axis=1, keepdims=True)], axis=1)
 
 
 def fill_images(
@@ -94,7 +91,7 @@ def fill_tokens(
     num_rounds = check_integer("num_rounds", num_rounds)
     draws = sampling.inputs(prompt.shape, backbone.vocabulary_size)
     rounds = filling_rounds(mask, num_rounds, sampling.seed)
-    return draw_rows(Filler.of(language_model), {"prompt": prompt, "rounds": rounds, **draws}, batch_size)
+    return draw_rows(Filler.of(language_model), {"prompt": prompt, "rounds": rounds, **draws}, batch_size)[0]
 
 
 def filling_rounds(position_mask: npt.NDArray[np.bool_], num_rounds: int, seed: int) -> npt.NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits: temperature, top-k and top-p as inputs of the compiled program."""
+"""Drawing tokens from logits: temperature, top-k, top-p and noise as inputs of the compiled program."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.inference.compiled import Arrays, Program, computed_rows
+from keras_igpt.inference.compiled import Arrays, Program, check_finite, computed_rows
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.palette.color_palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
 from keras_igpt.support.checks import check_integer, check_number
-from keras_igpt.support.randomness import check_seed, random_bits
+from keras_igpt.support.randomness import check_seed, mixed_words, random_bits, signed_word
 
-# In place of the tokens of a sequence that met NaN or infinity.
+# In place of a token that is not there yet, and of the tokens of a sequence that met NaN or infinity.
 NOT_DRAWN = -1
-
-# Below it, dividing float32 logits overflows.
-_LOWEST_TEMPERATURE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """How tokens are drawn: the model's distribution, made sharper or cut off, and the random numbers.
+    """How tokens are drawn: the model's distribution, made sharper or cut off, and the noise.
+
+    The token at a position is the one with the highest sum of logit and `temperature` times Gumbel noise: a draw from
+    `softmax(logits / temperature)`.
 
     Args:
         temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
         top_k: int in 1…V. Draw among the k most probable tokens only; all by default.
         top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
-        seed: int. The draws of row i depend on `(seed, i)` alone.
-        uniforms: float array `(B, T)` in [0, 1) to draw with instead of the seed's.
+        seed: int. The noise is a function of `(seed, row, position, colour)`.
+        noise: float array `(B, T, V)` in place of the seed's.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-    uniforms: npt.ArrayLike | None = None
+    noise: npt.ArrayLike | None = None
 
     def inputs(self, shape: tuple[int, ...], vocabulary_size: int) -> dict[str, npt.NDArray[Any]]:
         """Checks all of it, and makes the arrays that the compiled program takes.
@@ -50,84 +50,90 @@ class Sampling:
             vocabulary_size: int. Palette colours `V`.
 
         Returns:
-            Arrays by name: `"uniforms"` float32 `(B, T)`, a function of `(seed, row, position)`; `"temperature"`,
-            `"top_k"` and `"top_p"`, `(B,)` each.
+            Arrays by name: `"noise"` float32 `(B, T, V)`, or what `noise_at` makes it of, int32 `(B, T)`;
+            `"temperature"`, `"top_k"` and `"top_p"`, `(B, 1, 1)` each.
 
         Raises:
             ValueError: if one is out of its range.
         """
         temperature = check_number("temperature", self.temperature, 0)
-        if 0 < temperature < _LOWEST_TEMPERATURE:
-            raise ValueError(
-                f"`temperature` must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}. "
-                f"Received: temperature={temperature}"
-            )
         top_k = vocabulary_size if self.top_k is None else check_integer("top_k", self.top_k, 1, vocabulary_size)
         top_p = 1.0 if self.top_p is None else check_number("top_p", self.top_p, 0, 1, above=True)
         seed = check_seed(self.seed)
-        if temperature == 0:
-            temperature, top_k = 1.0, 1
         rows, tokens = shape
-        uniforms = self.uniforms
-        if uniforms is None:
+        if self.noise is None:
             bits = random_bits("draw", seed, np.arange(rows)[:, None], np.arange(tokens))
-            # 24 bits: more would round to 1 in float32.
-            uniforms = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-        draws = np.asarray(uniforms, np.float32)
-        # Said so that not-a-number fails too.
-        if draws.shape != shape or not (draws.min() >= 0 and draws.max() < 1):
-            raise ValueError(
-                f"`uniforms` must have shape {shape} and lie in [0, 1). "
-                f"Received: shape {draws.shape}, values from {draws.min()} to {draws.max()}"
-            )
+            noise = (bits >> np.uint64(32)).astype(np.uint32).view(np.int32)
+        else:
+            noise = np.asarray(self.noise, np.float32)
+            if noise.shape != (*shape, vocabulary_size) or not np.isfinite(noise).all():
+                raise ValueError(
+                    f"`noise` must be finite and have shape {(*shape, vocabulary_size)}. "
+                    f"Received: shape {noise.shape}, {int((~np.isfinite(noise)).sum())} numbers not finite"
+                )
         return {
-            "uniforms": draws,
-            "temperature": np.full(rows, temperature, np.float32),
-            "top_k": np.full(rows, top_k, np.int32),
-            "top_p": np.full(rows, top_p, np.float32),
+            "noise": noise,
+            "temperature": np.full((rows, 1, 1), temperature, np.float32),
+            "top_k": np.full((rows, 1, 1), top_k, np.int32),
+            "top_p": np.full((rows, 1, 1), top_p, np.float32),
         }
 
 
-def sample_tokens(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
-    """Draws one token a row by inverting the cumulative distribution over token ids.
+def noise_at(noise: Any, positions: Any, vocabulary_size: int) -> Any:
+    """Makes the Gumbel noise of some positions.
+
+    The uniform numbers inside are equal bit for bit on all backends.
 
     Args:
-        logits: float32 tensor `(B, V)`.
-        uniforms: float32 tensor `(B,)` in [0, 1), one number a draw; equal numbers give equal tokens on every backend.
-        temperature: float32 tensor `(B,)`, positive; logits are divided by it.
-        top_k: int32 tensor `(B,)`, 1…V. Only the k most probable tokens can be drawn; of equal ones the lower ids.
-        top_p: float32 tensor `(B,)` in (0, 1]. Only the most probable tokens whose predecessors sum to less than p can
-            be drawn.
+        noise: tensor `"noise"` of `Sampling.inputs`.
+        positions: int tensor `(B, w)`.
+        vocabulary_size: int. Colours `V`.
 
     Returns:
-        int32 tensor `(B,)`.
+        float32 tensor `(B, w, V)`.
     """
-    logits = logits / ops.expand_dims(temperature, -1)
-    probabilities = ops.softmax(logits, axis=-1)
-    vocabulary_size = logits.shape[-1]
-    restricted = ops.logical_or(ops.any(top_k < vocabulary_size), ops.any(top_p < 1.0))
+    if len(noise.shape) == 3:
+        return ops.take_along_axis(noise, ops.expand_dims(positions, -1), axis=1)
+    keys = ops.expand_dims(ops.take_along_axis(noise, positions, axis=1), -1)
+    colors = ops.arange(1, vocabulary_size + 1, dtype="int32") * signed_word(0x9E3779B9)
+    # 23 bits and a half: float32 holds these numbers, and none is 0 or 1.
+    bits = ops.bitwise_and(mixed_words(keys + colors), (1 << 23) - 1)
+    uniforms = (ops.cast(bits, "float32") + 0.5) * 2.0**-23
+    return -ops.log(-ops.log(uniforms))
+
+
+def draw_tokens(logits: Any, noise: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
+    """Draws a token from each distribution by the Gumbel maximum.
+
+    Args:
+        logits: float32 tensor `(B, T, V)`.
+        noise: float32 tensor `(B, T, V)`, Gumbel noise.
+        temperature: float32 tensor `(B, 1, 1)`, not negative; noise is multiplied by it.
+        top_k: int32 tensor `(B, 1, 1)`, 1…V. Only the k most probable tokens can be drawn; of equal ones the lower ids.
+        top_p: float32 tensor `(B, 1, 1)` in (0, 1]. Only the most probable tokens whose predecessors sum to less than p
+            can be drawn.
+
+    Returns:
+        int32 tensor `(B, T)`.
+    """
+    restricted = ops.logical_or(ops.any(top_k < logits.shape[-1]), ops.any(top_p < 1.0))
     # Sorting takes XLA on CPU nearly as long as all products of a small network: it is left out where it can be.
-    weights = ops.cond(
+    possible = ops.cond(
         restricted,
-        lambda: ops.where(_kept(logits, top_k, top_p), probabilities, 0.0),
-        lambda: probabilities,
+        lambda: ops.where(_kept(logits, temperature, top_k, top_p), logits, float("-inf")),
+        lambda: logits,
     )
-    cumulative = ops.cumsum(weights, axis=-1)
-    target = ops.expand_dims(uniforms, -1) * cumulative[:, -1:]
-    # Sums are rounded in another order on each backend, and need not stay equal where a weight is zero.
-    ids, possible = ops.arange(0, vocabulary_size, dtype="int32"), weights > 0
-    first = ops.min(ops.where(ops.logical_and(possible, cumulative > target), ids, vocabulary_size), axis=-1)
-    last = ops.max(ops.where(possible, ids, 0), axis=-1)
-    return ops.minimum(first, last)
+    return ops.cast(ops.argmax(possible + temperature * noise, axis=-1), "int32")
 
 
-def _kept(logits: Any, top_k: Any, top_p: Any) -> Any:
-    """Which tokens `(B, V)` top-k and top-p leave: as many of the most probable ones as both allow; one at least."""
+def _kept(logits: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
+    """Which tokens top-k and top-p leave: as many of the most probable ones as both allow; one at least."""
     descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
-    probabilities = ops.softmax(descending, axis=-1)
+    # Differences to the highest divided, so that nothing overflows at any temperature.
+    probabilities = ops.softmax((descending - descending[..., :1]) / ops.maximum(temperature, 1e-30), axis=-1)
     before = ops.cumsum(probabilities, axis=-1) - probabilities
-    allowed = ops.sum(ops.cast(before < ops.expand_dims(top_p, -1), "int32"), axis=-1)
-    count = ops.expand_dims(ops.maximum(ops.minimum(ops.cast(allowed, "int32"), top_k), 1), -1)
+    allowed = ops.sum(ops.cast(before < top_p, "int32"), axis=-1, keepdims=True)
+    count = ops.maximum(ops.minimum(ops.cast(allowed, "int32"), top_k), 1)
     least = ops.take_along_axis(descending, count - 1, axis=-1)
     more, equal = logits > least, ops.equal(logits, least)
     # Of equal ones, the lower ids fill the places that are left.
@@ -169,33 +175,30 @@ def check_prompt(
     return check_token_ids(kept, backbone.vocabulary_size, name).astype(np.int32), np.broadcast_to(chosen, prompt.shape)
 
 
-def draw_rows(program: Program, inputs: Arrays, batch_size: int, verbose: int = 0) -> TokenIds:
+def draw_rows(program: Program, inputs: Arrays, batch_size: int, verbose: int = 0) -> tuple[TokenIds, TokenIds]:
     """Runs a program that draws tokens over all sequences, a batch at a time.
 
     Args:
-        program: a `Program` whose output is tokens, `NOT_DRAWN` for a sequence that met NaN or infinity.
+        program: a `Program` whose output is `(B, T + 1)`: tokens, `NOT_DRAWN` for a sequence that met NaN or infinity,
+            and how many passes of the model each sequence took.
         inputs: its inputs by name, `"prompt"` `(B, T)` among them.
         batch_size: int. Sequences drawn together.
-        verbose: int. 1 shows how many sequences are done.
+        verbose: int. 1 shows how many sequences are done, and their mean number of passes.
 
     Returns:
-        int32 array `(B, T)`.
+        int32 arrays: tokens `(B, T)` and passes `(B,)`.
 
     Raises:
         ValueError: if `batch_size` is not positive, or the logits of a sequence were not finite.
     """
-    token_ids = np.empty(inputs["prompt"].shape, np.int32)
-    progress = keras.utils.Progbar(len(token_ids), verbose=verbose, unit_name="picture")
-    for part, drawn in computed_rows(program, inputs, batch_size):
-        token_ids[part] = drawn
-        progress.update(part.stop)
-    failed = int((token_ids < 0).any(axis=-1).sum())
-    if failed:
-        raise ValueError(
-            "The model must give finite logits to draw from; its weights have diverged. "
-            f"Received: NaN or infinity in {failed} of {len(token_ids)} sequences"
-        )
-    return token_ids
+    rows, tokens = inputs["prompt"].shape
+    drawn = np.empty((rows, tokens + 1), np.int32)
+    progress = keras.utils.Progbar(rows, verbose=verbose, unit_name="picture")
+    for part, outputs in computed_rows(program, inputs, batch_size):
+        drawn[part] = outputs
+        progress.update(part.stop, values=[("passes", outputs[:, -1].mean())])
+    check_finite(np.where(drawn == NOT_DRAWN, np.nan, 0.0), "draw")
+    return drawn[:, :-1], drawn[:, -1]
 
 
 def redraw_pictures(

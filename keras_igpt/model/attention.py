@@ -10,7 +10,7 @@ from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.model.attention_kernels import (
     Kernel,
     KeyValue,
-    attend_one_step,
+    attend_over_cache,
     dot_product_attention,
     swap_time_and_heads,
 )
@@ -32,9 +32,11 @@ class SelfAttention(keras.layers.Layer):
 
     Call arguments:
         inputs: tensor `(B, T, D)`.
+        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions.
+        index: with `cache`: int or int tensor, the position of all rows' single input; or int tensor `(B, T)`.
 
     Returns:
-        Tensor `(B, T, D)`, and the pair of keys and values, `(B, N, T, H)` each.
+        Tensor `(B, T, D)`, and keys and values: of the inputs, `(B, N, T, H)` each, or the cache with theirs in it.
 
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.3
@@ -76,27 +78,14 @@ class SelfAttention(keras.layers.Layer):
         )
         self.output_projection.build((*input_shape[:-1], *heads))
 
-    def call(self, inputs: Any) -> tuple[Any, KeyValue]:
-        projected = self.query_key_value(inputs)  # (B, T, 3, N, H)
-        attended = dot_product_attention(projected, causal=self.mode == "causal", kernel=self.kernel)
-        key_value = (swap_time_and_heads(projected[:, :, 1]), swap_time_and_heads(projected[:, :, 2]))
-        return self.output_projection(attended), key_value
-
-    def decode_step(self, inputs: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
-        """Attends from one position over those before it.
-
-        Args:
-            inputs: tensor `(B, 1, D)`.
-            cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before `index`.
-            index: int or int tensor, the position.
-
-        Returns:
-            Tensor `(B, 1, D)`, what `call` gives at `index`, and the cache with this position in it.
-        """
-        projected = call_directly(self.query_key_value, inputs)
-        query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
-        attended, cache = attend_one_step(query, key, value, cache, index)
-        return call_directly(self.output_projection, attended), cache
+    def call(self, inputs: Any, cache: KeyValue | None = None, index: Any | None = None) -> tuple[Any, KeyValue]:
+        projected = call_directly(self.query_key_value, inputs)  # (B, T, 3, N, H)
+        if cache is None:
+            attended = dot_product_attention(projected, causal=self.mode == "causal", kernel=self.kernel)
+            key_value = (swap_time_and_heads(projected[:, :, 1]), swap_time_and_heads(projected[:, :, 2]))
+        else:
+            attended, key_value = attend_over_cache(projected, cache, index)
+        return call_directly(self.output_projection, attended), key_value
 
     def get_config(self) -> dict[str, Any]:
         return {

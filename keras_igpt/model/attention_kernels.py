@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import keras
 from keras import ops
@@ -67,67 +67,96 @@ def dot_product_attention(projected: Any, *, causal: bool, kernel: Kernel = "aut
     return fused_attention(projected[:, :, 0], projected[:, :, 1], projected[:, :, 2], causal)
 
 
+class _QueryBlock(NamedTuple):
+    """Queries from `start` to `stop`, which see the first `seen` keys, a causal one those up to its own position."""
+
+    start: int
+    stop: int
+    seen: int
+    causal: bool
+
+    def scores(self, query: Any, key: Any) -> Any:
+        """Scores `(B, N, stop - start, seen)` of whole queries and keys `(B, N, T, H)`."""
+        queries, keys = query[:, :, self.start : self.stop], key[:, :, : self.seen]
+        scores = ops.cast(ops.matmul(queries * _scale_of(queries), ops.swapaxes(keys, -1, -2)), "float32")
+        if not self.causal:
+            return scores
+        # With its start, for the ONNX converter for JAX knows `arange` in no other form.
+        positions = ops.expand_dims(ops.arange(self.start, self.stop), -1)
+        return _where_visible(scores, ops.arange(0, self.seen) <= positions)
+
+
+def _query_blocks(length: int, causal: bool) -> list[_QueryBlock]:
+    size = max(_SHORTEST_QUERY_BLOCK, -(-length // _QUERY_BLOCKS))
+    stops = [min(start + size, length) for start in range(0, length, size)]
+    return [
+        _QueryBlock(start, stop, stop if causal else length, causal)
+        for start, stop in zip(range(0, length, size), stops, strict=True)
+    ]
+
+
 def _attend_in_blocks(projected: Any, causal: bool) -> Any:
     """Attention written out, a block of queries at a time, softmax in float32.
 
-    The backward pass computes the weights of each block anew from queries, keys and the logarithm of each query's sum,
-    as [Dao et al., 2022](https://arxiv.org/abs/2205.14135) do: nothing of size `T x T` is kept.
+    The backward pass recomputes the weights of each block from queries, keys and the logarithm of each query's sum, as
+    [Dao et al., 2022](https://arxiv.org/abs/2205.14135) do: nothing of size `T x T` is kept.
     """
-    length = projected.shape[1]
-    in_half = keras.backend.standardize_dtype(projected.dtype) != "float32"
-    size = max(_SHORTEST_QUERY_BLOCK, -(-length // _QUERY_BLOCKS))
-    # Queries from `start` to `stop`, and how many keys they see.
-    blocks = [
-        (start, min(start + size, length), min(start + size, length) if causal else length)
-        for start in range(0, length, size)
-    ]
-
-    def scores_of(query: Any, key: Any, start: int) -> Any:
-        visible = _causal_mask(start, query.shape[2], key.shape[2]) if causal else None
-        return _attention_scores(query, key, visible)
+    blocks = _query_blocks(projected.shape[1], causal)
 
     def attend(projected: Any) -> Any:
         query, key, value = ops.unstack(ops.transpose(projected, (2, 0, 3, 1, 4)))  # each (B, N, T, H)
-        outputs, log_sums = [], []
-        queries = query
-        for start, stop, seen in blocks:
-            scores = scores_of(queries[:, :, start:stop], key[:, :, :seen], start)
-            highest = row_max(scores)
-            weights = ops.exp(scores - highest)
-            total = row_sum(weights)
-            if in_half:
-                # Products of weights that do not sum to one could leave half precision's range.
-                attended = ops.matmul(ops.cast(weights / total, value.dtype), value[:, :, :seen])
-            else:
-                attended = ops.matmul(weights, value[:, :, :seen]) / total
-            outputs.append(attended)
-            log_sums.append(highest + ops.log(total))
-            # One block after the other, so that one is in memory at a time.
-            (queries,) = barrier(outputs[-1], (queries,))
-        output = ops.concatenate(outputs, axis=2)
+        output, log_sums = _blockwise_output(query, key, value, blocks)
 
         def gradient(upstream: Any) -> Any:
-            upstream = swap_time_and_heads(upstream)
-            correction = row_sum(ops.cast(upstream, "float32") * ops.cast(output, "float32"))
-            queries, keys, values = barrier(correction, (query, key, value))
-            query_gradients = []
-            key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)
-            for (start, stop, seen), log_sum in zip(blocks, log_sums, strict=True):
-                block, incoming = queries[:, :, start:stop], upstream[:, :, start:stop]
-                weights = ops.exp(scores_of(block, keys[:, :, :seen], start) - log_sum)
-                by_weights = ops.matmul(incoming, ops.swapaxes(values[:, :, :seen], -1, -2))
-                by_scores = weights * (ops.cast(by_weights, "float32") - correction[:, :, start:stop])
-                by_scores = ops.cast(by_scores, query.dtype) * _scale_of(query)
-                query_gradients.append(ops.matmul(by_scores, keys[:, :, :seen]))
-                key_gradient = _add_to_first(key_gradient, by_scores, block)
-                value_gradient = _add_to_first(value_gradient, ops.cast(weights, value.dtype), incoming)
-                (queries,) = barrier(key_gradient, (queries,))
-            gradients = ops.stack([ops.concatenate(query_gradients, axis=2), key_gradient, value_gradient])
-            return ops.transpose(gradients, (1, 3, 0, 2, 4))
+            parts = (query, key, value)
+            gradients = _blockwise_gradients(swap_time_and_heads(upstream), output, log_sums, parts, blocks)
+            return ops.transpose(ops.stack(gradients), (1, 3, 0, 2, 4))
 
         return swap_time_and_heads(output), gradient
 
     return differentiate_by_hand(attend)(projected)
+
+
+def _blockwise_output(query: Any, key: Any, value: Any, blocks: list[_QueryBlock]) -> tuple[Any, list[Any]]:
+    """Attends; all tensors are `(B, N, T, H)`. Also the logarithm of the sum of weights of each block's queries."""
+    in_half = keras.backend.standardize_dtype(query.dtype) != "float32"
+    outputs, log_sums = [], []
+    for block in blocks:
+        scores = block.scores(query, key)
+        highest = row_max(scores)
+        weights = ops.exp(scores - highest)
+        total = row_sum(weights)
+        if in_half:
+            # Products of weights that do not sum to one could leave half precision's range.
+            attended = ops.matmul(ops.cast(weights / total, value.dtype), value[:, :, : block.seen])
+        else:
+            attended = ops.matmul(weights, value[:, :, : block.seen]) / total
+        outputs.append(attended)
+        log_sums.append(highest + ops.log(total))
+        # One block after the other, so that one is in memory at a time.
+        (query,) = barrier(attended, (query,))
+    return ops.concatenate(outputs, axis=2), log_sums
+
+
+def _blockwise_gradients(
+    upstream: Any, output: Any, log_sums: list[Any], parts: tuple[Any, ...], blocks: list[_QueryBlock]
+) -> tuple[Any, Any, Any]:
+    """The gradients of queries, keys and values, of the output's."""
+    correction = row_sum(ops.cast(upstream, "float32") * ops.cast(output, "float32"))
+    query, key, value = barrier(correction, parts)
+    query_gradients = []
+    key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)
+    for block, log_sum in zip(blocks, log_sums, strict=True):
+        queries, incoming = query[:, :, block.start : block.stop], upstream[:, :, block.start : block.stop]
+        weights = ops.exp(block.scores(query, key) - log_sum)
+        by_weights = ops.matmul(incoming, ops.swapaxes(value[:, :, : block.seen], -1, -2))
+        by_scores = weights * (ops.cast(by_weights, "float32") - correction[:, :, block.start : block.stop])
+        by_scores = ops.cast(by_scores, query.dtype) * _scale_of(query)
+        query_gradients.append(ops.matmul(by_scores, key[:, :, : block.seen]))
+        key_gradient = _add_to_first(key_gradient, by_scores, queries)
+        value_gradient = _add_to_first(value_gradient, ops.cast(weights, value.dtype), incoming)
+        (query,) = barrier(key_gradient, (query,))
+    return ops.concatenate(query_gradients, axis=2), key_gradient, value_gradient
 
 
 def _add_to_first(total: Any, left: Any, right: Any) -> Any:
@@ -142,46 +171,54 @@ def swap_time_and_heads(tensor: Any) -> Any:
     return ops.transpose(tensor, (0, 2, 1, 3))
 
 
-def _causal_mask(start: int, queries: int, keys: int) -> Any:
-    """Query start + t sees key s iff s <= start + t; bool `(queries, keys)`."""
-    # With its start, for the ONNX converter for JAX knows `arange` in no other form.
-    return ops.arange(0, keys) <= ops.expand_dims(ops.arange(start, start + queries), -1)
-
-
 def _scale_of(query: Any) -> Any:
     return ops.cast(query.shape[-1] ** -0.5, query.dtype)
 
 
-def _attention_scores(query: Any, key: Any, visible: Any | None) -> Any:
-    """Scaled products of queries `(B, N, T, H)` and keys `(B, N, S, H)` in float32, where they are visible."""
-    scores = ops.cast(ops.matmul(query * _scale_of(query), ops.swapaxes(key, -1, -2)), "float32")
-    return scores if visible is None else ops.where(visible, scores, ops.cast(_MINUS_INFINITY, "float32"))
+def _where_visible(scores: Any, visible: Any) -> Any:
+    return ops.where(visible, scores, ops.cast(_MINUS_INFINITY, "float32"))
 
 
-def attend_one_step(query: Any, key: Any, value: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
-    """Attends from one new position over a cache, which gets its key and value.
+def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
+    """Attends from new positions over a cache, which gets their keys and values.
 
     Heads come before time in the cache, so that a head's keys lie together: products of transposed caches would copy
     them for every token.
 
     Args:
-        query: tensor `(B, 1, N, H)`; so are key and value.
-        key: of the new position.
-        value: of the new position.
-        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before `index`. PyTorch changes them.
-        index: int, or int tensor. The new position.
+        projected: tensor `(B, T, 3, N, H)`: queries, keys and values of the new positions.
+        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before. PyTorch changes them.
+        index: int or int tensor, the new position of all rows, `T` being 1; or int tensor `(B, T)`, those of each row,
+            one after the other.
 
     Returns:
-        Tensor `(B, 1, N, H)`, and the cache with this position in it.
+        Tensor `(B, T, N, H)`, and the cache with these positions in it.
     """
-    query, key, value = (swap_time_and_heads(tensor) for tensor in (query, key, value))
     if runs_eagerly():
-        attended, cache = attend_in_place(query, key, value, cache, int(index))
-        return swap_time_and_heads(attended), cache
-    keys = ops.slice_update(cache[0], (0, 0, index, 0), key)
-    values = ops.slice_update(cache[1], (0, 0, index, 0), value)
+        return attend_in_place(projected, cache, index)
+    query, key, value = (swap_time_and_heads(projected[:, :, part]) for part in range(3))
+    keys, values = _written(cache, (key, value), index)
     scores = ops.cast(ops.einsum("bnth,bnsh->bnts", query * _scale_of(query), keys), "float32")
-    # `is_causal` would align the single query with the first key, so the visible length is given as a mask.
-    scores = ops.where(ops.arange(keys.shape[2]) <= index, scores, ops.cast(_MINUS_INFINITY, "float32"))
-    weights = ops.cast(ops.softmax(scores, axis=-1), values.dtype)
+    # `is_causal` would align the first query with the first key, so what each one sees is given as a mask.
+    visible = ops.arange(keys.shape[2]) <= ops.reshape(index, (-1, 1, query.shape[2], 1))
+    weights = ops.cast(ops.softmax(_where_visible(scores, visible), axis=-1), values.dtype)
     return swap_time_and_heads(ops.matmul(weights, values)), (keys, values)
+
+
+def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
+    """The cache with keys and values `(B, N, T, H)` of new positions in it."""
+    if not len(index.shape):
+        keys, values = (ops.slice_update(whole, (0, 0, index, 0), part) for whole, part in zip(cache, new, strict=True))
+        return keys, values
+
+    def write(row: Any, cache: KeyValue) -> KeyValue:
+        first = index[row, 0]
+        keys, values = (
+            ops.slice_update(whole, (row, 0, first, 0), ops.slice(part, (row, 0, 0, 0), (1, *part.shape[1:])))
+            for whole, part in zip(cache, new, strict=True)
+        )
+        return keys, values
+
+    # Row by row: XLA on CPU writes such a loop in place, where a scatter is one of single vectors.
+    written: KeyValue = ops.fori_loop(0, ops.shape(index)[0], write, cache)
+    return written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -38,11 +38,11 @@ class TransformerBlock(keras.layers.Layer):
 
     Call arguments:
         hidden: tensor `(B, T, D)`, the residual stream.
-        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions; `T` is 1 then.
-        index: optional int or int tensor, the position of the single input, with `cache` only.
+        cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions.
+        index: with `cache`: int or int tensor, the position of all rows' single input; or int tensor `(B, T)`.
 
     Returns:
-        Tensor `(B, T, D)` and the pair of keys and values.
+        Tensor `(B, T, D)`, and keys and values: of the inputs, or the cache with theirs in it.
 
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.3
@@ -82,19 +82,11 @@ class TransformerBlock(keras.layers.Layer):
             layer.build(input_shape)
 
     def call(self, hidden: Any, cache: KeyValue | None = None, index: Any | None = None) -> tuple[Any, KeyValue]:
-        if cache is not None:
-            return self._decode_step(hidden, cache, index)
-        attended, key_value = self.attention(self.attention_norm(hidden))
-        hidden = hidden + attended
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden)), key_value
-
-    def _decode_step(self, hidden: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
         normed = call_directly(self.attention_norm, hidden)
-        attended, key_value = self.attention.decode_step(normed, cache, index)
+        attended, key_value = call_directly(self.attention, normed, cache=cache, index=index)
         hidden = hidden + attended
         normed = call_directly(self.feed_forward_norm, hidden)
-        expanded = call_directly(self.feed_forward.expansion, normed)
-        return hidden + call_directly(self.feed_forward.contraction, expanded), key_value
+        return hidden + call_directly(self.feed_forward, normed), key_value
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._options}
@@ -285,12 +277,7 @@ class ImageGPTBackbone(QuantizableModel):
             [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.5
         """
         depths = check_depths("layers", layers, self.num_layers)
-        states = {}
-        reached = islice(self._residual_states(token_ids, position_mask), max(depths) + 1)
-        for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
-            if layer in depths:
-                states[layer] = norm(hidden)
-        return [states[layer] for layer in depths]
+        return self._read_states(depths, token_ids, position_mask, lambda norm, hidden: norm(hidden))
 
     def layers_above(self, layer: int) -> list[keras.layers.Layer]:
         """Names the layers whose weights n^l does not depend on: those that `normed_states` leaves out.
@@ -343,13 +330,11 @@ class ImageGPTBackbone(QuantizableModel):
         check_choice("which", which, ("normed", "residual"))
         every = range(self.num_layers + 1)
         depths = check_depths("layers", every if layers is None else layers, self.num_layers)
-        pooled = {}
-        reached = islice(self._residual_states(token_ids, position_mask), max(depths) + 1)
-        for layer, (norm, hidden) in enumerate(zip(self._norms, reached, strict=False)):
-            if layer in depths:
-                states = norm(hidden) if which == "normed" else hidden
-                pooled[layer] = ops.mean(ops.cast(states, "float32"), axis=1)
-        return ops.stack([pooled[layer] for layer in depths], axis=1)
+
+        def pooled(norm: Normalization, hidden: Any) -> Any:
+            return ops.mean(ops.cast(norm(hidden) if which == "normed" else hidden, "float32"), axis=1)
+
+        return ops.stack(self._read_states(depths, token_ids, position_mask, pooled), axis=1)
 
     def fill_cache(self, token_ids: Any) -> list[KeyValue]:
         """Computes keys and values of all positions in one pass, to decode on from any of them.
@@ -361,12 +346,8 @@ class ImageGPTBackbone(QuantizableModel):
         Returns:
             A pair of tensors `(B, N, T, H)` for each block.
         """
-        hidden = self.pixel_embedding(token_ids)
-        cache = []
-        for block in self.blocks:
-            hidden, key_value = block(hidden)
-            cache.append((contiguous(key_value[0]), contiguous(key_value[1])))
-        return cache
+        states = self._residual_states(self.pixel_embedding(token_ids))
+        return [(contiguous(key), contiguous(value)) for _, (key, value) in islice(states, 1, None)]
 
     def empty_cache(self, batch_size: Any) -> list[KeyValue]:
         """Makes a cache for decoding from the first pixel on.
@@ -381,23 +362,21 @@ class ImageGPTBackbone(QuantizableModel):
         return [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
 
     def decode_step(self, token_ids: Any, index: Any, cache: Sequence[KeyValue]) -> tuple[Any, list[KeyValue]]:
-        """Computes the features of one position from the cached ones before it.
+        """Computes the features of some positions from the cached ones before them.
 
         Args:
             token_ids: int tensor `(B, T)`, known before `index`.
-            index: int or int tensor, the position.
+            index: int or int tensor, the position of all rows; or int tensor `(B, w)`, those of each row, one after
+                the other.
             cache: a pair of tensors `(B, N, S, H)` for each block, filled before `index`, S being more than that and at
-                most T. PyTorch writes the position into these tensors.
+                most T. PyTorch writes the positions into these tensors.
 
         Returns:
-            Tensor `(B, 1, D)`, what `call` gives at `index`, and the cache with this position in it.
+            Tensor `(B, 1, D)` or `(B, w, D)`, what `call` gives at `index`, and the cache with these positions in it.
         """
-        hidden = self.pixel_embedding.embed_step(token_ids, index)
-        updated = []
-        for block, key_value in zip(self.blocks, cache, strict=True):
-            hidden, key_value = call_directly(block, hidden, cache=key_value, index=index)
-            updated.append(key_value)
-        return call_directly(self.final_norm, hidden), updated
+        states = self._residual_states(self.pixel_embedding.embed_step(token_ids, index), cache, index)
+        hiddens, updated = zip(*states, strict=True)
+        return call_directly(self.final_norm, hiddens[-1]), list(updated[1:])
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -407,19 +386,40 @@ class ImageGPTBackbone(QuantizableModel):
             "remat": self.remat,
         }
 
-    @property
-    def _norms(self) -> list[Normalization]:
-        """The norms that make n^0 … n^L of h^0 … h^L."""
-        return [*(block.attention_norm for block in self.blocks), self.final_norm]
+    def _residual_states(
+        self, hidden: Any, cache: Sequence[KeyValue] | None = None, index: Any | None = None
+    ) -> Iterator[tuple[Any, KeyValue]]:
+        """Yields h^0 … h^L, each with the keys and values of the block it comes from; h^0 with none.
 
-    def _residual_states(self, token_ids: Any, position_mask: Any | None) -> Iterator[Any]:
-        """Yields h^0 … h^L, each `(B, T, D)`, keeping none of them."""
+        Args:
+            hidden: tensor `(B, T, D)`, h^0.
+            cache: as in `decode_step`.
+            index: as in `decode_step`.
+        """
+        yield hidden, (None, None)
+        for layer, block in enumerate(self.blocks):
+            if cache is not None:
+                hidden, key_value = call_directly(block, hidden, cache=cache[layer], index=index)
+            elif self.remat:
+                hidden, key_value = _recomputed(block, hidden)
+            else:
+                hidden, key_value = block(hidden)
+            yield hidden, key_value
+
+    def _read_states(
+        self,
+        depths: Sequence[int],
+        token_ids: Any,
+        position_mask: Any | None,
+        read: Callable[[Normalization, Any], Any],
+    ) -> list[Any]:
+        """What a function makes of h^l and the norm above it, at some depths; no block above them is run."""
         self._check_inputs(token_ids, position_mask)
-        hidden = self.pixel_embedding(token_ids, position_mask=position_mask)
-        yield hidden
-        for block in self.blocks:
-            hidden = _states_after(block, hidden, self.remat)
-            yield hidden
+        norms = [*(block.attention_norm for block in self.blocks), self.final_norm]
+        states = self._residual_states(self.pixel_embedding(token_ids, position_mask=position_mask))
+        reached = enumerate(islice(states, max(depths) + 1))
+        found = {layer: read(norms[layer], hidden) for layer, (hidden, _) in reached if layer in depths}
+        return [found[layer] for layer in depths]
 
     def _check_inputs(self, token_ids: Any, position_mask: Any | None) -> None:
         shape = tuple(token_ids.shape)
@@ -442,10 +442,7 @@ class ImageGPTBackbone(QuantizableModel):
             )
 
 
-def _states_after(block: TransformerBlock, hidden: Any, remat: bool) -> Any:
-    """The residual stream after a block, which the backward pass recomputes with `remat`."""
-
-    def apply(hidden: Any) -> Any:
-        return block(hidden)[0]
-
-    return rematerialized(apply)(hidden) if remat else apply(hidden)
+def _recomputed(block: TransformerBlock, hidden: Any) -> tuple[Any, KeyValue]:
+    """Applies a block whose insides the backward pass recomputes."""
+    states: tuple[Any, KeyValue] = rematerialized(block.__call__)(hidden)
+    return states

@@ -87,21 +87,24 @@ class PixelEmbedding(keras.layers.Layer):
         return content + ops.cast(self.position_embedding, content.dtype)
 
     def embed_step(self, token_ids: Any, index: Any) -> Any:
-        """Embeds the input of one position of a shifted sequence: what `call` puts at `index`.
+        """Embeds the inputs of some positions of shifted sequences: what `call` puts at `index`.
 
         Args:
-            token_ids: int tensor `(B, T)`; only the pixel at `index - 1` is read.
-            index: int tensor, the position.
+            token_ids: int tensor `(B, T)`; only the pixels at `index - 1` are read.
+            index: int or int tensor, the position of all rows; or int tensor `(B, w)`, those of each row.
 
         Returns:
-            Tensor `(B, 1, D)`.
+            Tensor `(B, 1, D)` or `(B, w, D)`.
         """
-        before = ops.maximum(index - 1, 0)
-        content = call_directly(self.token_embedding, ops.take(token_ids, ops.reshape(before, (1,)), axis=1))
-        start = ops.broadcast_to(ops.cast(self.start_vector, content.dtype), ops.shape(content))
-        content = ops.where(ops.equal(index, 0), start, content)
-        position = ops.take(self.position_embedding, ops.reshape(index, (1,)), axis=0)  # (1, D)
-        return content + ops.cast(position, content.dtype)
+        if isinstance(index, int) or not len(index.shape):
+            index = ops.reshape(index, (1, 1))
+            before = ops.take(token_ids, ops.maximum(index[0] - 1, 0), axis=1)
+        else:
+            before = ops.take_along_axis(token_ids, ops.maximum(index - 1, 0), axis=1)
+        content = call_directly(self.token_embedding, before)
+        start = ops.cast(self.start_vector, content.dtype)
+        content = ops.where(ops.expand_dims(ops.equal(index, 0), -1), start, content)
+        return content + ops.cast(ops.take(self.position_embedding, index, axis=0), content.dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.gradients import barrier, differentiate_by_hand, keeps_intermediates
 from keras_igpt.backend.row_reductions import reduces_rows_slowly, row_sum
 from keras_igpt.model.architecture import NormalizationKind
@@ -134,4 +135,4 @@ class FeedForward(keras.layers.Layer):
         self.contraction.build((*input_shape[:-1], 4 * width))
 
     def call(self, inputs: Any) -> Any:
-        return self.contraction(self.expansion(inputs))
+        return call_directly(self.contraction, call_directly(self.expansion, inputs))

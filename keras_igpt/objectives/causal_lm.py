@@ -70,6 +70,7 @@ class ImageGPTCausalLM(PixelModel):
         seed: int = 0,
         batch_size: int = 64,
         verbose: int = 0,
+        lookahead: int | None = None,
     ) -> UInt8Images:
         """Draws pictures from nothing, the first pixel included.
 
@@ -81,7 +82,11 @@ class ImageGPTCausalLM(PixelModel):
             seed: int. Picture i's draws depend on `(seed, i)` alone.
             batch_size: int. Pictures drawn together; twice the key-value cache of so many must fit into memory, for it
                 grows from time to time.
-            verbose: int. 1 shows how many pictures are done.
+            verbose: int. 1 shows how many pictures are done, and how many passes of the model one took.
+            lookahead: int. Pixels of a picture in one pass of the model; 1 is one pass a pixel. A pass draws pixels
+                from guesses of those before them, and they count as far as the guesses were right: the pictures are
+                the same whatever it is, except where two colours are equally probable within rounding. None
+                chooses by backend and batch.
 
         Returns:
             uint8 array `(num_images, H, W, C)`.
@@ -94,7 +99,8 @@ class ImageGPTCausalLM(PixelModel):
         images = lm.generate(num_images=16, temperature=1.0, seed=0)
         ```
         """
-        return generate_images(self, num_images, Sampling(temperature, top_k, top_p, seed), batch_size, verbose)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return generate_images(self, num_images, sampling, batch_size, lookahead, verbose)
 
     def complete(
         self,
@@ -109,6 +115,7 @@ class ImageGPTCausalLM(PixelModel):
         keep_pixels: int | None = None,
         quantize: bool = False,
         verbose: int = 0,
+        lookahead: int | None = None,
     ) -> UInt8Images:
         """Keeps the beginning of pictures and draws the rest, several times each.
 
@@ -124,7 +131,8 @@ class ImageGPTCausalLM(PixelModel):
             keep_pixels: int in 0…T, in place of `keep_rows`. Pixels kept, in raster order.
             quantize: bool. Whether the pixels kept are shown as the model saw them, in palette colours, and not as
                 they were given.
-            verbose: int. 1 shows how many completions are done.
+            verbose: int. As in `generate`.
+            lookahead: int. As in `generate`.
 
         Returns:
             uint8 array `(B, num_samples, H, W, C)` of the model's size. What is drawn has palette colours.
@@ -139,7 +147,7 @@ class ImageGPTCausalLM(PixelModel):
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         kept = pixels_kept(keep_rows, keep_pixels, self.backbone.image_size)
-        return complete_images(self, images, kept, num_samples, sampling, batch_size, quantize, verbose)
+        return complete_images(self, images, kept, num_samples, sampling, batch_size, quantize, lookahead, verbose)
 
     def continue_tokens(
         self,
@@ -150,9 +158,9 @@ class ImageGPTCausalLM(PixelModel):
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 64,
-        verbose: int = 0,
+        lookahead: int | None = None,
     ) -> TokenIds:
-        """Keeps the known tokens of each sequence and draws the others in raster order, one at a time.
+        """Keeps the known tokens of each sequence and draws the others in raster order.
 
         Each token is drawn from the model's distribution given all those before it, kept or drawn; known tokens further
         on have no influence on it. Needs no palette.
@@ -165,7 +173,7 @@ class ImageGPTCausalLM(PixelModel):
             top_p: as in `generate`.
             seed: int. Row i's draws depend on `(seed, i)` alone.
             batch_size: int. Sequences decoded together; twice the key-value cache of so many must fit into memory.
-            verbose: int. 1 shows how many sequences are done.
+            lookahead: as in `generate`.
 
         Returns:
             int32 array `(B, T)`.
@@ -180,7 +188,7 @@ class ImageGPTCausalLM(PixelModel):
         ```
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        return continue_tokens(self, prompt, known, sampling, batch_size, verbose)
+        return continue_tokens(self, prompt, known, sampling, batch_size, lookahead).token_ids
 
     def score(self, inputs: Any, per_pixel: bool = False, batch_size: int = 64) -> Scores:
         """Computes how surprising each picture is: the negative log-likelihood of its tokens.

@@ -5,87 +5,93 @@ from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize, t
 from keras import ops
 from reference import forward, read_weights, softmax
 
+import keras_igpt as igpt
 from keras_igpt.data import resize_images
 from keras_igpt.inference import decoding as generation
-from keras_igpt.inference.sampling import Sampling, sample_tokens
+from keras_igpt.inference.sampling import Sampling, draw_tokens, noise_at
 
 NOTHING_KNOWN = np.zeros(16, bool)
+LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.3, -3.0], "float32")
 
 
-def continue_with(model, prompt, known, uniforms, batch_size=64):
-    """`continue_tokens` with given random numbers."""
-    return generation.continue_tokens(model, prompt, known, Sampling(uniforms=uniforms), batch_size)
+def continue_with(model, prompt, known, noise, batch_size=64, lookahead=None):
+    """`continue_tokens` with given noise."""
+    sampling = Sampling(noise=noise)
+    return generation.continue_tokens(model, prompt, known, sampling, batch_size, lookahead).token_ids
 
 
-def draw(logits, uniforms, temperature=1.0, top_k=None, top_p=1.0):
-    rows, colors = logits.shape
-
-    def full(value, dtype):
-        return ops.convert_to_tensor(np.full(rows, value, dtype))
-
-    return to_numpy(
-        sample_tokens(
-            ops.convert_to_tensor(logits.astype("float32")),
-            ops.convert_to_tensor(uniforms.astype("float32")),
-            full(temperature, "float32"),
-            full(colors if top_k is None else top_k, "int32"),
-            full(top_p, "float32"),
-        )
-    )
+def draw(logits, count=20000, **options):
+    """Draws from one distribution as often as asked for."""
+    arrays = Sampling(**options).inputs((1, count), len(logits))
+    noise, *settings = map(ops.convert_to_tensor, arrays.values())
+    noise = noise_at(noise, ops.arange(count, dtype="int32")[None], len(logits))
+    return to_numpy(draw_tokens(ops.convert_to_tensor(np.tile(logits, (1, count, 1))), noise, *settings))[0]
 
 
-LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.3, -3.0])
-UNIFORMS = (np.arange(20000) + 0.5) / 20000
+def chi_square(drawn, probabilities):
+    expected = len(drawn) * probabilities
+    return (np.square(np.bincount(drawn, minlength=len(expected)) - expected) / expected).sum()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_match_the_softmax(temperature):
-    drawn = draw(np.tile(LOGITS, (20000, 1)), UNIFORMS, temperature)
-    np.testing.assert_allclose(np.bincount(drawn, minlength=6) / 20000, softmax(LOGITS / temperature), atol=2e-4)
+    drawn = draw(LOGITS, temperature=temperature)
+    assert chi_square(drawn, softmax(LOGITS / temperature)) < 20.5  # the 0.999 quantile at 5 degrees of freedom
+
+
+def test_temperatures_near_zero_draw_the_most_probable_token():
+    for options in ({"temperature": 0}, {"temperature": 1e-30}, {"temperature": 0, "top_k": 3, "top_p": 0.9}):
+        assert (draw(LOGITS, 100, **options) == 1).all()
 
 
 @pytest.mark.parametrize(("top_k", "kept"), [(1, [1]), (2, [1, 3]), (3, [0, 1, 3]), (6, [0, 1, 2, 3, 4, 5])])
 def test_top_k_draws_no_other_token(top_k, kept):
-    drawn = draw(np.tile(LOGITS, (20000, 1)), UNIFORMS, top_k=top_k)
+    drawn = draw(LOGITS, top_k=top_k)
     assert sorted(set(drawn.tolist())) == kept
-    expected = softmax(LOGITS[kept])
-    np.testing.assert_allclose(np.bincount(drawn, minlength=6)[kept] / 20000, expected, atol=2e-4)
+    assert chi_square(np.searchsorted(kept, drawn), softmax(LOGITS[kept])) < 20.5
 
 
 def test_of_equal_tokens_top_k_keeps_the_lower_ids_and_top_p_restricts_beside_it():
-    logits = np.tile([1.0, 2.0, 2.0, 2.0, 0.0, 2.0], (20000, 1))
+    logits = np.array([1.0, 2.0, 2.0, 2.0, 0.0, 2.0], "float32")
     for top_k, kept in ((1, [1]), (3, [1, 2, 3]), (5, [0, 1, 2, 3, 5])):
-        assert sorted(set(draw(logits, UNIFORMS, top_k=top_k).tolist())) == kept
+        assert sorted(set(draw(logits, top_k=top_k).tolist())) == kept
     # Four equal ones hold more than 0.2 each: with two of them half is not reached, with three it is.
     for top_k, top_p, kept in ((6, 0.5, [1, 2, 3]), (2, 0.5, [1, 2]), (6, 0.2, [1])):
-        assert sorted(set(draw(logits, UNIFORMS, top_k=top_k, top_p=top_p).tolist())) == kept
+        assert sorted(set(draw(logits, top_k=top_k, top_p=top_p).tolist())) == kept
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(1e-9, [1]), (0.5, [1]), (0.6, [1, 3]), (0.8, [0, 1, 3])])
 def test_top_p_draws_no_other_token(top_p, kept):
-    drawn = draw(np.tile(LOGITS, (20000, 1)), UNIFORMS, top_p=top_p)
-    assert sorted(set(drawn.tolist())) == kept
+    assert sorted(set(draw(LOGITS, top_p=top_p).tolist())) == kept
 
 
-def test_the_largest_uniform_number_draws_a_kept_token():
-    largest = np.full(64, np.nextafter(np.float32(1), np.float32(0)))
-    logits = np.random.default_rng(0).normal(size=(64, 512))
-    for top_k in (1, 5, 511):
-        kept = np.argsort(-logits, axis=-1)[:, :top_k]
-        drawn = draw(logits, largest, top_k=top_k)
-        assert (kept == drawn[:, None]).any(-1).all()
+def test_noise_is_the_same_on_every_backend():
+    """By NumPy: MurmurHash3's finaliser of a key and the colour's number, 23 bits of it, and two logarithms."""
+    keys = Sampling(seed=5).inputs((3, 16), 512)["noise"]
+    positions = np.array([[3, 4], [0, 15], [7, 8]], "int32")
+    with np.errstate(over="ignore"):
+        words = np.take_along_axis(keys, positions, 1).view(np.uint32)[..., None]
+        words = words + np.uint32(0x9E3779B9) * np.arange(1, 513, dtype=np.uint32)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            words = (words ^ (words >> np.uint32(shift))) * np.uint32(factor)
+    uniforms = (((words ^ (words >> np.uint32(16))) % 2**23) + 0.5) / 2**23
+    noise = to_numpy(noise_at(*map(ops.convert_to_tensor, (keys, positions)), 512))
+    np.testing.assert_allclose(noise, -np.log(-np.log(uniforms)), rtol=1e-4, atol=1e-5)
+    assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.1)
 
 
-def naive_continuation(model, prompt, known, uniforms):
-    """The whole sequence anew for every token, in NumPy and float64."""
+def naive_continuation(model, prompt, known, noise):
+    """The whole sequence again for every token, in NumPy and float64."""
     weights, token_ids = read_weights(model), np.where(known, prompt, 0)
     for index in range(16):
-        if known[index]:
-            continue
-        probabilities = softmax(forward(weights, token_ids, True, "layer_norm")[2][:, index])
-        cumulative = np.cumsum(probabilities, axis=-1)
-        token_ids[:, index] = (cumulative <= uniforms[:, index, None]).sum(-1).clip(max=15)
+        if not known[index]:
+            logits = forward(weights, token_ids, True, "layer_norm")[2][:, index]
+            token_ids[:, index] = (logits + noise[:, index]).argmax(-1)
     return token_ids
+
+
+def gumbel(rows):
+    return np.random.default_rng(2).gumbel(size=(rows, 16, 16)).astype("float32")
 
 
 @pytest.fixture(scope="module")
@@ -102,37 +108,64 @@ def test_cached_logits_equal_the_full_pass_at_every_position(model):
         np.testing.assert_allclose(to_numpy(model.pixel_head(hidden))[:, 0], expected[:, index], atol=1e-5, rtol=1e-5)
 
 
+def test_windows_of_positions_equal_the_full_pass(model):
+    """Each row is somewhere else; where a guess was wrong, the next pass writes over what it left in the cache."""
+    token_ids = random_tokens(3, seed=7)
+    expected = to_numpy(model(token_ids))
+    cache = model.backbone.fill_cache(ops.convert_to_tensor(np.where(np.arange(16) < 3, token_ids, 0)))
+    for starts in ([3, 0, 1], [5, 0, 4], [7, 4, 8], [11, 8, 12]):
+        index = np.array(starts, "int32")[:, None] + np.arange(4, dtype="int32")
+        guesses = token_ids.copy()
+        guesses[np.arange(16) > index[:, 1:2]] = 5
+        for inputs, right in ((guesses, 3), (token_ids, 4)):
+            hidden, cache = model.backbone.decode_step(*map(ops.convert_to_tensor, (inputs, index)), cache)
+            logits = np.take_along_axis(expected, index[..., None], axis=1)[:, :right]
+            np.testing.assert_allclose(to_numpy(model.pixel_head(hidden))[:, :right], logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lookahead", [1, 5])
 @pytest.mark.parametrize("known", [NOTHING_KNOWN, np.arange(16) < 6, np.arange(16) % 3 == 0, ~NOTHING_KNOWN])
-def test_the_compiled_loop_equals_a_naive_one(model, known):
-    prompt, uniforms = random_tokens(5, seed=1), np.random.default_rng(2).random((5, 16)).astype("float32")
-    drawn = continue_with(model, prompt, known, uniforms, batch_size=2)
-    np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, known, uniforms))
+def test_the_compiled_loop_equals_a_naive_one(model, known, lookahead):
+    prompt, noise = random_tokens(5, seed=1), gumbel(5)
+    drawn = continue_with(model, prompt, known, noise, batch_size=2, lookahead=lookahead)
+    np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, known, noise))
     np.testing.assert_array_equal(drawn[:, known], prompt[:, known])
 
 
-def test_a_cache_that_grows_in_stages_draws_the_same(model, monkeypatch):
+@pytest.mark.parametrize("lookahead", [1, 5])
+def test_a_cache_that_grows_in_stages_draws_the_same(model, monkeypatch, lookahead):
     if keras.backend.backend() == "torch":
         pytest.skip("PyTorch attends to as many positions as there are")
-    prompt, uniforms = random_tokens(3, seed=1), np.random.default_rng(2).random((3, 16)).astype("float32")
-    known = np.arange(16) < 6
+    prompt, noise = random_tokens(3, seed=1), gumbel(3)
     assert generation._cache_lengths(16) == (16,)
     monkeypatch.setattr(generation, "_SHORTEST_STAGE", 5)
     assert generation._cache_lengths(16) == (6, 11, 16)
-    for kept in (NOTHING_KNOWN, known):
-        drawn = continue_with(randomize(make_causal_lm()), prompt, kept, uniforms)
-        np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, kept, uniforms))
+    fresh = randomize(make_causal_lm())
+    for kept in (NOTHING_KNOWN, np.arange(16) < 6):
+        drawn = continue_with(fresh, prompt, kept, noise, lookahead=lookahead)
+        np.testing.assert_array_equal(drawn, naive_continuation(model, prompt, kept, noise))
 
 
-def test_equal_numbers_draw_equal_tokens_on_every_backend(model):
-    """What the NumPy reference drew once."""
-    uniforms = ((np.arange(32) * 37 + 11) % 64 / 64).reshape(2, 16)
-    drawn = continue_with(model, random_tokens(2), NOTHING_KNOWN, uniforms)
+def test_a_trained_model_draws_pictures_in_fewer_passes_than_pixels():
+    """Each picture is the fixed point: its tokens are what one pass over all of them draws with the same noise."""
+    model = igpt.ImageGPTCausalLM.from_preset("igpt_cifar10_8x8")
+    nothing, sampling = np.zeros((5, 64), "int32"), Sampling(seed=3)
+    token_ids, passes = generation.continue_tokens(model, nothing, np.zeros(64, bool), sampling, 3, lookahead=16)
+    keys = ops.convert_to_tensor(sampling.inputs((5, 64), 256)["noise"])
+    noise = noise_at(keys, ops.arange(64, dtype="int32")[None], 256)
+    np.testing.assert_array_equal(to_numpy(ops.argmax(model(token_ids) + noise, axis=-1)), token_ids)
+    assert passes.max() < 45
+    assert len({tuple(row) for row in token_ids.tolist()}) == 5
+
+
+def test_equal_seeds_draw_equal_tokens_on_every_backend(model):
+    drawn = model.continue_tokens(random_tokens(2), NOTHING_KNOWN, seed=2, lookahead=5)
     assert drawn.tolist() == EXPECTED
 
 
 EXPECTED = [
-    [7, 11, 1, 15, 11, 0, 15, 7, 15, 5, 15, 15, 5, 15, 10, 15],
-    [15, 0, 11, 3, 15, 11, 13, 15, 0, 8, 0, 11, 7, 15, 11, 5],
+    [15, 15, 8, 7, 6, 15, 11, 8, 11, 7, 1, 15, 0, 11, 11, 11],
+    [11, 15, 15, 4, 7, 11, 11, 0, 1, 11, 11, 4, 15, 15, 15, 15],
 ]
 
 
@@ -142,17 +175,19 @@ def test_an_overfitted_model_completes_its_pictures_exactly():
     model.compile(optimizer=keras.optimizers.Adam(0.01))
     model.fit(np.tile(token_ids, (150, 1)), batch_size=4, shuffle=False, verbose=0)
     assert len({tuple(row[:2]) for row in token_ids.tolist()}) == 4
-    completed = model.continue_tokens(token_ids, np.arange(16) < 2, temperature=0)
+    greedy = Sampling(temperature=0)
+    completed, passes = generation.continue_tokens(model, token_ids, np.arange(16) < 2, greedy, 4, lookahead=16)
     np.testing.assert_array_equal(completed, token_ids)
+    assert passes.max() <= 14
 
 
 def test_rows_may_know_different_positions(model):
-    prompt, uniforms = random_tokens(2, seed=1), np.random.default_rng(2).random((2, 16)).astype("float32")
+    prompt, noise = random_tokens(2, seed=1), gumbel(2)
     known = np.stack([np.arange(16) < 9, np.arange(16) < 3])
-    drawn = continue_with(model, prompt, known, uniforms)
+    drawn = continue_with(model, prompt, known, noise)
     for row in range(2):
         rows = slice(row, row + 1)
-        expected = naive_continuation(model, prompt[rows], known[row], uniforms[rows])
+        expected = naive_continuation(model, prompt[rows], known[row], noise[rows])
         np.testing.assert_array_equal(drawn[rows], expected)
 
 
@@ -168,9 +203,7 @@ def test_the_first_pixel_is_drawn_from_its_distribution():
     model = randomize(make_causal_lm(), scale=0.5)
     drawn = model.continue_tokens(random_tokens(2000), NOTHING_KNOWN, batch_size=2000)[:, 0]
     probabilities = softmax(to_numpy(model(random_tokens(1)))[0, 0].astype("float64"))
-    expected = 2000 * probabilities
-    chi_square = (np.square(np.bincount(drawn, minlength=16) - expected) / expected).sum()
-    assert chi_square < 37.7  # the 0.999 quantile at 15 degrees of freedom
+    assert chi_square(drawn, probabilities) < 37.7  # the 0.999 quantile at 15 degrees of freedom
 
 
 def test_new_settings_do_not_trace_the_model_again(model, monkeypatch):
@@ -249,21 +282,20 @@ def test_pictures_of_other_sizes_and_kinds_are_resized_with_a_word(palette):
 
 
 def test_long_runs_say_how_far_they_are(model, capsys):
-    model.continue_tokens(random_tokens(5), ~NOTHING_KNOWN, batch_size=2, verbose=1)
-    assert "5/5" in capsys.readouterr().out
+    generation.continue_tokens(model, random_tokens(5), ~NOTHING_KNOWN, Sampling(), batch_size=2, verbose=1)
+    shown = capsys.readouterr().out
+    assert "5/5" in shown
+    assert "passes: 0.0" in shown
     model.continue_tokens(random_tokens(5), ~NOTHING_KNOWN, batch_size=2)
     assert not capsys.readouterr().out
 
 
 def test_bfloat16_models_draw_with_float32_numbers():
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    model = randomize(make_causal_lm(dtype="mixed_bfloat16"))
-    uniforms = np.full((4096, 16), 0.5, "float32")
-    uniforms[:, 0] = np.arange(4096) / 4096
-    drawn = continue_with(model, random_tokens(4096), NOTHING_KNOWN, uniforms, batch_size=4096)[:, 0]
-    rounded = uniforms[:, 0].astype(ml_dtypes.bfloat16)
-    # One token begins between two numbers that bfloat16 cannot tell apart: they were not rounded on their way in.
-    assert ((rounded[1:] == rounded[:-1]) & (drawn[1:] != drawn[:-1])).any()
+    # Logits are all zero at first, and bfloat16 would make the noise equal too.
+    noise = 1 + np.random.default_rng(0).permuted(np.tile(np.arange(16) / 2**16, (2, 16, 1)), axis=-1)
+    model = make_causal_lm(dtype="mixed_bfloat16")
+    drawn = continue_with(model, random_tokens(2), NOTHING_KNOWN, noise)
+    np.testing.assert_array_equal(drawn, noise.argmax(-1))
 
 
 def test_a_model_that_diverged_draws_nothing():
@@ -295,6 +327,7 @@ def test_what_is_drawn_may_be_anything_before(model):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("lookahead", {"lookahead": 2.5}),
         ("top_k", {"top_k": True}),
         ("top_k", {"top_k": 17}),
         ("temperature", {"temperature": "1"}),
@@ -307,10 +340,10 @@ def test_wrong_numbers_are_named(model, name, options):
     model.continue_tokens(random_tokens(2), NOTHING_KNOWN, top_k=np.int64(3), batch_size=np.int64(2))
 
 
-@pytest.mark.parametrize("wrong", [np.nan, 1.0, -0.5])
-def test_numbers_to_draw_with_are_checked(wrong):
-    with pytest.raises(ValueError, match=r"`uniforms` must have shape \(2, 16\) and lie in \[0, 1\)\. Received: "):
-        Sampling(uniforms=np.full((2, 16), wrong)).inputs((2, 16), vocabulary_size=16)
+@pytest.mark.parametrize("wrong", [np.full((2, 16, 16), np.nan), np.zeros((2, 16))], ids=["nan", "shape"])
+def test_noise_to_draw_with_is_checked(wrong):
+    with pytest.raises(ValueError, match=r"`noise` must be finite and have shape \(2, 16, 16\)\. Received: "):
+        Sampling(noise=wrong).inputs((2, 16), vocabulary_size=16)
 
 
 def test_pictures_are_counted_in_whole_numbers(palette):
