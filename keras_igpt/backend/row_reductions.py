@@ -36,3 +36,14 @@ def row_max(inputs: Any) -> Any:
         width //= 2
         inputs = ops.maximum(inputs[..., :width], inputs[..., width:])
     return ops.max(inputs, axis=-1, keepdims=True)
+
+
+def row_argmax(inputs: Any) -> Any:
+    """Finds where the largest of the last axis of a float32 tensor `(…, W)` is, the first of a tie; int32 `(…)`."""
+    if not reduces_rows_slowly():
+        return ops.cast(ops.argmax(inputs, axis=-1), "int32")
+    # XLA's argmax would compute an expression in `inputs` number by number, too.
+    width = inputs.shape[-1]
+    places = -ops.arange(width, dtype="float32")
+    first = -row_max(ops.where(inputs >= row_max(inputs), places, -float(width - 1)))
+    return ops.cast(first[..., 0], "int32")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.backend.row_reductions import row_argmax
 from keras_igpt.inference.compiled import Arrays, Program, check_finite, computed_rows
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.palette.color_palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
@@ -123,7 +124,7 @@ def draw_tokens(logits: Any, noise: Any, temperature: Any, top_k: Any, top_p: An
         lambda: ops.where(_kept(logits, temperature, top_k, top_p), logits, float("-inf")),
         lambda: logits,
     )
-    return ops.cast(ops.argmax(possible + temperature * noise, axis=-1), "int32")
+    return row_argmax(possible + temperature * noise)
 
 
 def _kept(logits: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
