@@ -19,7 +19,7 @@ FLOORS = [
     {"data", "model"},
     {"inference", "training", "plotting"},
     {"objectives"},
-    {"evaluation", "describe"},
+    {"evaluation", "curation", "describe"},
     {"checkpoints"},
 ]
 
@@ -34,6 +34,7 @@ LATE = {
     "keras_tuner",
     "matplotlib",
     "PIL",
+    "apache_beam",
     "safetensors",
     "huggingface_hub",
     "onnx",

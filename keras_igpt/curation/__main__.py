@@ -1,0 +1,5 @@
+"""`python -m keras_igpt.curation`."""
+
+from keras_igpt.curation.command import main
+
+main()
