@@ -24,6 +24,7 @@ _COLUMNS, _EACH = 24, 48
 _SHOWN_SIZE, _GAP = 64, 4
 
 _BINS = 200
+_SCORED = ("kept", "refused: dissimilar or a duplicate")
 
 # Of the outcomes after which there is a picture to show.
 _REFUSED = {
@@ -48,13 +49,13 @@ def write_pictures(job: Job, shards: Sequence[Shard], threshold: float) -> None:
         threshold: float. Least score of what was kept.
     """
     edges = np.linspace(-1.0, 1.0, _BINS + 1)
-    histograms = {name: np.zeros(_BINS, np.int64) for name in ("kept", "refused")}
+    histograms = {name: np.zeros(_BINS, np.int64) for name in _SCORED}
     groups: dict[str, list[_Place]] = {}
     for shard in shards:
         records = Records.load(Path(job.output) / f"{shard.name}.npz")
         scored = ~np.isnan(records.scores)
         kept = records.outcomes == Outcome.KEPT
-        for name, rows in (("kept", kept), ("refused", scored & ~kept)):
+        for name, rows in zip(_SCORED, (kept, scored & ~kept), strict=True):
             histograms[name] += np.histogram(records.scores[rows], edges)[0]
         for name, places in _chosen(records, shard.number, threshold):
             groups[name] = heapq.nsmallest(_EACH, groups.get(name, []) + places)

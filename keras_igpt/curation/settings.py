@@ -29,7 +29,8 @@ class Rules:
         quantile: float in [0, 1]. A picture is similar where its score reaches that which this share of the reference's
             own held-out pictures does not reach; unless one of the next two is given.
         threshold: float in [-1, 1]. Least score.
-        share: float in (0, 1]. Share of the pictures with a score that is kept, those with the highest.
+        share: float in (0, 1]. Share of the pictures with a score that reaches the threshold: those with the highest
+            scores, of equal ones all. Until all scores are known, the tokens of all these pictures lie on the disk.
         min_side: int. Least shorter side in pixels.
         max_pixels: int. Most pixels, which a picture's header tells before it is decoded.
         photographs: bool. Whether pictures that are no photographs by cheap measures (flat, gradients, noise, charts,

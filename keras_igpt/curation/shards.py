@@ -100,12 +100,12 @@ def find_shards(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         if not found:
             raise ValueError(f"`shards` must be tar files, folders or patterns of them. Received: no file at {entry!r}")
         paths.update(Path(path).resolve() for path in found)
-    parts: list[tuple[str, tuple[str, ...], int]] = []
-    for path in sorted(paths):
-        parts += _parts_of_folder(path) if path.is_dir() else [_tar_file(path)]
+    parts: set[tuple[str, tuple[str, ...], int]] = set()
+    for path in paths:
+        parts.update(_parts_of_folder(path) if path.is_dir() else [_tar_file(path)])
     if not parts:
         raise ValueError(f"`shards` must hold pictures or tar files. Received: shards={[str(path) for path in paths]}")
-    return [Shard(number, *part) for number, part in enumerate(parts)]
+    return [Shard(number, *part) for number, part in enumerate(sorted(parts))]
 
 
 def read_shard(shard: Shard, reading: Reading) -> Iterator[Member]:
