@@ -24,7 +24,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -50,6 +49,7 @@ from keras_igpt.curation.records import Records
 
 REFERENCE = 160
 CENTROIDS = 32
+SHARDS = 60
 EXTRACTORS = {
     "bundled AR model": partial(load_features, "igpt_cifar10_8x8"),
     "bundled BERT model": partial(load_features, "igpt_cifar10_8x8_bert"),
@@ -133,7 +133,7 @@ def kill(options: argparse.Namespace) -> None:
         return
     shutil.rmtree(work, ignore_errors=True)
     counts = {"reference": REFERENCE, "cifar": options.cifar, "copies": 100, "evaluation": 0, "junk": 20}
-    write_tars(make_web(options.data_dir, counts), work / "web", 40)
+    write_tars(make_web(options.data_dir, counts), work / "web", SHARDS)
     similarity(options.data_dir, EXTRACTORS["bundled AR model"]).loaded_reference.save(work / "reference.npz")
     command = [sys.executable, __file__, "kill", "--folder", str(work), "--child"]
 
@@ -147,11 +147,13 @@ def kill(options: argparse.Namespace) -> None:
             start_new_session=True,
         )
         if limit is not None:
-            # From the first file on: before it there is nothing to lose.
-            while not list(output.glob("work/*.npz")) and process.poll() is None:
+            # Once a shard more is done: before it there is nothing to lose.
+            before = finished(output)
+            while finished(output) == before and process.poll() is None:
                 time.sleep(0.02)
             time.sleep(limit)
-            os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         printed, _ = process.communicate()
         print(f"  {time.monotonic() - start:.0f} s", end="")
         return None if process.returncode else printed.splitlines()[-1]
@@ -161,7 +163,7 @@ def kill(options: argparse.Namespace) -> None:
     seconds, generator, output = json.loads(whole)["seconds"], random.Random(0), work / "killed"
     done = {"npz": 0, "json": 0}
     for number in range(10):
-        ended = run(output, generator.uniform(0, seconds / 8))
+        ended = run(output, generator.uniform(0, seconds / 40))
         now = {suffix: len(list(output.glob(f"work/[0-9]*.{suffix}"))) for suffix in done}
         print(f"; kill {number}: {now['npz']} shards inspected, {now['json']} written, ended {ended is not None}")
         if ended is not None:
@@ -170,12 +172,16 @@ def kill(options: argparse.Namespace) -> None:
         done = now
     last = json.loads(run(output, None))
     print(f"; the rest: {last}")
-    expected = {"shards_inspected": 40 - done["npz"], "shards_written": 40 - done["json"]}
+    expected = {"shards_inspected": SHARDS - done["npz"], "shards_written": SHARDS - done["json"]}
     assert {name: last.get(name, 0) for name in expected} == expected, expected
     differing = [path.name for path in (work / "whole").iterdir() if digest(path) != digest(output / path.name)]
     assert not differing, differing
     assert len(list((work / "whole").iterdir())) == len(list(output.iterdir()))
     print(f"equal bytes in {len(list(output.iterdir()))} files; only unfinished shards were done again: {expected}")
+
+
+def finished(output: Path) -> int:
+    return sum(path.suffix in (".npz", ".json") for path in output.glob("work/[0-9]*"))
 
 
 def digest(path: Path) -> str:
@@ -193,7 +199,7 @@ def speed(options: argparse.Namespace) -> None:
         start = Similarity(work / "reference.npz", load_color_statistics)
         tars = sorted((work / "web").glob("*.tar"))[: int(options.child)]
         curate(tars, work / f"out{options.child}", palette_of(64), 64, start, rules=Rules(threshold=0.0))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        print(peak_memory())
         return
     shutil.rmtree(work, ignore_errors=True)
     data, files = options.data_dir, web_files(options.data_dir)
@@ -208,6 +214,12 @@ def speed(options: argparse.Namespace) -> None:
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
         ).stdout
         print(f"{shards} shards: {printed.splitlines()[-1]} MB at most")
+
+
+def peak_memory() -> int:
+    """Megabytes of this process at most. (`getrusage` counts those of the process that started it.)"""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
 
 
 def web_files(data_dir: str) -> list[bytes]:
@@ -273,8 +285,9 @@ def time_duplicates(options: argparse.Namespace) -> None:
         hashes[: count // 100] = hashes[-(count // 100) :] ^ np.uint64(1 << 20)
         began = time.process_time()
         found = int(duplicates(hashes, 12).sum())
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        print(f"{count:,} hashes: {found:,} copies, {time.process_time() - began:.1f} s of a core, {memory:,} MB")
+        print(
+            f"{count:,} hashes: {found:,} copies, {time.process_time() - began:.1f} s of a core, {peak_memory():,} MB"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -100,7 +100,9 @@ def curate(
         with _progress(job, len(found)):
             done = run_pipeline(job, found, pipeline_options)
         _finish(job, found, settings, {"seconds": round(time.perf_counter() - start, 1), **done})
+    # What a kill has left, which is nothing of the set's.
     remove(job.work)
+    remove_partial(job.output)
     report: dict[str, Any] = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))
     return report
 
@@ -171,7 +173,6 @@ def _finish(job: Job, shards: Sequence[Shard], settings: dict[str, Any], done: d
     if not counts["kept"]:
         raise ValueError(f"`rules` must keep some of the pictures of `shards`. Received: none kept, {counts}")
     write_pictures(job, shards, threshold)
-    remove_partial(job.output)
     per_second = 1000 * done.get("pictures_inspected", 0) / max(1, done.get("inspecting_milliseconds", 0))
     done["pictures_per_core_second"] = round(per_second, 1)
     write_json(Path(job.output) / "report.json", {**report, "this_run": done})

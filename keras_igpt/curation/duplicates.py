@@ -27,7 +27,7 @@ _BLOCKS, _BLOCK_BITS, _LOW_DIFFERENCES = 7, 8, 4
 _LOW_MASK = np.uint64((1 << (_BLOCKS * _BLOCK_BITS)) - 1)
 
 # An evaluation set is so small that a wider net catches little else.
-_EVALUATION_LOW_DIFFERENCES, _EVALUATION_DIFFERENCES = 8, 20
+_EVALUATION_LOW_DIFFERENCES, _EVALUATION_DIFFERENCES = 6, 20
 
 
 def hash_pictures(images: UInt8Images) -> Hashes:
@@ -96,8 +96,7 @@ def _near_pairs(hashes: Hashes, distance: int) -> npt.NDArray[np.int64]:
     for blocks in combinations(range(_BLOCKS), _BLOCKS - _LOW_DIFFERENCES):
         key = np.zeros(len(hashes), np.uint32)
         for block in blocks:
-            bits = (hashes[:, 0] >> np.uint64(block * _BLOCK_BITS)) & np.uint64((1 << _BLOCK_BITS) - 1)
-            key = (key << np.uint32(_BLOCK_BITS)) | bits.astype(np.uint32)
+            key = (key << np.uint32(_BLOCK_BITS)) | _block(hashes, block)
         order = np.argsort(key, kind="stable")
         key = key[order]
         # Places whose successor so many places on has the same key: fewer each time.
@@ -120,7 +119,14 @@ class EvaluationPictures:
     """
 
     def __init__(self, hashes: Hashes) -> None:
-        self.hashes = np.unique(hashes, axis=0)
+        self._hashes = np.unique(hashes, axis=0)
+        # Rows by the value of each block, and where each value begins: so few bits leave one block the same.
+        blocks = [_block(self._hashes, block) for block in range(_BLOCKS)]
+        self._orders = [np.argsort(values, kind="stable") for values in blocks]
+        edges = np.arange((1 << _BLOCK_BITS) + 1)
+        self._starts = [
+            np.searchsorted(values[order], edges) for values, order in zip(blocks, self._orders, strict=True)
+        ]
 
     def near(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
         """Says which pictures are near-duplicates of one of these, with a wider net than within a set.
@@ -131,8 +137,25 @@ class EvaluationPictures:
         Returns:
             bool array `(B,)`.
         """
-        limits = (_EVALUATION_LOW_DIFFERENCES, _EVALUATION_DIFFERENCES)
-        return np.array([_near(self.hashes, one, *limits).any() for one in hashes], np.bool_)
+        if not len(self._hashes):
+            return np.zeros(len(hashes), np.bool_)
+        values = np.stack([_block(hashes, block) for block in range(_BLOCKS)], axis=1)
+        return np.array([self._any_near(*one) for one in zip(hashes, values.tolist(), strict=True)], np.bool_)
+
+    def _any_near(self, one: npt.NDArray[np.uint64], values: list[int]) -> bool:
+        rows = np.concatenate(
+            [
+                order[starts[value] : starts[value + 1]]
+                for value, order, starts in zip(values, self._orders, self._starts, strict=True)
+            ]
+        )
+        return bool(_near(self._hashes[rows], one, _EVALUATION_LOW_DIFFERENCES, _EVALUATION_DIFFERENCES).any())
+
+
+def _block(hashes: Hashes, block: int) -> npt.NDArray[np.uint32]:
+    """The bits of a block of the lowest frequencies."""
+    bits = (hashes[:, 0] >> np.uint64(block * _BLOCK_BITS)) & np.uint64((1 << _BLOCK_BITS) - 1)
+    return bits.astype(np.uint32)
 
 
 def _near(first: Hashes, second: Hashes, low: int, distance: int) -> npt.NDArray[np.bool_]:

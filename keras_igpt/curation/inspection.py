@@ -88,11 +88,14 @@ class Inspector:
         *_, tokens = self._none()
         if len(rows):
             squares = np.stack([found for found in read if not isinstance(found, Outcome)])
-            hashes[rows] = hash_pictures(squares)
-            outcomes[rows] = self._refused(squares, hashes[rows])
-            squares, rows = squares[outcomes[rows] == _NONE], rows[outcomes[rows] == _NONE]
+            small = resize_images(squares, HASHED_SIZE)
+            hashes[rows] = hash_pictures(small)
+            outcomes[rows] = self._refused(small, hashes[rows])
+            left = outcomes[rows] == _NONE
+            squares, small, rows = squares[left], small[left], rows[left]
         if len(rows):
-            scores[rows] = self._reference.scores(self._features(squares))
+            pictures = small if self._features.image_size == HASHED_SIZE else squares
+            scores[rows] = self._reference.scores(self._features(pictures))
             if self._job.threshold is not None:
                 outcomes[rows[scores[rows] < np.float32(self._job.threshold)]] = Outcome.DISSIMILAR
             squares = squares[outcomes[rows] == _NONE]
@@ -103,11 +106,9 @@ class Inspector:
         sizes = np.array([member.size for member in members], np.int64)
         return keys, offsets, sizes, outcomes, scores, hashes, tokens
 
-    def _refused(self, squares: UInt8Images, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    def _refused(self, small: UInt8Images, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
         """What is refused without a look at the reference."""
-        outcomes = np.zeros(len(squares), np.uint8)
-        if self._job.rules.photographs:
-            outcomes = artificial(resize_images(squares, HASHED_SIZE))
+        outcomes = artificial(small) if self._job.rules.photographs else np.zeros(len(small), np.uint8)
         # Whatever it looks like: what is in an evaluation set is counted as that.
         return np.where(self._evaluation.near(hashes), np.uint8(Outcome.EVALUATION), outcomes)
 

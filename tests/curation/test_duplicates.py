@@ -66,3 +66,15 @@ def test_an_evaluation_set_catches_its_copies(mirrored):
     found = evaluation.near(hash_pictures(copies[:, :, ::-1] if mirrored else copies))
     assert found.tolist() == [True] * 8 + [False] * 4
     assert not EvaluationPictures(np.empty((0, 2), np.uint64)).near(hash_pictures(copies)).any()
+
+
+def test_an_evaluation_set_is_compared_in_more_bits_than_a_set_with_itself():
+    random = np.random.default_rng(1)
+    hashes = random.integers(0, 2**64, (300, 2), dtype=np.uint64)
+    changed = hashes[:200].copy()
+    for row, count in zip(changed, random.integers(0, 30, 200), strict=True):
+        for bit in random.permutation(128)[:count]:
+            row[bit // 64] ^= np.uint64(1) << np.uint64(bit % 64)
+    expected = [any(near(one, other, low=6, distance=20) for other in hashes) for one in changed]
+    assert EvaluationPictures(hashes).near(changed).tolist() == expected
+    assert 20 < sum(expected) < 180
