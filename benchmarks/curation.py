@@ -217,7 +217,7 @@ def speed(options: argparse.Namespace) -> None:
 
 
 def peak_memory() -> int:
-    """Megabytes of this process at most. (`getrusage` counts those of the process that started it.)"""
+    """Megabytes of this process at most; `getrusage` counts those of the process that started it."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
 

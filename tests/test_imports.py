@@ -19,8 +19,8 @@ FLOORS = [
     {"data", "model"},
     {"inference", "training", "plotting"},
     {"objectives"},
-    {"evaluation", "curation", "describe"},
-    {"checkpoints"},
+    {"evaluation", "describe"},
+    {"curation", "checkpoints"},
 ]
 
 # Imported where they are used, and nowhere at the top.
@@ -134,6 +134,10 @@ USES = {
     "data": (
         {"PIL"},
         "igpt.load_arrays(*[(numpy.zeros((9, 4, 4, 3), 'uint8'), numpy.zeros(9, 'int32'))] * 2, image_size=2)",
+    ),
+    "web": (
+        {"apache_beam"},
+        "from keras_igpt.curation import pipeline",
     ),
     "tune": ({"keras_tuner"}, "igpt.DescendingLearningRateOracle('val_loss')"),
 }

@@ -88,14 +88,15 @@ def curate(
     tokens = TokenShards("web-tokens")
     ```
     """
+    # First of all: Beam may be absent.
+    from keras_igpt.curation.pipeline import run_pipeline
+
     rules = Rules() if rules is None else rules
     job = _make_job(output, palette, image_size, similarity, exclude, rules)
     found = find_shards(shards)
     settings = check_settings(job, found)
     start = time.perf_counter()
     if not (Path(output) / "manifest.json").is_file():
-        from keras_igpt.curation.pipeline import run_pipeline
-
         job.work.mkdir(exist_ok=True)
         with _progress(job, len(found)):
             done = run_pipeline(job, found, pipeline_options)

@@ -8,12 +8,12 @@ from typing import Any
 
 try:
     import apache_beam as beam
+    from apache_beam.metrics.metric import Metrics
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.transforms.combiners import Count
+    from apache_beam.utils.shared import Shared
 except ImportError as error:
     raise ImportError("Curating web pictures needs Apache Beam: pip install 'keras_igpt[web]'") from error
-from apache_beam.metrics.metric import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.transforms.combiners import Count
-from apache_beam.utils.shared import Shared
 
 from keras_igpt.curation.inspection import Inspector, Writer, decide
 from keras_igpt.curation.settings import Job
