@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import prepare
 
+import keras_igpt as igpt
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -79,8 +81,6 @@ def test_patches_of_a_photograph_share_no_pixel_across_splits(quickstart, monkey
 
 
 def test_a_strip_keeps_what_was_seen(quickstart, palette):
-    import keras_igpt as igpt
-
     backbone = igpt.ImageGPTBackbone(vocabulary_size=16, image_size=4, num_layers=1, num_heads=1, hidden_dim=8)
     strip = palette.decode(np.random.default_rng(0).integers(0, 16, 44), (4, 11))
     drawn = quickstart.complete_strip(igpt.ImageGPTCausalLM(backbone, palette), strip, keep_rows=2, seed=0)
@@ -252,6 +252,25 @@ def test_contact_sheet(tmp_path):
     images = example.main(["--images", str(tmp_path / "in"), "--image-size", "8", "--output", str(output)])
     assert images.shape == (2 * 8, 8, 8, 3)  # one training picture a class, seen and seven times cropped
     assert output.is_file()
+
+
+def test_pretraining_on_a_mixture(tmp_path, palette):
+    pillow = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for name in ("dark", "bright"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for index in range(4):
+            pixels = random.integers(0, 256, (6, 5, 3)).astype("uint8")
+            pillow.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.png")
+    shard = igpt.write_token_shard(tmp_path / "web", "0.npy", random.integers(0, 16, (20, 16)), 16)
+    igpt.write_token_manifest(tmp_path / "web", [shard], palette, 4)
+    example = load(ROOT / "examples" / "pretrain_mixture.py")
+    command = ["--web", str(tmp_path / "web"), "--images", str(tmp_path / "in"), "--preset", "igpt_nano"]
+    command += ["--batch-size", "4", "--updates", "4", "--updates-per-epoch", "2", "--output", str(tmp_path / "out")]
+    results = example.main(command)
+    assert results == example.main(command)  # a finished run is not trained again
+    assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 3  # a header and two epochs
+    assert keras.saving.load_model(tmp_path / "out" / "igpt.keras").palette == palette
 
 
 def test_distributed_pretraining(tmp_path, capsys):

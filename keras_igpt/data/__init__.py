@@ -2,34 +2,48 @@
 
 from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
-from keras_igpt.data.datasets import load_arrays, load_dataset, load_image_folder, load_splits
+from keras_igpt.data.datasets import load_arrays, load_dataset, load_image_folder, load_splits, load_unlabeled_folder
 from keras_igpt.data.examples import (
     DataSplits,
     Examples,
+    LabeledExamples,
     LabeledImages,
     LabeledTokens,
     low_data_subset,
     split_off,
 )
 from keras_igpt.data.image_files import ImageFiles, resize_images
+from keras_igpt.data.mixture import MixedBatches, Source
 from keras_igpt.data.token_cache import cache_tokens
+from keras_igpt.data.token_shards import TokenShard, TokenShards, write_token_manifest, write_token_shard
+from keras_igpt.data.unlabeled import UnlabeledImages, UnlabeledTokens
 
 __all__ = [
     "DataSplits",
     "EvaluationBatches",
     "Examples",
     "ImageFiles",
+    "LabeledExamples",
     "LabeledImages",
     "LabeledTokens",
+    "MixedBatches",
     "PaddedCrop",
     "RandomResizedCrop",
+    "Source",
+    "TokenShard",
+    "TokenShards",
     "TrainingBatches",
+    "UnlabeledImages",
+    "UnlabeledTokens",
     "cache_tokens",
     "load_arrays",
     "load_dataset",
     "load_image_folder",
     "load_splits",
+    "load_unlabeled_folder",
     "low_data_subset",
     "resize_images",
     "split_off",
+    "write_token_manifest",
+    "write_token_shard",
 ]

@@ -3,102 +3,63 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
-from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
-from keras_igpt.data.image_files import ImageFiles
+from keras_igpt.data.epoch_orders import EpochOrders
+from keras_igpt.data.examples import Labels
+from keras_igpt.data.token_source import Augmentation, PictureExamples, TokenSource
 from keras_igpt.palette.color_palette import ColorPalette, TokenIds
 from keras_igpt.support.checks import check_integer, check_number
-from keras_igpt.support.randomness import check_seed, permutation, uniforms
-
-Source = LabeledImages | LabeledTokens | ImageFiles
-
-# With several threads: batches that wait for the model, so that a slow one does not hold it up.
-_BATCHES_AHEAD = 10
+from keras_igpt.support.randomness import check_seed, uniforms
 
 
-class _TokenSource:
-    """Gives rows of any kind of examples as tokens. Pictures in memory are encoded once, here."""
+class EndlessBatches(keras.utils.PyDataset):
+    """Batches without an end, each a function of seed and step, which can begin at any step.
 
-    def __init__(self, examples: Source, palette: ColorPalette | None) -> None:
-        if not isinstance(examples, Source):
-            raise ValueError(
-                f"`examples` must be LabeledImages, LabeledTokens or ImageFiles. Received: {type(examples).__name__}"
-            )
-        if not len(examples):
-            raise ValueError("`examples` must not be empty. Received: 0 examples")
-        if isinstance(examples, LabeledTokens):
-            if palette is not None and palette.num_colors != examples.num_colors:
-                raise ValueError(
-                    f"`palette` must have the {examples.num_colors} colours of the tokens. "
-                    f"Received: {palette.num_colors} colours"
-                )
-        elif palette is None:
-            raise ValueError("`palette` must be given to make tokens of images. Received: None")
-        if isinstance(examples, ImageFiles) and examples.image_size is None:
-            raise ValueError("`examples` must have an `image_size`. Received: ImageFiles with image_size=None")
-        channels = examples.num_channels if isinstance(examples, ImageFiles) else None
-        if palette is not None and channels is not None and palette.num_channels != channels:
-            raise ValueError(
-                f"`palette` must have the examples' {channels} channel(s). Received: {palette.num_channels}"
-            )
-        if isinstance(examples, LabeledImages):
-            assert palette is not None
-            examples = examples.encode(palette)
-        self.examples: LabeledTokens | ImageFiles = examples
-        self._palette = palette
+    Args:
+        batch_size: int. As in `TrainingBatches`.
+        seed: int. As in `TrainingBatches`.
+        shard: pair of int. As in `TrainingBatches`.
+        first_step: int. As in `TrainingBatches`.
+        thread_options: what `keras.utils.PyDataset` takes.
+    """
 
-    def __len__(self) -> int:
-        return len(self.examples)
+    def __init__(
+        self, batch_size: int, seed: int, shard: tuple[int, int], first_step: int, thread_options: dict[str, int]
+    ) -> None:
+        super().__init__(**thread_options)
+        self._batch_size, self._part = batch_size, part_of_batch(batch_size, shard)
+        self._seed = check_seed(seed)
+        self._first_step = check_integer("first_step", first_step, 0)
 
     @property
-    def known_labels(self) -> Labels | None:
-        return self.examples.labels if isinstance(self.examples, LabeledTokens) else self.examples.known_labels
+    def num_batches(self) -> None:
+        """None: the batches have no end."""
+        return None
 
     @property
-    def image_size(self) -> int:
-        assert self.examples.image_size is not None
-        return self.examples.image_size
+    def first_step(self) -> int:
+        """The step whose batch is item 0."""
+        return self._first_step
 
-    def fingerprint(self) -> str:
-        """Returns what changes when the tokens or classes do."""
-        if isinstance(self.examples, LabeledTokens):
-            return self.examples.digest()
-        assert self._palette is not None
-        return hashlib.sha256(self.examples.digest().encode() + self._palette.centroids.tobytes()).hexdigest()
+    def starting_at(self, step: int) -> Self:
+        """Returns the same batches from a step on: its item 0 is item `step` here."""
+        later = copy.copy(self)
+        later._first_step += check_integer("step", step, 0)
+        return later
 
-    def read(
-        self,
-        rows: npt.NDArray[np.int64],
-        augmentation: PaddedCrop | RandomResizedCrop | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> tuple[TokenIds, Labels]:
-        """Returns token ids `(B, T)` and classes `(B,)` of these rows."""
-        moves = augmentation if isinstance(augmentation, PaddedCrop) else None
-        places = None if moves is None else moves.sources(self.image_size, seed, epoch, rows)
-        if isinstance(self.examples, LabeledTokens):
-            labels = self.examples.labels[rows]
-            if places is None:
-                return self.examples.token_ids[rows].astype(np.int32), labels
-            return self.examples.token_ids[rows[:, None], places].astype(np.int32), labels
-        assert self._palette is not None
-        crop = augmentation if isinstance(augmentation, RandomResizedCrop) else None
-        images, labels_read = zip(*(self.examples.read(row, crop, seed, epoch) for row in rows.tolist()), strict=True)
-        token_ids = self._palette.encode(np.stack(images))
-        if places is not None:
-            token_ids = np.take_along_axis(token_ids, places, axis=1)
-        return token_ids, np.array(labels_read, np.int64)
+    def _step_of(self, index: int) -> int:
+        if index < 0:
+            raise IndexError(f"`index` must not be negative. Received: index={index}")
+        return self._first_step + index
 
 
-class TrainingBatches(keras.utils.PyDataset):
+class TrainingBatches(EndlessBatches):
     """Endless shuffled batches of palette tokens and classes: `batches[k]` is the batch of step k.
 
     Order, crops and masks are hashes of (seed, epoch, row), so the batch of any step is made without those before it,
@@ -106,15 +67,16 @@ class TrainingBatches(keras.utils.PyDataset):
     its ragged rest (fewer than `batch_size` rows, others each time) is left out. Give `fit` the number of
     steps, `steps_per_epoch=batches.steps_per_epoch`; the models of this package take it from here themselves.
 
-    Items are `(token_ids, labels)`, or `({"token_ids", "position_mask"}, labels)` with a mask rate. Pre-training
-    ignores the labels.
+    Items are `(token_ids, labels)`, or `({"token_ids", "position_mask"}, labels)` with a mask rate; without `labels`
+    where the examples have none. Pre-training ignores the labels.
 
     Args:
-        examples: `LabeledImages`, `LabeledTokens` or `ImageFiles`. Pictures in memory are encoded once.
-        palette: `ColorPalette`; may be None for `LabeledTokens`.
+        examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, `UnlabeledImages` or `UnlabeledTokens`. Pictures in
+            memory are encoded once.
+        palette: `ColorPalette`; may be None for tokens.
         batch_size: int. Examples of a step, those of all shards together.
         seed: int. Of order, crops and masks.
-        augmentation: `PaddedCrop`, `RandomResizedCrop` (of `ImageFiles` only) or None.
+        augmentation: `PaddedCrop`, `RandomResizedCrop` (of files only) or None.
         mask_rate: float in (0, 1). Share of positions hidden for the BERT objective; None leaves masks to the model,
             whose own are functions of its seed and step.
         shard: pair of int. Which part of how many, for several processes: part p of each batch of `batch_size`. Shards
@@ -135,46 +97,29 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        examples: Source,
+        examples: PictureExamples,
         palette: ColorPalette | None,
         batch_size: int,
         seed: int = 0,
-        augmentation: PaddedCrop | RandomResizedCrop | None = None,
+        augmentation: Augmentation | None = None,
         mask_rate: float | None = None,
         shard: tuple[int, int] = (0, 1),
         first_step: int = 0,
         workers: int | None = None,
     ) -> None:
-        self._source = _TokenSource(examples, palette)
-        self._batch_size = check_integer("batch_size", batch_size)
-        self._part = _part_of_batch(self._batch_size, shard)
-        if batch_size > len(self._source):
+        self._source = TokenSource(examples, palette, augmentation)
+        if check_integer("batch_size", batch_size) > len(self._source):
             raise ValueError(
                 f"`batch_size` must be at most the number of examples, {len(self._source)}. "
                 f"Received: batch_size={batch_size}"
             )
-        if not isinstance(augmentation, (PaddedCrop, RandomResizedCrop, type(None))):
-            raise ValueError(
-                f"`augmentation` must be PaddedCrop(…), RandomResizedCrop(…) or None. Received: {augmentation!r}"
-            )
-        if isinstance(augmentation, RandomResizedCrop) and not isinstance(examples, ImageFiles):
-            raise ValueError(
-                "`augmentation` may be RandomResizedCrop for ImageFiles only: what is in memory has its size already. "
-                f"Received: {type(examples).__name__}"
-            )
-        if isinstance(augmentation, PaddedCrop) and augmentation.padding >= self._source.image_size:
-            raise ValueError(
-                f"`augmentation` must pad by less than the {self._source.image_size} pixels of a side. "
-                f"Received: padding={augmentation.padding}"
-            )
         if mask_rate is not None:
             mask_rate = check_number("mask_rate", mask_rate, 0, 1, above=True, below=True)
         # Keras fills the queue anew each epoch and keeps what is left: more than an epoch's would pile up.
-        super().__init__(**_threads(examples, workers, self.steps_per_epoch - 1))
-        self._seed = check_seed(seed)
+        threads = self._source.thread_options(workers, len(self._source) // batch_size - 1)
+        super().__init__(int(batch_size), seed, shard, first_step, threads)
         self._augmentation, self._mask_rate = augmentation, mask_rate
-        self._first_step = check_integer("first_step", first_step, 0)
-        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+        self._orders = EpochOrders(len(self._source), self._seed, in_memory=self._source.labeled)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -182,9 +127,9 @@ class TrainingBatches(keras.utils.PyDataset):
         return len(self._source) // self._batch_size
 
     @property
-    def num_batches(self) -> None:
-        """None: the batches have no end."""
-        return None
+    def examples(self) -> PictureExamples:
+        """What the batches are made of; pictures in memory as the tokens they became."""
+        return self._source.examples
 
     @property
     def known_labels(self) -> Labels | None:
@@ -203,55 +148,37 @@ class TrainingBatches(keras.utils.PyDataset):
         }
 
     @property
-    def first_step(self) -> int:
-        """The step whose batch is item 0."""
-        return self._first_step
-
-    @property
     def fingerprint(self) -> str:
         """A digest that changes when the examples do, or the palette of pictures in files; see `ImageFiles.digest`."""
         return self._source.fingerprint()
 
-    def starting_at(self, step: int) -> TrainingBatches:
-        """Returns the same batches from a step on: its item 0 is item `step` here."""
-        later = copy.copy(self)
-        later._first_step += check_integer("step", step, 0)
-        return later
-
     def rows(self, index: int) -> tuple[int, npt.NDArray[np.int64]]:
         """Returns the epoch and the rows of the examples that item `index` is made of."""
-        if index < 0:
-            raise IndexError(f"`index` must not be negative. Received: index={index}")
-        epoch, batch = divmod(self._first_step + index, self.steps_per_epoch)
-        order = self._orders.get(epoch)
-        if order is None:
-            order = permutation(len(self._source), "order", self._seed, epoch)
-            # At an epoch's end threads need two orders. One assignment: the others see the old ones or the new.
-            self._orders = {near: kept for near, kept in self._orders.items() if abs(near - epoch) == 1} | {
-                epoch: order
-            }
-        return epoch, order[batch * self._batch_size :][self._part]
+        epoch, batch = divmod(self._step_of(index), self.steps_per_epoch)
+        places = np.arange(batch * self._batch_size, (batch + 1) * self._batch_size)[self._part]
+        return epoch, self._orders.rows(epoch, places)
 
-    def __getitem__(self, index: int) -> tuple[Any, npt.NDArray[np.int32]]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         epoch, rows = self.rows(index)
-        token_ids, labels = self._source.read(rows, self._augmentation, self._seed, epoch)
-        classes = labels.astype(np.int32)
-        if self._mask_rate is None:
-            return token_ids, classes
-        draws = uniforms("position mask", self._seed, epoch, rows[:, None], np.arange(token_ids.shape[1]))
-        return {"token_ids": token_ids, "position_mask": draws < self._mask_rate}, classes
+        token_ids, labels = self._source.read(rows, self._seed, epoch)
+        inputs: Any = token_ids
+        if self._mask_rate is not None:
+            draws = uniforms("position mask", self._seed, epoch, rows[:, None], np.arange(token_ids.shape[1]))
+            inputs = {"token_ids": token_ids, "position_mask": draws < self._mask_rate}
+        return (inputs,) if labels is None else (inputs, labels.astype(np.int32))
 
 
 class EvaluationBatches(keras.utils.PyDataset):
     """One pass of equal batches in order, for `evaluate`, `predict` and validation.
 
     The last batch is filled up with rows of weight 0, so that none is lost, none counts twice and no batch of another
-    shape makes the model compile again. Items are `(token_ids, labels, weights)`. `predict` gives the filling too:
-    `len(batches.examples)` says how many rows are real.
+    shape makes the model compile again. Items are `(token_ids, labels, weights)`; where there are no labels the tokens
+    are in their place, which pre-training predicts. `predict` gives the filling too: `len(batches.examples)` says how
+    many rows are real.
 
     Args:
         examples: as in `TrainingBatches`; pictures in files are seen at their centre squares.
-        palette: `ColorPalette`; may be None for `LabeledTokens`.
+        palette: `ColorPalette`; may be None for tokens.
         batch_size: int. Examples of a step, those of all shards together.
         shard: pair of int. As in `TrainingBatches`.
         workers: int. As in `TrainingBatches`.
@@ -267,20 +194,20 @@ class EvaluationBatches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        examples: Source,
+        examples: PictureExamples,
         palette: ColorPalette | None,
         batch_size: int,
         shard: tuple[int, int] = (0, 1),
         workers: int | None = None,
     ) -> None:
-        self._source = _TokenSource(examples, palette)
+        self._source = TokenSource(examples, palette)
         self._batch_size = check_integer("batch_size", batch_size)
-        self._part = _part_of_batch(self._batch_size, shard)
+        self._part = part_of_batch(self._batch_size, shard)
         self._filled = True
-        super().__init__(**_threads(examples, workers, _BATCHES_AHEAD))
+        super().__init__(**self._source.thread_options(workers))
 
     @property
-    def examples(self) -> LabeledTokens | ImageFiles:
+    def examples(self) -> PictureExamples:
         """What the batches are made of; pictures in memory as the tokens they became."""
         return self._source.examples
 
@@ -289,7 +216,7 @@ class EvaluationBatches(keras.utils.PyDataset):
         """Classes of all examples where no file has to be read for them, else None."""
         return self._source.known_labels
 
-    def without_filling(self) -> EvaluationBatches:
+    def without_filling(self) -> Self:
         """Returns the same batches with a shorter last one, which makes the model compile again.
 
         Raises:
@@ -312,22 +239,15 @@ class EvaluationBatches(keras.utils.PyDataset):
             rows = rows[rows < len(self._source)]
         real = rows < len(self._source)
         token_ids, labels = self._source.read(rows[real]) if real.any() else self._source.read(np.array([0]))
-        filling = [(0, len(rows) - len(labels))]
-        return (
-            np.pad(token_ids, [*filling, (0, 0)], mode="edge"),
-            np.pad(labels.astype(np.int32), filling, mode="edge"),
-            real.astype(np.float32),
-        )
+        filling = [(0, len(rows) - len(token_ids))]
+        token_ids = np.pad(token_ids, [*filling, (0, 0)], mode="edge")
+        # Keras leaves out weights without targets, and on TensorFlow takes no None among the parts of a batch.
+        targets = token_ids if labels is None else np.pad(labels.astype(np.int32), filling, mode="edge")
+        return token_ids, targets, real.astype(np.float32)
 
 
-def _threads(examples: Source, workers: int | None, most_ahead: int) -> dict[str, int]:
-    if workers is None:
-        workers = examples.threads if isinstance(examples, ImageFiles) else 1
-    workers = check_integer("workers", workers)
-    return {"workers": workers, "max_queue_size": max(1, min(max(_BATCHES_AHEAD, 2 * workers), most_ahead))}
-
-
-def _part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
+def part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
+    """Returns the places of a batch that are one shard's, or says what is wrong with the shard."""
     if not isinstance(shard, Sequence) or isinstance(shard, str) or len(shard) != 2:
         raise ValueError(f"`shard` must be a pair of integers, (part, count). Received: shard={shard!r}")
     count = check_integer("shard", shard[1])

@@ -16,6 +16,7 @@ from keras_igpt.backend.devices import leave_gpus_to_the_backend
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
 from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
 from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
+from keras_igpt.data.unlabeled import UnlabeledImages
 from keras_igpt.support.checks import check_choice, check_integer, check_number
 from keras_igpt.support.randomness import check_seed, permutation
 
@@ -162,6 +163,41 @@ def load_image_folder(
     return DataSplits(train, validation, test, names)
 
 
+def load_unlabeled_folder(folder: str | os.PathLike[str], image_size: int, num_channels: int = 3) -> UnlabeledImages:
+    """Opens pictures without classes: all that are in a folder and in the folders below it.
+
+    They are found, turned upright and decoded as `load_image_folder` does it.
+
+    Args:
+        folder: folder of pictures.
+        image_size: int. Side of the pictures in pixels.
+        num_channels: int. 3 for colour, 1 for grey.
+
+    Returns:
+        `UnlabeledImages` of files, decoded when read.
+
+    Raises:
+        ValueError: if there is no picture, or a folder cannot be read.
+        FileNotFoundError: if the folder is missing.
+        ImportError: if Pillow is absent.
+
+    Example:
+    ```python
+    batches = TrainingBatches(load_unlabeled_folder("pictures", image_size=32), palette, batch_size=128)
+    ```
+    """
+    import_pillow()
+    root, left_out = Path(folder), Counter[str]()
+    if not root.is_dir():
+        raise FileNotFoundError(f"`folder` must be an existing folder. Received: {root}")
+    files = _pictures(root, "folder", {}, left_out)
+    _warn_of(left_out, root, stacklevel=3)
+    if not files:
+        raise ValueError(f"`folder` must have pictures in it. Received: {root} with 0")
+    # No picture has a class; readers give one nevertheless.
+    return UnlabeledImages(ImageFiles(FolderReader(files, [0] * len(files)), image_size, num_channels=num_channels))
+
+
 def load_arrays(
     train: tuple[npt.ArrayLike, npt.ArrayLike],
     test: tuple[npt.ArrayLike, npt.ArrayLike],
@@ -269,14 +305,18 @@ def _class_folders(root: Path, argument: str) -> _Classes:
     class_of: dict[str, Path] = {}
     left_out: Counter[str] = Counter()
     classes = [(folder, _pictures(folder, argument, class_of, left_out)) for folder in folders]
+    _warn_of(left_out, root, stacklevel=4)
+    return classes
+
+
+def _warn_of(left_out: Counter[str], root: Path, stacklevel: int) -> None:
     if left_out:
         found = ", ".join(f"{count} {ending}" for ending, count in sorted(left_out.items()))
         warnings.warn(
             f"{left_out.total()} file(s) in {root} were left out, for pictures are files that end in "
             f"{', '.join(_PICTURE_SUFFIXES)}. Left out: {found}.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-    return classes
 
 
 def _pictures(root: Path, argument: str, class_of: dict[str, Path], left_out: Counter[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Labelled sets with access by row, the paper's three-way splits, and low-data subsets."""
+"""Sets with access by row, the paper's three-way splits, and low-data subsets."""
 
 from __future__ import annotations
 
@@ -24,13 +24,7 @@ _ROWS_DIGESTED = 1 << 12
 
 
 class Examples(ABC):
-    """A set of labelled pictures of which any rows can be read in any order.
-
-    Attributes:
-        labels: int64 array `(B,)`. Classes.
-    """
-
-    labels: Labels
+    """A set of pictures of which any rows can be read in any order."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -44,12 +38,23 @@ class Examples(ABC):
         """Returns this set followed by another of its kind."""
 
 
+class LabeledExamples(Examples):
+    """A set of pictures with classes.
+
+    Attributes:
+        labels: int64 array `(B,)`. Classes.
+    """
+
+    labels: Labels
+
+
 ExamplesT = TypeVar("ExamplesT", bound=Examples)
+LabeledT = TypeVar("LabeledT", bound=LabeledExamples)
 OtherT = TypeVar("OtherT", bound=Examples)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LabeledImages(Examples):
+class LabeledImages(LabeledExamples):
     """Pictures of one size and their classes, in memory.
 
     Args:
@@ -69,11 +74,8 @@ class LabeledImages(Examples):
     labels: Labels
 
     def __post_init__(self) -> None:
-        images = check_images(self.images)
-        if images.ndim != 4:
-            raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {images.shape}")
-        object.__setattr__(self, "images", images)
-        object.__setattr__(self, "labels", _check_labels(self.labels, len(images)))
+        object.__setattr__(self, "images", check_set_of_images(self.images))
+        object.__setattr__(self, "labels", _check_labels(self.labels, len(self.images)))
 
     def __repr__(self) -> str:
         count, *shape = self.images.shape
@@ -84,7 +86,7 @@ class LabeledImages(Examples):
 
     def digest(self) -> str:
         """Returns a hexadecimal digest of pictures and classes."""
-        return _digest(self.labels, self.images)
+        return digest_of(self.labels, self.images)
 
     def take(self, rows: npt.ArrayLike) -> Self:
         chosen = np.asarray(rows)
@@ -99,16 +101,11 @@ class LabeledImages(Examples):
 
     def encode(self, palette: ColorPalette) -> LabeledTokens:
         """Turns the pictures into palette tokens."""
-        if self.images.shape[1] != self.images.shape[2]:
-            raise ValueError(f"`images` must be square to become tokens. Received: shape {self.images.shape}")
-        # A chunk's int32 at a time; all of them would take four times the memory of what is kept.
-        chunks = [palette.encode(self.images[start : start + 1024]) for start in range(0, len(self), 1024)]
-        dtype = token_dtype(palette.num_colors)
-        return LabeledTokens(np.concatenate([chunk.astype(dtype) for chunk in chunks]), self.labels, palette.num_colors)
+        return LabeledTokens(encode_images(self.images, palette), self.labels, palette.num_colors)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LabeledTokens(Examples):
+class LabeledTokens(LabeledExamples):
     """Palette tokens of square pictures and their classes, in memory or mapped from a file.
 
     Args:
@@ -130,16 +127,8 @@ class LabeledTokens(Examples):
     num_colors: int
 
     def __post_init__(self) -> None:
-        if (
-            self.token_ids.ndim != 2
-            or not self.token_ids.shape[1]
-            or math.isqrt(self.token_ids.shape[1]) ** 2 != self.token_ids.shape[1]
-        ):
-            raise ValueError(
-                f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {self.token_ids.shape}"
-            )
         object.__setattr__(self, "num_colors", check_integer("num_colors", self.num_colors))
-        check_token_ids(self.token_ids, self.num_colors)
+        check_square_tokens(self.token_ids, self.num_colors)
         object.__setattr__(self, "labels", _check_labels(self.labels, len(self.token_ids)))
 
     def __repr__(self) -> str:
@@ -150,7 +139,7 @@ class LabeledTokens(Examples):
 
     def digest(self) -> str:
         """Returns a hexadecimal digest of tokens and classes."""
-        return _digest(self.labels, self.token_ids)
+        return digest_of(self.labels, self.token_ids)
 
     @property
     def image_size(self) -> int:
@@ -214,7 +203,7 @@ def split_off(examples: ExamplesT, share: float, seed: int = 0) -> tuple[Example
     """Parts examples at random into those kept and a share held out.
 
     Args:
-        examples: a labelled set.
+        examples: a set.
         share: float in (0, 1). Part held out, rounded to whole pictures.
         seed: int. Which ones.
 
@@ -239,7 +228,7 @@ def split_off(examples: ExamplesT, share: float, seed: int = 0) -> tuple[Example
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
 
 
-def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -> ExamplesT:
+def low_data_subset(examples: LabeledT, labels_per_class: int, seed: int = 0) -> LabeledT:
     """Takes equally many examples of each class at random, for classification from few labels.
 
     The paper reports mean and standard deviation over five subsets (seeds 0 to 4, say) of 4, 25 and 400 labels a class.
@@ -254,7 +243,7 @@ def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -
         A set of `labels_per_class` times the number of classes, in the order of `examples`.
 
     Raises:
-        ValueError: if a class has fewer examples.
+        ValueError: if a class has fewer examples, or there are no classes.
 
     Example:
     ```python
@@ -264,6 +253,7 @@ def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 4.7
     """
+    check_labeled("examples", examples)
     classes, counts = np.unique(examples.labels, return_counts=True)
     labels_per_class = check_integer("labels_per_class", labels_per_class)
     if labels_per_class > counts.min():
@@ -276,7 +266,49 @@ def low_data_subset(examples: ExamplesT, labels_per_class: int, seed: int = 0) -
     return examples.take(np.sort(np.concatenate(chosen)))
 
 
-def _digest(*arrays: npt.NDArray[Any]) -> str:
+def check_labeled(name: str, examples: Any) -> None:
+    """Says what is wrong with examples that must have labels and have none.
+
+    Args:
+        name: str. What the caller calls them.
+        examples: examples of any kind.
+
+    Raises:
+        ValueError: if they have no labels.
+    """
+    if not isinstance(examples, LabeledExamples):
+        raise ValueError(f"`{name}` must have labels. Received: {type(examples).__name__}")
+
+
+def check_set_of_images(images: npt.ArrayLike) -> UInt8Images:
+    """Returns images `(B, H, W, C)` as an array, or says what is wrong with them."""
+    array = check_images(images)
+    if array.ndim != 4:
+        raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {array.shape}")
+    return array
+
+
+def check_square_tokens(token_ids: npt.NDArray[np.integer[Any]], num_colors: int) -> None:
+    """Says what is wrong with token ids that must be `(B, S * S)` of a palette's colours."""
+    if token_ids.ndim != 2 or not token_ids.shape[1] or math.isqrt(token_ids.shape[1]) ** 2 != token_ids.shape[1]:
+        raise ValueError(
+            f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {token_ids.shape}"
+        )
+    check_token_ids(token_ids, num_colors)
+
+
+def encode_images(images: UInt8Images, palette: ColorPalette) -> npt.NDArray[np.integer[Any]]:
+    """Turns square pictures `(B, S, S, C)` into tokens `(B, S * S)` of the smallest unsigned type."""
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"`images` must be square to become tokens. Received: shape {images.shape}")
+    # A chunk's int32 at a time; all of them would take four times the memory of what is kept.
+    chunks = [palette.encode(images[start : start + 1024]) for start in range(0, len(images), 1024)]
+    dtype = token_dtype(palette.num_colors)
+    return np.concatenate([chunk.astype(dtype) for chunk in chunks])
+
+
+def digest_of(*arrays: npt.NDArray[Any]) -> str:
+    """Returns a hexadecimal digest of the arrays' rows."""
     digest = hashlib.sha256()
     for array in arrays:
         # Some rows at a time: what is mapped from a file need not fit into memory.

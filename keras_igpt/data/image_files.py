@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.data.augmentation import RandomResizedCrop, Window
-from keras_igpt.data.examples import Examples, LabeledImages, Labels
+from keras_igpt.data.examples import LabeledExamples, LabeledImages, Labels
 from keras_igpt.palette.color_palette import UInt8Images, check_images
 from keras_igpt.support.checks import check_integer
 
@@ -119,7 +119,7 @@ class FolderReader(ImageReader):
         }
 
 
-class ImageFiles(Examples):
+class ImageFiles(LabeledExamples):
     """Labelled pictures that are decoded when they are read, for sets larger than memory.
 
     Every picture becomes an RGB square (or grey, where `num_channels` is 1): palette, grey and CMYK pictures are

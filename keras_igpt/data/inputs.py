@@ -9,25 +9,27 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.data.batches import EvaluationBatches, Source
-from keras_igpt.data.examples import LabeledTokens
+from keras_igpt.data.batches import EvaluationBatches
+from keras_igpt.data.examples import LabeledTokens, check_labeled
 from keras_igpt.data.image_files import import_pillow, resize_images, to_eight_bits
+from keras_igpt.data.token_source import LabeledPictureExamples, PictureExamples
+from keras_igpt.data.unlabeled import UnlabeledTokens
 from keras_igpt.palette.color_palette import UInt8Images, check_images
 
-LabeledPictures = Source | EvaluationBatches | tuple[npt.ArrayLike, npt.ArrayLike]
+LabeledPictures = LabeledPictureExamples | EvaluationBatches | tuple[npt.ArrayLike, npt.ArrayLike]
+Pictures = PictureExamples | EvaluationBatches | tuple[npt.ArrayLike, npt.ArrayLike] | npt.ArrayLike
 
 
-def as_examples(language_model: Any, given: LabeledPictures | npt.ArrayLike) -> Source:
+def as_examples(language_model: Any, given: Pictures) -> PictureExamples:
     """Returns pictures as examples that fit the model, or says why they do not.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
-        given: `LabeledImages`, `LabeledTokens`, `ImageFiles` or `EvaluationBatches` of them; uint8 images
-            `(B, H, W, C)` or token ids `(B, T)`, which get labels that mean nothing; or a pair of these and integer
-            labels `(B,)`.
+        given: examples of pictures or tokens, or `EvaluationBatches` of them; uint8 images `(B, H, W, C)` or token ids
+            `(B, T)`; or a pair of these and integer labels `(B,)`.
 
     Returns:
-        `LabeledImages`, `LabeledTokens` or `ImageFiles`.
+        Examples; of arrays, `LabeledTokens` or `UnlabeledTokens`.
 
     Raises:
         ValueError: if they do not fit the model, or inputs and labels each other.
@@ -40,16 +42,39 @@ def as_examples(language_model: Any, given: LabeledPictures | npt.ArrayLike) -> 
             "`inputs` must be pictures, token ids, examples or EvaluationBatches, which end. "
             f"Received: {type(given).__name__}"
         )
-    if isinstance(given, LabeledTokens) and given.num_colors != colors:
+    if isinstance(given, (LabeledTokens, UnlabeledTokens)) and given.num_colors != colors:
         raise ValueError(f"`inputs` must be tokens of {colors} colours. Received: {given.num_colors} colours")
-    if isinstance(given, Source):
+    if isinstance(given, PictureExamples):
         first = EvaluationBatches(given.take(range(min(1, len(given)))), language_model.palette, 1)
         language_model.check_token_arrays(first[0][0], "inputs", padded=True)
         return given
     inputs, labels = given if isinstance(given, tuple) else (given, None)
     token_ids = language_model.token_array(inputs)
-    classes = np.zeros(len(token_ids), np.int64) if labels is None else np.asarray(labels)
-    return LabeledTokens(token_ids, classes, colors)
+    if labels is None:
+        return UnlabeledTokens(token_ids, colors)
+    return LabeledTokens(token_ids, np.asarray(labels), colors)
+
+
+def as_labeled_examples(language_model: Any, given: LabeledPictures, name: str) -> LabeledPictureExamples:
+    """Returns labelled pictures as examples that fit the model, or says why they do not.
+
+    Args:
+        language_model: as in `as_examples`.
+        given: as in `as_examples`, with labels.
+        name: str. What the caller calls them.
+
+    Returns:
+        Examples with labels.
+
+    Raises:
+        ValueError: as `as_examples`, and if there are no labels.
+    """
+    if not isinstance(given, (tuple, keras.utils.PyDataset)):
+        check_labeled(name, given)
+    examples = as_examples(language_model, given)
+    check_labeled(name, examples)
+    assert isinstance(examples, LabeledPictureExamples)
+    return examples
 
 
 def pictures_of_size(

@@ -88,7 +88,7 @@ def write_token_manifest(
     image_size: int,
     report: dict[str, Any] | None = None,
 ) -> None:
-    """Makes a set of the shards in a folder. This comes last: without a manifest there is no set.
+    """Writes the manifest that makes a set of the shards in a folder. It comes last: without it there is no set.
 
     Args:
         folder: folder of the set.
@@ -129,9 +129,9 @@ def write_token_manifest(
 class TokenShards:
     """Tokens of a set in shards, read when they are asked for; an array `(B, T)` of which only rows can be taken.
 
-    Opening reads the manifest and nothing else. Rows are read one by one from their files, which are open only
-    meanwhile: memory and open files stay the same for any number of shards. Mapped files would be slower here: each
-    fault reads ahead what a shuffled order does not want.
+    Opening reads the manifest and nothing else. Rows are read straight from their files, which are closed again: memory
+    use and the number of open files do not grow with the shards. Memory-mapped files would hold a descriptor each, and
+    a page fault reads ahead far more than the one row that a shuffled order asks for.
 
     Args:
         folder: folder that `write_token_manifest` has made a set of.
@@ -171,7 +171,7 @@ class TokenShards:
             self.shards = tuple(TokenShard(**shard) for shard in content["shards"])
             self.report: dict[str, Any] = content["report"]
             counts = [check_integer("rows", shard.rows, 0) for shard in self.shards]
-            self._files = [Path(folder) / _check_file("shards", shard.file) for shard in self.shards]
+            self._files = [os.path.join(folder, _check_file("shards", shard.file)) for shard in self.shards]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"`folder` must have a whole {_MANIFEST}. Received: {path} ({error!r})") from error
         self.dtype = token_dtype(self.palette.num_colors)
@@ -224,7 +224,7 @@ class TokenShards:
         """Reads rows.
 
         Args:
-            rows: integer array `(B,)`.
+            rows: integer array `(B,)`, or a bool one that has a place for each row.
 
         Returns:
             Array `(B, T)` of the smallest unsigned integers.
@@ -239,36 +239,40 @@ class TokenShards:
         order = np.argsort(wanted, kind="stable")
         wanted = wanted[order]
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        places = wanted - self._starts[shards]
         found = np.empty((len(wanted), self.shape[1]), self.dtype)
-        for part in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(shards)) + 1):
-            if len(part):
-                shard = int(shards[part[0]])
-                self._read_from(shard, wanted[part] - self._starts[shard], found[part[0] : part[-1] + 1])
+        # Neighbours in a file are read at once.
+        ends = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(shards) != 0)) + 1
+        for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(wanted)], strict=True):
+            if start < end:
+                self._read_run(int(shards[start]), int(places[start]), found[start:end])
         result = np.empty_like(found)
         result[order] = found
         return result
 
     def _checked_rows(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        wanted = np.asarray(rows, np.int64)
-        if wanted.ndim != 1 or (wanted.size and (wanted.min() < 0 or wanted.max() >= len(self))):
+        wanted = np.asarray(rows)
+        if wanted.dtype == bool and wanted.shape == (len(self),):
+            wanted = np.flatnonzero(wanted)
+        whole = wanted.ndim == 1 and (wanted.dtype.kind in "iu" or not wanted.size)
+        if not whole or (wanted.size and (wanted.min() < 0 or wanted.max() >= len(self))):
             raise IndexError(f"`rows` must be a list of rows in 0…{len(self) - 1}. Received: {rows!r}")
-        return wanted
+        return wanted.astype(np.int64)
 
-    def _read_from(self, shard: int, rows: npt.NDArray[np.int64], out: npt.NDArray[np.integer[Any]]) -> None:
-        """Fills `out` with rows of one shard, in ascending order; neighbours are read at once."""
+    def _read_run(self, shard: int, row: int, out: npt.NDArray[np.integer[Any]]) -> None:
+        """Fills `out` with rows of one shard, from a row on."""
         path = self._files[shard]
         try:
             with open(path, "rb", buffering=0) as file:
-                start = self._offset(shard, file)
-                for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-                    file.seek(start + int(rows[run[0]]) * out[0].nbytes)
-                    target = out[run[0] : run[-1] + 1].data.cast("B")
-                    while len(target):
-                        count = file.readinto(target)
-                        if not count:
-                            raise ValueError("it has become shorter")
-                        target = target[count:]
-            check_token_ids(out, self.palette.num_colors)
+                file.seek(self._offset(shard, file) + row * out[0].nbytes)
+                target = out.data.cast("B")
+                while len(target):
+                    count = file.readinto(target)
+                    if not count:
+                        raise ValueError("it has become shorter")
+                    target = target[count:]
+            if int(out.max()) >= self.palette.num_colors:
+                raise ValueError(f"token {out.max()}, where the palette has {self.palette.num_colors} colours")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"`folder` must hold the files of its {_MANIFEST} as they were written. Received: {path} ({error})"

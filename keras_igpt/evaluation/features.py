@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.backend.whole_steps import WholeStepModel
-from keras_igpt.data.batches import Source
-from keras_igpt.data.examples import Examples, Labels
-from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.data.examples import LabeledExamples, Labels
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples, as_labeled_examples
 from keras_igpt.inference.compiled import computed_rows
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.support.checks import check_choice, check_depths
@@ -24,7 +23,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LabeledFeatures(Examples):
+class LabeledFeatures(LabeledExamples):
     """Features of pictures at one or more depths and their classes, in memory or mapped from a file.
 
     Args:
@@ -133,15 +132,15 @@ class FeatureExtractor(WholeStepModel):
 
     def extract(
         self,
-        inputs: npt.ArrayLike | Source,
+        inputs: Pictures,
         batch_size: int = 128,
         path: str | os.PathLike[str] | None = None,
     ) -> Float32Array:
         """Computes the features of pictures, which are decoded and encoded as they are needed.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`, files at their centre squares.
+            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or examples
+                with or without labels, as `TrainingBatches` takes them, files at their centre squares.
             batch_size: int. Pictures that are computed together.
             path: `.npy` file to write the features to instead of memory, shape `(depths, B, D)`; one of that name is
                 replaced when all is done. Those of ImageNet at 25 depths of 512 features take 63 GB.
@@ -197,7 +196,7 @@ class FeatureExtractor(WholeStepModel):
             `LabeledFeatures`.
 
         Raises:
-            ValueError: if inputs and labels do not fit the model or each other.
+            ValueError: if inputs and labels do not fit the model or each other, or there are no labels.
         """
-        source = as_examples(self.language_model, examples)
+        source = as_labeled_examples(self.language_model, examples, "examples")
         return LabeledFeatures(self.extract(source, batch_size, path), source.labels)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import keras
 import numpy.typing as npt
 
-from keras_igpt.data.batches import Source
-from keras_igpt.data.inputs import LabeledPictures, as_examples
+from keras_igpt.data.inputs import LabeledPictures, Pictures, as_labeled_examples
+from keras_igpt.data.token_source import LabeledPictureExamples
 from keras_igpt.evaluation.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
@@ -225,12 +225,11 @@ class LinearProbe:
         assert self._report is not None
         return self._report
 
-    def features(self, inputs: npt.ArrayLike | Source) -> Float32Array:
+    def features(self, inputs: Pictures) -> Float32Array:
         """Computes the pooled features of the chosen depths.
 
         Args:
-            inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`; or
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`.
+            inputs: as `FeatureExtractor.extract` takes them.
 
         Returns:
             float32 array `(B, len(layers), D)`.
@@ -256,8 +255,8 @@ class LinearProbe:
         """
         language_model = self._extractor.language_model
         sources = {
-            "train": as_examples(language_model, train),
-            "validation": as_examples(language_model, validation),
+            "train": as_labeled_examples(language_model, train, "train"),
+            "validation": as_labeled_examples(language_model, validation, "validation"),
         }
         classes = check_classes(sources["train"].labels, sources["validation"].labels)
         learned, held_out = (self._extract(name, source) for name, source in sources.items())
@@ -301,7 +300,7 @@ class LinearProbe:
             ValueError: if the probe is not fitted, or inputs and labels do not fit.
         """
         fits = self._fitted()
-        examples = self._extract("test", as_examples(self._extractor.language_model, test))
+        examples = self._extract("test", as_labeled_examples(self._extractor.language_model, test, "test"))
         scores = {}
         for layers, fitted in fits.items():
             positions = [self._extractor.depths.index(layer) for layer in layers]
@@ -314,7 +313,7 @@ class LinearProbe:
         )
         return accuracies
 
-    def predict(self, inputs: npt.ArrayLike | Source, layer: int | None = None) -> npt.NDArray[Any]:
+    def predict(self, inputs: Pictures, layer: int | None = None) -> npt.NDArray[Any]:
         """Predicts classes from one depth.
 
         Args:
@@ -341,7 +340,7 @@ class LinearProbe:
             )
         return self._fits
 
-    def _extract(self, name: str, examples: Source) -> LabeledFeatures:
+    def _extract(self, name: str, examples: LabeledPictureExamples) -> LabeledFeatures:
         path = None if self._folder is None else self._folder / f"{name}.npy"
         return self._extractor.extract_labeled(examples, self._batch_size, path)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_igpt.data.batches import Source
 from keras_igpt.data.examples import DataSplits, LabeledImages, LabeledTokens, low_data_subset
-from keras_igpt.data.inputs import as_examples
+from keras_igpt.data.inputs import as_labeled_examples
+from keras_igpt.data.token_source import LabeledPictureExamples
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures, Which
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
@@ -159,8 +159,8 @@ def low_data_table(
     if not labels_per_class:
         raise ValueError("`labels_per_class` must have at least one number. Received: none")
     batch_size = check_integer("batch_size", batch_size)
-    parts: dict[str, Source] = {
-        name: as_examples(extractor.language_model, part)
+    parts: dict[str, LabeledPictureExamples] = {
+        name: as_labeled_examples(extractor.language_model, part, f"data.{name}")
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
     }
     for count in labels_per_class:  # each is possible, before anything is computed
@@ -213,7 +213,7 @@ def _line(
     )
 
 
-def _pixels(examples: Source, palette: ColorPalette | None) -> LabeledFeatures:
+def _pixels(examples: LabeledPictureExamples, palette: ColorPalette | None) -> LabeledFeatures:
     """Pixels in 0…1 as features of a single depth."""
     if isinstance(examples, LabeledImages):
         images = examples.images

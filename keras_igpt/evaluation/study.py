@@ -19,7 +19,15 @@ import numpy as np
 from keras import ops
 
 from keras_igpt.backend.processes import check_one_process
-from keras_igpt.data import DataSplits, EvaluationBatches, LabeledImages, LabeledTokens, TrainingBatches
+from keras_igpt.data import (
+    DataSplits,
+    EvaluationBatches,
+    LabeledImages,
+    LabeledTokens,
+    TrainingBatches,
+    UnlabeledTokens,
+)
+from keras_igpt.data.examples import check_labeled
 from keras_igpt.evaluation.search_records import Ledger, Search, Trial, TunedResult, name_of, read_report
 from keras_igpt.objectives.token_model import TokenModel
 from keras_igpt.support.checks import check_integer, check_number
@@ -267,6 +275,9 @@ class Study:
                 "`make_model` must return a compiled model of this package. "
                 f"Received: {type(model).__name__}{' that is not compiled' if isinstance(model, TokenModel) else ''}"
             )
+        if model.needs_labels:
+            for name in ("train", "validation", "test"):
+                check_labeled(f"data.{name}", self._data[name])
         metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
         if objective not in metrics:
             raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
@@ -457,7 +468,7 @@ def _bound(untrained: float, objective: str, validation: Any) -> float:
 
 def _fingerprint(examples: Any) -> str:
     """How many examples there are and, where they are in memory, a hash of them."""
-    in_memory = isinstance(examples, (LabeledImages, LabeledTokens))
+    in_memory = isinstance(examples, (LabeledImages, LabeledTokens, UnlabeledTokens))
     return f"{len(examples)} {examples.digest()}" if in_memory else f"{len(examples)}"
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from keras_igpt.backend.processes import batch_divisor, check_one_process
 from keras_igpt.backend.untracked import Untracked
 from keras_igpt.backend.whole_steps import WholeStepModel
-from keras_igpt.data.batches import EvaluationBatches, Source
+from keras_igpt.data.batches import EvaluationBatches
+from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.inference.language_model import LanguageModel
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer
@@ -76,7 +77,7 @@ def computed_rows(
     arrays: Arrays,
     batch_size: int,
     row_bytes: int | None = None,
-    examples: Source | None = None,
+    examples: PictureExamples | None = None,
     palette: ColorPalette | None = None,
     purpose: str = "predict",
 ) -> Iterator[tuple[slice, npt.NDArray[Any]]]:

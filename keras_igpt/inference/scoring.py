@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.data.batches import Source
 from keras_igpt.data.inputs import as_examples
+from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.inference.compiled import Program, check_finite, computed_rows
 from keras_igpt.inference.language_model import LanguageModel, MaskedLanguageModel
 from keras_igpt.model.masking import vote_mask
@@ -81,7 +81,7 @@ def score_hidden_pixels(
 
 def _mean_scores(
     language_model: LanguageModel,
-    examples: Source,
+    examples: PictureExamples,
     masks: Iterable[npt.NDArray[np.bool_] | None],
     per_pixel: bool,
     batch_size: int,

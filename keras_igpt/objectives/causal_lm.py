@@ -193,8 +193,8 @@ class ImageGPTCausalLM(PixelModel):
 
         Args:
             inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`;
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`, files at their centre squares; or `EvaluationBatches`,
-                whose examples are taken.
+                examples with or without labels, files at their centre squares; or `EvaluationBatches`, whose examples
+                are taken.
             per_pixel: bool. Whether to keep the loss of each pixel too, four bytes each.
             batch_size: int. Pictures computed together.
 

@@ -347,6 +347,8 @@ class ImageGPTImageClassifier(TokenModel):
             results["loss"] = results["loss"] + self.generative_weight * generative_loss
         return results
 
+    needs_labels = True
+
     def check_labels(self, labels: Any, name: str = "x") -> None:
         """Checks the class labels that come with `name`.
 

@@ -196,8 +196,8 @@ class ImageGPTMaskedLM(PixelModel):
 
         Args:
             inputs: uint8 images `(B, H, W, C)`, which the model's palette encodes; token ids `(B, T)`;
-                `LabeledImages`, `LabeledTokens` or `ImageFiles`, files at their centre squares; or `EvaluationBatches`,
-                whose examples are taken.
+                examples with or without labels, files at their centre squares; or `EvaluationBatches`, whose examples
+                are taken.
             num_masks: int. Independent masks of each picture.
             seed: int. Of the masks.
             per_pixel: bool. Whether to keep the loss of each pixel too, in the mean over the masks that hid it; NaN

@@ -16,8 +16,9 @@ from keras import ops
 from keras_igpt.backend.optimizers import innermost, with_public_optimizers
 from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
 from keras_igpt.backend.whole_steps import WholeStepModel, build_for, called_by_fit, compile_options
-from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
+from keras_igpt.data.batches import EndlessBatches, EvaluationBatches
 from keras_igpt.data.checked import CheckedData
+from keras_igpt.data.examples import check_labeled
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.memory import warn_if_too_large
 from keras_igpt.model.quantization import QuantizableModel
@@ -39,6 +40,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     backbone: ImageGPTBackbone
     palette: ColorPalette | None
+    # Whether targets are class labels, which examples without labels do not have.
+    needs_labels = False
 
     @property
     def _default_save_signature(self) -> None:
@@ -175,8 +178,10 @@ class TokenModel(QuantizableModel, WholeStepModel):
                     "Received: metrics that know no weights"
                 )
             x = x.without_filling()
-        if isinstance(x, (TrainingBatches, EvaluationBatches)) and labelled:
-            self.check_labels(x.known_labels, name)
+        if isinstance(x, (EndlessBatches, EvaluationBatches)) and labelled and self.needs_labels:
+            check_labeled(name, getattr(x, "examples", x))
+            if x.known_labels is not None:
+                self.check_labels(x.known_labels, name)
         # TensorFlow keeps what it has read from for good, and would keep the model with it.
         check = weakref.WeakMethod(self.check_batch)
 

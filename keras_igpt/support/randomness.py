@@ -12,6 +12,9 @@ from keras_igpt.support.checks import check_integer
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
+# Four would do for a random order; more are cheap.
+_FEISTEL_ROUNDS = 8
+
 
 def random_bits(purpose: str, *keys: npt.ArrayLike) -> npt.NDArray[np.uint64]:
     """Hashes a purpose and integers to 64 random bits: splitmix64's finalizer, once for each key.
@@ -51,6 +54,45 @@ def permutation(count: int, purpose: str, *keys: int) -> npt.NDArray[np.int64]:
     return np.argsort(random_bits(purpose, *keys, np.arange(count)), kind="stable").astype(np.int64)
 
 
+def shuffled(places: npt.ArrayLike, count: int, purpose: str, *keys: int) -> npt.NDArray[np.int64]:
+    """What lies at some places of a random order of 0…count-1, without the order: memory and time are the places'.
+
+    Another order than that of `permutation`. A Feistel network permutes the next power of two; what it moves beyond
+    `count` is moved again.
+
+    Args:
+        places: integer array of any shape, in 0…count-1.
+        count: int. Length of the order.
+        purpose: str. As in `random_bits`.
+        *keys: non-negative int. As in `random_bits`.
+
+    Returns:
+        int64 array of the shape of `places`; all places give each of 0…count-1 once.
+
+    Example:
+    ```python
+    rows = shuffled(np.arange(128), 100_000_000, "order", seed, epoch)
+    ```
+
+    Reference:
+        [Black and Rogaway, 2002, Ciphers with Arbitrary Finite Domains](https://eprint.iacr.org/2001/012)
+    """
+    values = np.array(places, np.uint64)
+    bits = max(2, (count - 1).bit_length())
+    low_bits = np.uint64(bits // 2)
+    low, high = (np.uint64((1 << size) - 1) for size in (bits // 2, bits - bits // 2))
+    rounds = random_bits(purpose, *keys, np.arange(_FEISTEL_ROUNDS)) + _GOLDEN
+    outside = np.ones(values.shape, bool)
+    while outside.any():
+        left, right = values[outside] >> low_bits, values[outside] & low
+        for number in range(0, _FEISTEL_ROUNDS, 2):
+            left ^= _mix(rounds[number] + right) & high
+            right ^= _mix(rounds[number + 1] + left) & low
+        values[outside] = (left << low_bits) | right
+        outside = values >= count
+    return values.astype(np.int64)
+
+
 def check_seed(seed: Any) -> int:
     """Returns a seed as int, or says what is wrong with it."""
     # All 64 bits count, and there are no more.
@@ -58,6 +100,7 @@ def check_seed(seed: Any) -> int:
 
 
 def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of splitmix64, modulo 2^64."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

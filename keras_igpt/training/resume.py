@@ -41,7 +41,7 @@ _NAMED = 3
 
 
 class RepeatableBatches(Protocol):
-    """What a resumed run needs of its batches; `TrainingBatches` has it."""
+    """What a resumed run needs of its batches; `TrainingBatches` and `MixedBatches` have it."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -62,13 +62,13 @@ class RepeatableBatches(Protocol):
 class ExactResume(keras.callbacks.Callback):
     """Saves the whole state of a training every so many steps, and lets `fit` go on from the newest whole one.
 
-    Give it to `fit` with `TrainingBatches`, and run the same script again after a crash: weights, optimizer, metrics,
-    step and position in the data are those of the last checkpoint, and on a CPU the run ends in the same weights, bit
-    for bit, as one that was never stopped. A checkpoint is copied to the host between two steps and written by a thread
-    while training goes on; it takes its name when it is whole. A damaged one is passed over for the one before, and
-    what cannot be written does not stop the training, nor do weights that are not finite, which are not written: each
-    is said in a warning. On SIGTERM the state is saved, and the signal then does what it did before (with several
-    processes, which get it at different steps, it is left alone).
+    Give it to `fit` with `TrainingBatches` or `MixedBatches`, and run the same script again after a crash: weights,
+    optimizer, metrics, step and position in the data are those of the last checkpoint, and on a CPU the run ends in the
+    same weights, bit for bit, as one that was never stopped. A checkpoint is copied to the host between two steps and
+    written by a thread while training goes on; it takes its name when it is whole. A damaged one is passed over for the
+    one before, and what cannot be written does not stop the training, nor do weights that are not finite, which are not
+    written: each is said in a warning. On SIGTERM the state is saved, and the signal then does what it did before (with
+    several processes, which get it at different steps, it is left alone).
 
     More epochs may be asked for than before. Anything else that decides the training, in model, optimizer, loss and
     data, must be as it was. To train on with other settings, load the model that came out into a new run.
@@ -83,8 +83,8 @@ class ExactResume(keras.callbacks.Callback):
         keep: int. Newest checkpoints that stay.
 
     Raises:
-        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are not `TrainingBatches`, or a
-            checkpoint is of another model, optimizer or data; or with `steps_per_execution`.
+        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are neither, or a checkpoint
+            is of another model, optimizer or data; or with `steps_per_execution`.
         OSError: from `fit`, if a checkpoint cannot be read, which may be whole nevertheless.
 
     Example:
@@ -120,7 +120,7 @@ class ExactResume(keras.callbacks.Callback):
         Args:
             fit: `keras.Model.fit` of the model.
             model: the compiled model.
-            batches: `TrainingBatches`.
+            batches: `TrainingBatches` or `MixedBatches`.
             options: keyword arguments of `fit`, this callback among its callbacks.
 
         Returns:
@@ -128,8 +128,8 @@ class ExactResume(keras.callbacks.Callback):
         """
         if not hasattr(batches, "starting_at") or not options.get("steps_per_epoch"):
             raise ValueError(
-                "`x` must be TrainingBatches where `callbacks` has ExactResume, which must know each step's batch. "
-                f"Received: {type(batches).__name__}"
+                "`x` must be TrainingBatches or MixedBatches where `callbacks` has ExactResume, which must know each "
+                f"step's batch. Received: {type(batches).__name__}"
             )
         if model.steps_per_execution != 1:
             raise ValueError(

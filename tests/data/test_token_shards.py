@@ -1,10 +1,14 @@
+import io
 import json
 import os
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from keras_igpt.data.token_shards import TokenShards, write_token_manifest, write_token_shard
+from keras_igpt.data import token_shards
+from keras_igpt.data.token_shards import TokenShard, TokenShards, write_token_manifest, write_token_shard
 from keras_igpt.palette import ColorPalette
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (10, 16))
@@ -37,7 +41,8 @@ def test_rows_come_back_from_whatever_shard(folder, many_colors):
     assert [(shard.file, shard.rows, shard.report["tar"]) for shard in shards.shards] == [
         (f"{number}.npy", count, f"{number}.tar") for number, count in enumerate(COUNTS)
     ]
-    for rows in ([10], [-1], [[0]]):
+    np.testing.assert_array_equal(shards[np.arange(10) % 3 == 0], TOKENS[[0, 3, 6, 9]])
+    for rows in ([10], [-1], [[0]], [0.5], [True, False]):
         with pytest.raises(IndexError, match="`rows` must be a list of rows in 0…9"):
             shards[rows]
 
@@ -55,6 +60,42 @@ def test_taken_and_joined_rows_are_not_read(folder):
     np.testing.assert_array_equal(joined[np.arange(12)], TOKENS[[5, 8, *range(10)]])
     np.testing.assert_array_equal(whole[np.arange(20)], np.tile(TOKENS, (2, 1)))
     np.testing.assert_array_equal(shards.join(taken)[[9, 10, 11]], TOKENS[[9, 5, 8]])
+
+
+def test_opening_opens_no_shard_and_reading_keeps_none(tmp_path, many_colors, monkeypatch):
+    """Ten million pictures of 64x64, 82 GB, in files that take no space."""
+    count, rows = 1000, 10_000
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u2", "fortran_order": False, "shape": (rows, 4096)})
+    for number in range(count):
+        with open(tmp_path / f"{number}.npy", "wb") as file:
+            file.write(header.getvalue())
+            file.truncate(file.tell() + rows * 4096 * 2)
+    write_token_manifest(
+        tmp_path, [TokenShard(f"{number}.npy", rows, number) for number in range(count)], many_colors, 64
+    )
+    opened = []
+
+    def noting(path, *arguments, **options):
+        opened.append(str(path))
+        return open(path, *arguments, **options)
+
+    monkeypatch.setattr(token_shards, "open", noting, raising=False)
+    shards = TokenShards(tmp_path)
+    assert shards.shape == (count * rows, 4096)
+    shards.digest()
+    assert not opened
+    random = np.random.default_rng(0)
+    peaks = []
+    for _ in range(2):
+        for _ in range(10):
+            assert not shards[random.integers(count * rows, size=128)].any()
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert len(set(opened)) > 800
+    # In kilobytes; all rows that were read would be 10 MB each time.
+    assert peaks[1] - peaks[0] < 4_000
+    if Path("/proc/self/fd").exists():
+        assert not [file for file in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(file)]
 
 
 def test_the_digest_is_that_of_the_tokens(folder, tmp_path, many_colors):
@@ -97,7 +138,7 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_read(folder):
     np.save(path, TOKENS[3:7].astype(np.uint16))
     refused(r"shape \(4, 16\), not uint16 of shape \(5, 16\)")
     np.save(path, np.full((5, 16), 300, np.uint16))
-    refused("must lie in 0…299")
+    refused("token 300, where the palette has 300 colours")
     path.unlink()
     refused("No such file")
     path.write_bytes(content)

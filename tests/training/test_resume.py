@@ -390,7 +390,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     without(tmp_path / "step-00000015.npz", "settings", "settings_reached")
     with pytest.raises(ValueError, match=r"`folder` must hold checkpoints of this model and optimizer: "):
         train(make_model("bert"), [igpt.ExactResume(tmp_path, every=100)])
-    with pytest.raises(ValueError, match=r"`x` must be TrainingBatches where.*Received: ndarray"):
+    with pytest.raises(ValueError, match=r"`x` must be TrainingBatches or MixedBatches where.*Received: ndarray"):
         make_model("ar").fit(random_tokens(4), callbacks=[igpt.ExactResume(tmp_path, every=100)])
     with pytest.raises(ValueError, match=r"`callbacks` must be a list with one ExactResume"):
         train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1), igpt.ExactResume(tmp_path, every=2)])

@@ -1,0 +1,169 @@
+"""Pictures without classes, in memory or in files."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_igpt.data.examples import (
+    Examples,
+    check_set_of_images,
+    check_square_tokens,
+    digest_of,
+    encode_images,
+)
+from keras_igpt.data.image_files import ImageFiles
+from keras_igpt.data.token_shards import TokenShards
+from keras_igpt.palette.color_palette import ColorPalette, UInt8Images
+from keras_igpt.support.checks import check_integer
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class UnlabeledImages(Examples):
+    """Pictures without classes: of one size in memory, or in files.
+
+    Pre-training, scoring and features take them. What needs labels refuses them.
+
+    Args:
+        images: uint8 array `(B, H, W, C)`, or `ImageFiles`, whose classes are left aside; `load_unlabeled_folder` opens
+            folders.
+
+    Raises:
+        ValueError: if they are not such.
+
+    Example:
+    ```python
+    batches = TrainingBatches(UnlabeledImages(images), palette, batch_size=128)
+    ```
+    """
+
+    images: UInt8Images | ImageFiles
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, ImageFiles):
+            return
+        object.__setattr__(self, "images", check_set_of_images(self.images))
+
+    def __repr__(self) -> str:
+        if isinstance(self.images, ImageFiles):
+            return f"UnlabeledImages({self.images!r})"
+        return f"UnlabeledImages({len(self)} pictures of shape {self.images.shape[1:]})"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def digest(self) -> str:
+        """Returns a hexadecimal digest of the pictures; of files as `ImageFiles.digest`."""
+        return self.images.digest() if isinstance(self.images, ImageFiles) else digest_of(self.images)
+
+    def take(self, rows: npt.ArrayLike) -> Self:
+        return type(self)(_taken(self.images, rows))
+
+    def join(self, other: Self) -> Self:
+        return type(self)(_joined(self.images, other.images))
+
+    def encode(self, palette: ColorPalette) -> UnlabeledTokens:
+        """Turns the pictures into palette tokens in memory."""
+        images = self.images.load().images if isinstance(self.images, ImageFiles) else self.images
+        return UnlabeledTokens(encode_images(images, palette), palette.num_colors)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class UnlabeledTokens(Examples):
+    """Palette tokens of square pictures without classes: in memory, mapped from a file, or in shards.
+
+    Args:
+        token_ids: integer array `(B, S * S)`, in raster order, of any integer type that holds them; or `TokenShards`,
+            which are read row by row: `UnlabeledTokens.open` makes them of a folder.
+        num_colors: int. Palette size `V`.
+
+    Raises:
+        ValueError: if they are not such.
+
+    Example:
+    ```python
+    web = UnlabeledTokens.open("web")
+    batches = TrainingBatches(web, web.palette, batch_size=128)
+    ```
+    """
+
+    token_ids: npt.NDArray[np.integer[Any]] | TokenShards
+    num_colors: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_colors", check_integer("num_colors", self.num_colors))
+        if not isinstance(self.token_ids, TokenShards):
+            check_square_tokens(self.token_ids, self.num_colors)
+        elif self.num_colors != self.token_ids.palette.num_colors:
+            raise ValueError(
+                f"`num_colors` must be {self.token_ids.palette.num_colors}, as in the shards' palette. "
+                f"Received: num_colors={self.num_colors}"
+            )
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
+        """Opens a folder of token shards, whatever its size: nothing but the manifest is read.
+
+        Args:
+            folder: a folder that `write_token_manifest` has made a set of.
+
+        Returns:
+            `UnlabeledTokens`.
+
+        Raises:
+            FileNotFoundError: if the folder has no manifest.
+            ValueError: if the manifest is another one or damaged.
+        """
+        shards = TokenShards(folder)
+        return cls(shards, shards.palette.num_colors)
+
+    def __repr__(self) -> str:
+        return f"UnlabeledTokens({len(self)} pictures, image_size={self.image_size}, num_colors={self.num_colors})"
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def image_size(self) -> int:
+        """Side `S` of the pictures."""
+        return math.isqrt(self.token_ids.shape[1])
+
+    @property
+    def palette(self) -> ColorPalette | None:
+        """The palette of tokens in shards; None for an array."""
+        return self.token_ids.palette if isinstance(self.token_ids, TokenShards) else None
+
+    def digest(self) -> str:
+        """Returns a hexadecimal digest of the tokens; of shards by the checksums in their manifest."""
+        return self.token_ids.digest() if isinstance(self.token_ids, TokenShards) else digest_of(self.token_ids)
+
+    def take(self, rows: npt.ArrayLike) -> Self:
+        return type(self)(_taken(self.token_ids, rows), self.num_colors)
+
+    def join(self, other: Self) -> Self:
+        if self.num_colors != other.num_colors:
+            raise ValueError(
+                f"`other` must have tokens of {self.num_colors} colours. Received: {other.num_colors} colours"
+            )
+        return type(self)(_joined(self.token_ids, other.token_ids), self.num_colors)
+
+
+def _taken(rows_of: Any, rows: npt.ArrayLike) -> Any:
+    """Rows of an array in memory, of files or of shards."""
+    return rows_of[np.asarray(rows)] if isinstance(rows_of, np.ndarray) else rows_of.take(rows)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two arrays, or two sets of files or shards, in one."""
+    in_memory = [isinstance(part, np.ndarray) for part in (first, second)]
+    if any(in_memory):
+        if not all(in_memory) or first.shape[1:] != second.shape[1:]:
+            shapes = [f"{type(part).__name__} of shape {getattr(part, 'shape', None)}" for part in (first, second)]
+            raise ValueError(f"`other` must be an array like this one, {shapes[0]}. Received: {shapes[1]}")
+        return np.concatenate([first, second])
+    return first.join(second)
