@@ -50,12 +50,14 @@ from keras_igpt.curation.records import Records
 REFERENCE = 160
 CENTROIDS = 32
 SHARDS = 60
+COPIES, EVALUATION = 400, 1000  # of CIFAR-10's pictures
 EXTRACTORS = {
     "bundled AR model": partial(load_features, "igpt_cifar10_8x8"),
     "bundled BERT model": partial(load_features, "igpt_cifar10_8x8_bert"),
     "colours and edges": load_color_statistics,
 }
 TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
+RULES = (Rules(), Rules(photographs=False))
 JUDGED_JUNK = (Outcome.PLAIN, Outcome.ROUGH, Outcome.GRAPHIC, Outcome.DISSIMILAR)
 
 
@@ -82,7 +84,8 @@ def outcomes(folder: Path) -> dict[str, tuple[Outcome, float]]:
 
 def separate(options: argparse.Namespace) -> None:
     work = Path(options.folder)
-    counts = {"reference": REFERENCE, "cifar": options.cifar, "copies": 400, "evaluation": 400, "junk": options.junk}
+    counts = {"reference": REFERENCE, "cifar": options.cifar, "junk": options.junk}
+    counts |= dict.fromkeys(("copies", "evaluation"), min(COPIES, options.cifar))
     shutil.rmtree(work, ignore_errors=True)
     pictures = make_web(options.data_dir, counts, options.seed) + hostile()
     write_tars(pictures, work / "web", 8)
@@ -91,10 +94,10 @@ def separate(options: argparse.Namespace) -> None:
         file.truncate(cut.stat().st_size - 20_000)
     palette = igpt.ImageGPTCausalLM.from_preset("igpt_cifar10_8x8").palette
     for name, features in EXTRACTORS.items():
-        for rules in (Rules(), Rules(photographs=False)):
+        for rules in RULES:
             output = work / f"{name.replace(' ', '-')}{'' if rules.photographs else '-similarity-alone'}"
             start = similarity(options.data_dir, features)
-            report = curate(work / "web", output, palette, 32, start, evaluation(options.data_dir, 1000), rules)
+            report = curate(work / "web", output, palette, 32, start, evaluation(options.data_dir, EVALUATION), rules)
             print(f"\n## {name}{'' if rules.photographs else ', similarity alone'}: {output}")
             print(f"threshold {report['threshold']:.3f}; {report['counts']}; faults {report['shards_with_faults']}")
             judge(outcomes(output))
@@ -115,9 +118,8 @@ def judge(found: dict[str, tuple[Outcome, float]]) -> None:
     pairs = [(name, name.removeprefix("copy-of-")) for name in copies]
     pairs = [pair for pair in pairs if all(found[name][0] in (Outcome.KEPT, Outcome.DUPLICATE) for name in pair)]
     once = sum(not kept >= set(pair) for pair in pairs)
-    print(
-        f"  precision {len(kept & (photographs | copies)) / len(kept):.3f}, recall {len(taken) / len(photographs):.3f}"
-    )
+    precision, recall = len(kept & (photographs | copies)) / len(kept), len(taken) / len(photographs)
+    print(f"  precision {precision:.3f}, recall {recall:.3f}")
     print(f"  evaluation copies removed: {len(planted - kept)} of {len(planted)}")
     print(f"  copies of which one was removed: {once} of {len(pairs)}")
 
@@ -137,7 +139,7 @@ def kill(options: argparse.Namespace) -> None:
     similarity(options.data_dir, EXTRACTORS["bundled AR model"]).loaded_reference.save(work / "reference.npz")
     command = [sys.executable, __file__, "kill", "--folder", str(work), "--child"]
 
-    def run(output: Path, limit: float | None) -> str | None:
+    def run(output: Path, limit: float | None, stage: str = "npz") -> str | None:
         start = time.monotonic()
         process = subprocess.Popen(
             [*command, str(output)],
@@ -148,8 +150,8 @@ def kill(options: argparse.Namespace) -> None:
         )
         if limit is not None:
             # Once a shard more is done: before it there is nothing to lose.
-            before = finished(output)
-            while finished(output) == before and process.poll() is None:
+            before = finished(output, stage)
+            while finished(output, stage) == before and process.poll() is None:
                 time.sleep(0.02)
             time.sleep(limit)
             if process.poll() is None:
@@ -163,8 +165,10 @@ def kill(options: argparse.Namespace) -> None:
     seconds, generator, output = json.loads(whole)["seconds"], random.Random(0), work / "killed"
     done = {"npz": 0, "json": 0}
     for number in range(10):
-        ended = run(output, generator.uniform(0, seconds / 40))
-        now = {suffix: len(list(output.glob(f"work/[0-9]*.{suffix}"))) for suffix in done}
+        # The last two while shards are written, which is soon done.
+        stage, limit = ("npz", seconds / 12) if number < 8 else ("json", 0.02)
+        ended = run(output, generator.uniform(0, limit), stage)
+        now = {suffix: finished(output, suffix) for suffix in done}
         print(f"; kill {number}: {now['npz']} shards inspected, {now['json']} written, ended {ended is not None}")
         if ended is not None:
             break
@@ -180,8 +184,9 @@ def kill(options: argparse.Namespace) -> None:
     print(f"equal bytes in {len(list(output.iterdir()))} files; only unfinished shards were done again: {expected}")
 
 
-def finished(output: Path) -> int:
-    return sum(path.suffix in (".npz", ".json") for path in output.glob("work/[0-9]*"))
+def finished(output: Path, suffix: str) -> int:
+    """Shards that have been inspected (npz) or written (json)."""
+    return len(list(output.glob(f"work/[0-9]*.{suffix}")))
 
 
 def digest(path: Path) -> str:

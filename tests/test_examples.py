@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+import zlib
 from pathlib import Path
 
 import keras
@@ -350,6 +351,43 @@ def test_benchmark_of_normalization(benchmarks):
         pytest.skip("measures JAX")
     medians = load(benchmarks / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
     assert set(medians) == {"Keras operation", "matrix products"}
+
+
+def test_benchmark_of_curation(benchmarks, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("apache_beam")
+    from curation_process import encoded, photograph
+
+    from keras_igpt.data.image_files import ImageReader
+
+    class Photographs(ImageReader):
+        upright = False
+
+        def __init__(self, _folder, *names):
+            self.first = 1000 * zlib.crc32(repr(names).encode())
+
+        def __len__(self):
+            return 50
+
+        def read(self, number):
+            return encoded(photograph(self.first + number)), 0
+
+        def name(self, number):
+            return str(number)
+
+        def fingerprint(self):
+            return {}
+
+    benchmark = load(benchmarks / "curation.py")
+    for module in (benchmark, sys.modules["web_pictures"]):
+        monkeypatch.setattr(module, "prepared", Photographs)
+    monkeypatch.setattr(benchmark, "REFERENCE", 40)
+    monkeypatch.setattr(benchmark, "EVALUATION", 10)
+    monkeypatch.setattr(benchmark, "EXTRACTORS", {"by hand": benchmark.load_color_statistics})
+    monkeypatch.setattr(benchmark, "RULES", (benchmark.Rules(quantile=0),))
+    benchmark.main(["separate", "--data-dir", "", "--folder", str(tmp_path), "--cifar", "10", "--junk", "1"])
+    assert "'broken': 2, 'huge': 1, 'tiny': 1, 'animated': 1" in capsys.readouterr().out
+    benchmark.main(["duplicates", "--hashes", "10000"])
+    assert "10,000 hashes: 100 copies" in capsys.readouterr().out
 
 
 def test_links_of_the_readme_lead_somewhere():
