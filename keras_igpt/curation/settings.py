@@ -35,8 +35,8 @@ class Rules:
         max_pixels: int. Most pixels, which a picture's header tells before it is decoded.
         photographs: bool. Whether pictures that are no photographs by cheap measures (flat, gradients, noise, charts,
             screens) are refused whatever their score.
-        duplicate_bits: int in 0…32, or None. Bits of 128 in which the hashes of near-duplicates may differ; None keeps
-            duplicates.
+        duplicate_bits: int in 0…32, or None. Bits of 128 in which the hashes of near-duplicates may differ, of the 56
+            that stand for the lowest frequencies no more than 4; None keeps duplicates.
 
     Raises:
         ValueError: if an argument is out of its range, or `threshold` and `share` are both given.
