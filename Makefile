@@ -36,6 +36,8 @@ benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=â€
 	$(BIN)/python benchmarks/palette_encoding.py
 	$(if $(DATA_DIR),$(BIN)/python benchmarks/data_pipeline.py --data-dir $(DATA_DIR))
 	$(if $(DATA_DIR),$(BIN)/python benchmarks/logistic_regression.py --data-dir $(DATA_DIR))
+	$(BIN)/python benchmarks/curation.py duplicates
+	$(if $(DATA_DIR),for what in separate kill speed; do $(BIN)/python benchmarks/curation.py $$what --data-dir $(DATA_DIR); done)
 
 clean:
 	rm -rf dist .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -368,6 +368,34 @@ def plot_rows(rows: Mapping[str, UInt8Images], width: float = 8.0) -> Figure:
     return figure
 
 
+def plot_scores(
+    histograms: Mapping[str, npt.ArrayLike], edges: npt.NDArray[np.floating[Any]], threshold: float
+) -> Figure:
+    """Draws histograms of scores on top of each other, and the threshold.
+
+    Args:
+        histograms: pictures in each bin, by name.
+        edges: float array. Edges of the bins, one more than there are.
+        threshold: float. Drawn as a line.
+
+    Returns:
+        A figure.
+    """
+    counts = {name: np.asarray(histogram) for name, histogram in histograms.items()}
+    used = np.flatnonzero(np.sum([*counts.values()], axis=0))
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    bottom = np.zeros(len(edges) - 1)
+    for color, (name, histogram) in zip(_cycle(len(counts)), counts.items(), strict=True):
+        axes.bar(edges[:-1], histogram, np.diff(edges), bottom, align="edge", color=color, label=name)
+        bottom += histogram
+    axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
+    if len(used):
+        axes.set_xlim(edges[used[0]], edges[used[-1] + 1])
+    _finish(axes, "score", "pictures")
+    return figure
+
+
 def plot_grid(images: npt.ArrayLike, columns: int = 8) -> Figure:
     """Draws images, uint8 `(B, H, W, C)`, in a grid."""
     pictures = check_images(images)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import keras
@@ -383,6 +384,45 @@ def test_benchmark_of_normalization(monkeypatch):
     monkeypatch.setattr(igpt.ImageGPTBackbone, "from_preset", lambda *_, **__: igpt.ImageGPTBackbone(**tiny))
     medians = load(BENCHMARKS / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
     assert set(medians) == {"Keras operation", "matrix products"}
+
+
+def test_benchmark_of_curation(benchmarks, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("apache_beam")
+    from curation_process import encoded, photograph
+
+    from keras_igpt.data.image_files import ImageReader
+
+    class Photographs(ImageReader):
+        upright = False
+
+        def __init__(self, _folder, *names):
+            self.first = 1000 * zlib.crc32(repr(names).encode())
+
+        def __len__(self):
+            return 50
+
+        def read(self, number):
+            return encoded(photograph(self.first + number)), 0
+
+        def name(self, number):
+            return str(number)
+
+        def fingerprint(self):
+            return {}
+
+    benchmark = load(benchmarks / "curation.py")
+    for module in (benchmark, sys.modules["web_pictures"]):
+        monkeypatch.setattr(module, "prepared", Photographs)
+    monkeypatch.setattr(benchmark, "REFERENCE", 40)
+    monkeypatch.setattr(benchmark, "EVALUATION", 10)
+    monkeypatch.setattr(benchmark, "EXTRACTORS", {"by hand": benchmark.load_color_statistics})
+    monkeypatch.setattr(benchmark, "RULES", (benchmark.Rules(quantile=0),))
+    benchmark.main(["separate", "--data-dir", "", "--folder", str(tmp_path), "--cifar", "10", "--junk", "1"])
+    assert re.search(
+        r"'huge': 1.*faults {.*00007\.tar.*precision 0\.\d+, recall 0\.\d+", capsys.readouterr().out, re.DOTALL
+    )
+    benchmark.main(["duplicates", "--hashes", "10000"])
+    assert "10,000 hashes: 100 copies" in capsys.readouterr().out
 
 
 def test_links_of_the_readme_lead_somewhere():

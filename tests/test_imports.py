@@ -21,7 +21,7 @@ FLOORS = [
     {"inference", "training", "plotting"},
     {"objectives"},
     {"evaluation", "describe"},
-    {"checkpoints"},
+    {"curation", "checkpoints"},
     {"commands"},
     {"__main__"},
 ]
@@ -37,6 +37,7 @@ LATE = {
     "keras_tuner",
     "matplotlib",
     "PIL",
+    "apache_beam",
     "safetensors",
     "huggingface_hub",
     "onnx",
@@ -131,6 +132,10 @@ USES = {
     "data": (
         {"PIL"},
         "igpt.load_arrays(*[(numpy.zeros((9, 4, 4, 3), 'uint8'), numpy.zeros(9, 'int32'))] * 2, image_size=2)",
+    ),
+    "web": (
+        {"apache_beam"},
+        "from keras_igpt.curation import pipeline",
     ),
     "tune": ({"keras_tuner"}, "igpt.DescendingLearningRateOracle('val_loss')"),
 }

@@ -201,8 +201,8 @@ class ImageFiles(LabeledExamples):
         number = int(self._numbers[row])
         encoded, label = self._reader.read(number)
         pillow = import_pillow()
-        with _opened(encoded, self._reader.name(number)) as opened:
-            picture = _turn_upright(opened) if self._reader.upright else opened
+        with open_picture(encoded, self._reader.name(number)) as opened:
+            picture = turn_upright(opened) if self._reader.upright else opened
             width, height = picture.size
             window = None if crop is None else crop.window(width, height, seed, epoch, row)
             image = _decode(pillow, picture, self.image_size, window, self.num_channels)
@@ -313,8 +313,19 @@ def import_pillow() -> Any:
 
 
 @contextmanager
-def _opened(encoded: bytes, name: str) -> Iterator[Any]:
-    """Opens a picture; what goes wrong meanwhile becomes an error that says where it lies."""
+def open_picture(encoded: bytes, name: str) -> Iterator[Any]:
+    """Opens a picture; what goes wrong meanwhile becomes an error that says where it lies.
+
+    Args:
+        encoded: the file's bytes.
+        name: str. Where the picture lies.
+
+    Yields:
+        A Pillow image, of which no more than the header has been read.
+
+    Raises:
+        ValueError: if the picture cannot be read; its cause is Pillow's error.
+    """
     pillow = import_pillow()
     from PIL import UnidentifiedImageError
 
@@ -330,7 +341,23 @@ def _opened(encoded: bytes, name: str) -> Iterator[Any]:
         raise ValueError(f"Pictures must be readable. Received: {name} ({error})") from error
 
 
-def _turn_upright(picture: Any) -> Any:
+def decode_square(picture: Any, size: int) -> UInt8Images:
+    """Decodes the centre square of an open picture in RGB, as `ImageFiles` does.
+
+    Args:
+        picture: a Pillow image.
+        size: int. Side in pixels.
+
+    Returns:
+        uint8 array `(size, size, 3)`.
+
+    Raises:
+        ValueError: if its samples are floats.
+    """
+    return _decode(import_pillow(), picture, size, None, 3)
+
+
+def turn_upright(picture: Any) -> Any:
     """Turns a picture as its EXIF data say; one that lies right is not loaded yet."""
     from PIL import ImageOps
 

@@ -1,0 +1,74 @@
+"""The command line: `fit` makes a reference, `curate` a set of tokens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from keras_igpt.curation.curate import curate
+from keras_igpt.curation.settings import Rules
+from keras_igpt.curation.similarity import Reference, Similarity, load_features
+from keras_igpt.palette.color_palette import ColorPalette
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one of the commands; what it does not know goes to Apache Beam.
+
+    Args:
+        arguments: those of the command line; of this process by default.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    features = partial(load_features, options.model, layer=options.layer)
+    if options.command == "fit":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        computed = np.concatenate([features().of(path) for path in options.pictures])
+        Reference.fit(computed, options.centroids, options.seed).save(options.output)
+        print(f"{len(computed):,} pictures in {options.centroids} centroids: {options.output}")
+        return
+    given = {name: getattr(options, name) for name in ("threshold", "share", "quantile", "min_side", "max_pixels")}
+    rules = Rules(**{name: value for name, value in given.items() if value is not None})
+    report = curate(
+        options.shards,
+        options.output,
+        ColorPalette.load(options.palette),
+        options.image_size,
+        Similarity(options.reference, features),
+        exclude=options.exclude,
+        rules=rules,
+        pipeline_options=rest,
+    )
+    print(json.dumps({name: report[name] for name in ("pictures", "counts", "threshold", "this_run")}, indent=2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m keras_igpt.curation", description="Curates web pictures.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", required=True, help="trained preset or `.keras` file that gives the features")
+    model.add_argument("--layer", type=int, help="depth of the features; the middle one by default")
+    fit = commands.add_parser("fit", parents=[model], help="makes a reference of folders or tar files of pictures")
+    fit.add_argument("pictures", nargs="+")
+    fit.add_argument("--output", required=True, help="file, such as imagenet.npz")
+    fit.add_argument("--centroids", type=int, default=1000)
+    fit.add_argument("--seed", type=int, default=0)
+    curating = commands.add_parser(
+        "curate", parents=[model], help="makes token shards; other options, such as --runner, go to Apache Beam"
+    )
+    curating.add_argument("shards", nargs="+", help="tar files, folders of tar files or of pictures, or patterns")
+    curating.add_argument("--output", required=True, help="folder of the set")
+    curating.add_argument("--palette", required=True, help="file of ColorPalette.save, or the official clusters")
+    curating.add_argument("--image-size", type=int, required=True)
+    curating.add_argument("--reference", required=True, help="file that `fit` has written")
+    curating.add_argument("--exclude", action="append", default=[], help="folder or tar file of evaluation pictures")
+    curating.add_argument("--threshold", type=float, help="least score; that of --quantile by default")
+    curating.add_argument("--share", type=float, help="share of pictures to keep, in place of a threshold")
+    curating.add_argument("--quantile", type=float, help="share of the reference's own pictures below the threshold")
+    curating.add_argument("--min-side", type=int)
+    curating.add_argument("--max-pixels", type=int)
+    return parser
