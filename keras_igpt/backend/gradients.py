@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import keras
 from keras import ops
 
+from keras_igpt.backend.row_reductions import reduces_rows_slowly
+
 ValueT = TypeVar("ValueT")
 
 
@@ -61,6 +63,36 @@ def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
         with tf.control_dependencies([earlier]):
             return tuple(tf.identity(tensor) for tensor in tensors)
     return tensors
+
+
+def product_of_rows(inputs: Any, kernel: Any) -> Any:
+    """Computes `inputs @ kernel`; its weight gradient takes XLA on CPU no transpose of the output's gradient.
+
+    JAX asks for the transpose of a product, and XLA makes a product of transposes of it: an expression for the output's
+    gradient, such as an activation's, would be computed number by number in the transposed order.
+
+    Args:
+        inputs: tensor `(…, D)`.
+        kernel: tensor `(D, E)`.
+
+    Returns:
+        Tensor `(…, E)`.
+    """
+    if not reduces_rows_slowly():
+        return ops.matmul(inputs, kernel)
+    import jax
+
+    @jax.custom_vjp
+    def product(inputs: Any, kernel: Any) -> Any:
+        return inputs @ kernel
+
+    def backward(kept: tuple[Any, Any], upstream: Any) -> tuple[Any, Any]:
+        inputs, kernel = kept
+        rows = inputs.reshape(-1, inputs.shape[-1]), upstream.reshape(-1, upstream.shape[-1])
+        return upstream @ kernel.T, jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+
+    product.defvjp(lambda inputs, kernel: (inputs @ kernel, (inputs, kernel)), backward)
+    return product(inputs, kernel)
 
 
 def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -145,25 +145,28 @@ def _blockwise_gradients(
     correction = row_sum(ops.cast(upstream, "float32") * ops.cast(output, "float32"))
     query, key, value = barrier(correction, parts)
     query_gradients = []
-    key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)
+    # Gradients of keys and values as `(B, N, H, T)`, of factors that are transposed before they are cut into blocks:
+    # XLA on CPU has fast products for no other form, and makes another one of a transpose right at a product.
+    query_columns, upstream_columns = (ops.swapaxes(part, -1, -2) for part in (query, upstream))
+    key_gradient, value_gradient = (ops.zeros_like(ops.swapaxes(part, -1, -2)) for part in (key, value))
     for block, log_sum in zip(blocks, log_sums, strict=True):
-        queries, incoming = query[:, :, block.start : block.stop], upstream[:, :, block.start : block.stop]
+        rows = slice(block.start, block.stop)
         weights = ops.exp(block.scores(query, key) - log_sum)
-        by_weights = ops.matmul(incoming, ops.swapaxes(value[:, :, : block.seen], -1, -2))
-        by_scores = weights * (ops.cast(by_weights, "float32") - correction[:, :, block.start : block.stop])
+        by_weights = ops.matmul(upstream[:, :, rows], ops.swapaxes(value[:, :, : block.seen], -1, -2))
+        by_scores = weights * (ops.cast(by_weights, "float32") - correction[:, :, rows])
         by_scores = ops.cast(by_scores, query.dtype) * _scale_of(query)
         query_gradients.append(ops.matmul(by_scores, key[:, :, : block.seen]))
-        key_gradient = _add_to_first(key_gradient, by_scores, queries)
-        value_gradient = _add_to_first(value_gradient, ops.cast(weights, value.dtype), incoming)
+        key_gradient = _add_to_first(key_gradient, ops.matmul(query_columns[..., rows], by_scores))
+        by_values = ops.matmul(upstream_columns[..., rows], ops.cast(weights, value.dtype))
+        value_gradient = _add_to_first(value_gradient, by_values)
         (query,) = barrier(key_gradient, (query,))
-    return ops.concatenate(query_gradients, axis=2), key_gradient, value_gradient
+    gradients = (ops.swapaxes(gradient, -1, -2) for gradient in (key_gradient, value_gradient))
+    return ops.concatenate(query_gradients, axis=2), *gradients
 
 
-def _add_to_first(total: Any, left: Any, right: Any) -> Any:
-    """Adds `left^T right` to the first rows of `total` along time."""
-    # Transposing the small factor and the small result: products of a large transposed matrix are slow on CPU.
-    product = ops.swapaxes(ops.einsum("bnth,bnts->bnhs", right, left), -1, -2)
-    return total + ops.pad(product, [(0, 0), (0, 0), (0, total.shape[2] - product.shape[2]), (0, 0)])
+def _add_to_first(total: Any, product: Any) -> Any:
+    """Adds to the first columns of `total` `(B, N, H, T)`."""
+    return total + ops.pad(product, [(0, 0), (0, 0), (0, 0), (0, total.shape[3] - product.shape[3])])
 
 
 def swap_time_and_heads(tensor: Any) -> Any:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_igpt.backend.direct_call import call_directly
-from keras_igpt.backend.gradients import barrier, differentiate_by_hand, keeps_intermediates
+from keras_igpt.backend.gradients import barrier, differentiate_by_hand, keeps_intermediates, product_of_rows
 from keras_igpt.backend.row_reductions import reduces_rows_slowly, row_sum
 from keras_igpt.model.architecture import NormalizationKind
 
@@ -135,4 +135,8 @@ class FeedForward(keras.layers.Layer):
         self.contraction.build((*input_shape[:-1], 4 * width))
 
     def call(self, inputs: Any) -> Any:
-        return call_directly(self.contraction, call_directly(self.expansion, inputs))
+        if reduces_rows_slowly() and self.expansion.quantization_mode is None:
+            expanded = quick_gelu(product_of_rows(inputs, ops.convert_to_tensor(self.expansion.kernel)))
+        else:
+            expanded = call_directly(self.expansion, inputs)
+        return call_directly(self.contraction, expanded)

@@ -1,0 +1,50 @@
+import keras
+import numpy as np
+import pytest
+from conftest import to_numpy
+from keras import ops
+
+from keras_igpt.backend.gradients import product_of_rows, rematerialized
+
+needs_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="another way to the same gradients on JAX")
+
+
+def arrays():
+    random = np.random.default_rng(0)
+    return [random.standard_normal(shape).astype("float32") for shape in ((2, 3, 4), (4, 5), (2, 3, 5))]
+
+
+def test_a_product_of_rows_is_a_matrix_product():
+    inputs, kernel, _ = arrays()
+    computed = product_of_rows(ops.convert_to_tensor(inputs), ops.convert_to_tensor(kernel))
+    np.testing.assert_allclose(to_numpy(computed), inputs @ kernel, rtol=1e-5)
+
+
+@needs_jax
+def test_its_gradients_are_those_of_a_matrix_product():
+    import jax
+
+    inputs, kernel, upstream = arrays()
+    inputs_gradient, kernel_gradient = jax.vjp(product_of_rows, inputs, kernel)[1](upstream)
+    np.testing.assert_allclose(inputs_gradient, upstream @ kernel.T, rtol=1e-5)
+    np.testing.assert_allclose(kernel_gradient, np.einsum("btd,bte->de", inputs, upstream), rtol=1e-5)
+
+
+@needs_jax
+@pytest.mark.parametrize("several", [False, True])
+def test_what_is_recomputed_has_the_same_gradients(several):
+    import jax
+
+    inputs, kernel, _ = arrays()
+
+    def loss(inputs, kernel, form):
+        def function(inputs):
+            hidden = ops.tanh(inputs @ kernel)
+            return (hidden, inputs) if several else hidden
+
+        outputs = form(function)(inputs)
+        return ops.sum(ops.square(outputs[0] if several else outputs))
+
+    gradients = [jax.grad(loss, (0, 1))(inputs, kernel, form) for form in (rematerialized, lambda function: function)]
+    for recomputed, kept in zip(*gradients, strict=True):
+        np.testing.assert_allclose(recomputed, kept, rtol=1e-5)
