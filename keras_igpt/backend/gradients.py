@@ -95,33 +95,43 @@ def product_of_rows(inputs: Any, kernel: Any) -> Any:
     return product(inputs, kernel)
 
 
-def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Makes the backward pass recompute a function of one tensor in place of keeping its intermediates.
+def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:
+    """Makes the backward pass recompute a layer in place of keeping its intermediates.
 
     Args:
-        function: of a tensor; may read weights, and may return several tensors.
+        layer: a built layer of one tensor, which may return several and changes none of its variables.
 
     Returns:
         A function of the same values and gradients.
     """
     if keras.backend.backend() != "jax":
-        rematerialized: Callable[[Any], Any] = keras.remat(function)
-        return rematerialized
+        recomputed: Callable[[Any], Any] = keras.remat(layer.__call__)
+        return recomputed
     import jax
+    from keras.src.backend import AutocastScope
 
-    def call(inputs: Any) -> Any:
-        # `jax.checkpoint` keeps apart what it recomputes by a barrier, which XLA drops on CPU; ours it does not.
-        converted, weights = jax.closure_convert(function, inputs)
+    # `jax.checkpoint` keeps apart what it recomputes by a barrier, which XLA drops on CPU; ours it does not.
+    variables = layer.variables
 
-        def backward(kept: tuple[Any, ...], upstream: Any) -> Any:
-            earlier = jax.tree.leaves(upstream)[0]
-            return jax.vjp(converted, *barrier(earlier, kept[:1]), *kept[1:])[1](upstream)
+    def call(inputs: Any, *values: Any) -> Any:
+        with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):
+            return layer(inputs)
 
-        recomputed = jax.custom_vjp(converted)
-        recomputed.defvjp(lambda *arguments: (converted(*arguments), arguments), backward)
-        return recomputed(inputs, *weights)
+    def backward(kept: tuple[Any, ...], upstream: Any) -> Any:
+        earlier = jax.tree.leaves(upstream)[0]
+        return jax.vjp(call, *barrier(earlier, kept[:1]), *kept[1:])[1](upstream)
 
-    return call
+    with_gradient = jax.custom_vjp(call)
+    with_gradient.defvjp(lambda *arguments: (call(*arguments), arguments), backward)
+
+    def call_with_weights(inputs: Any) -> Any:
+        # The weights are arguments: `jax.closure_convert` would keep those of the first call for all later ones. They
+        # are not cast here, for each layer inside casts its own.
+        with AutocastScope(None):
+            values = [variable.value for variable in variables]
+        return with_gradient(inputs, *values)
+
+    return call_with_weights
 
 
 def keeps_intermediates() -> bool:

@@ -401,7 +401,7 @@ class ImageGPTBackbone(QuantizableModel):
             if cache is not None:
                 hidden, key_value = call_directly(block, hidden, cache=cache[layer], index=index)
             elif self.remat:
-                hidden, key_value = _recomputed(block, hidden)
+                hidden, key_value = rematerialized(block)(hidden)
             else:
                 hidden, key_value = block(hidden)
             yield hidden, key_value
@@ -440,9 +440,3 @@ class ImageGPTBackbone(QuantizableModel):
                 "`position_mask` needs a backbone with attention='bidirectional'. "
                 "Received: position_mask with attention='causal'"
             )
-
-
-def _recomputed(block: TransformerBlock, hidden: Any) -> tuple[Any, KeyValue]:
-    """Applies a block whose insides the backward pass recomputes."""
-    states: tuple[Any, KeyValue] = rematerialized(block.__call__)(hidden)
-    return states

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_backbone, random_tokens, randomize, weight_gradients
+from conftest import make_backbone, random_tokens, randomize, to_numpy, weight_gradients
 
 from keras_igpt.model.attention import SelfAttention
 
@@ -20,6 +20,14 @@ def test_models_with_other_kernels_and_remat_learn_alike(kind):
     for other in results[1:]:
         for gradient, expected in zip(other, results[0], strict=True):
             np.testing.assert_allclose(gradient, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max() + 1e-5)
+
+
+def test_recomputed_blocks_use_the_weights_of_each_call():
+    token_ids = random_tokens(2)
+    backbone, same = make_backbone(remat=True), make_backbone()
+    for seed in (0, 1):
+        outputs = [to_numpy(randomize(model, seed)(token_ids)) for model in (backbone, same)]
+        np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_backward_pass_keeps_no_score_matrix():
