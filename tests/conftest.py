@@ -3,7 +3,7 @@
 import gc
 import os
 import subprocess
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 # Before Keras or a backend is imported.
@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Halves the time of compiling. XLA ends the process at a flag that it does not know, so only where it is known.
-if metadata.version("jaxlib").startswith("0.10."):
+if util.find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import keras
