@@ -145,6 +145,12 @@ def test_rows_that_fill_a_batch_up_are_not_among_the_outputs(models, tmp_path):
         np.testing.assert_allclose(predicted, expected, rtol=1e-5)
 
 
+def test_two_pictures_are_no_pair_of_pictures_and_labels(models):
+    np.testing.assert_array_equal(
+        models.causal.score(tuple(IMAGES[:2])).nats_per_token, models.causal.score(IMAGES[:2]).nats_per_token
+    )
+
+
 def test_resizing_warns_where_the_method_was_called(models):
     for method in ("attention maps", "features", "predict"):
         with pytest.warns(UserWarning, match=r"8x8 pixels .* resized to the model's 4x4") as warned:

@@ -67,8 +67,14 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
         UserWarning: if pictures are resized.
     """
     labels: Any = None
-    if isinstance(given, tuple) and len(given) == 2:
+    # Two pictures are no pair of inputs and labels.
+    if isinstance(given, tuple) and len(given) == 2 and not _is_picture(given[1]):
         given, labels = given
+        if labels is not None and isinstance(given, (PictureExamples, EvaluationBatches)):
+            raise ValueError(
+                f"`{name}` must be a pair of images or token ids and labels, or examples alone. "
+                f"Received: {type(given).__name__} and labels"
+            )
     if isinstance(given, EvaluationBatches):
         given = given.examples
     if isinstance(given, LabeledImages):

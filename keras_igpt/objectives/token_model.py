@@ -56,6 +56,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
         A `PyDataset` gives its batches in its own order, and its `steps_per_epoch` where it has one; `TrainingBatches`
         begin with the epoch that `initial_epoch` or `BackupAndRestore` begins with. A loss that is not finite stops the
         training (`StopAtNonFiniteLoss`). With `ExactResume` among the callbacks it resumes from the newest checkpoint.
+        `validation_data` may be all that `evaluate` takes.
         """
         options = self._options(keras.Model.fit, args, kwargs)
         if isinstance(x, keras.utils.PyDataset):
@@ -104,9 +105,15 @@ class TokenModel(QuantizableModel, WholeStepModel):
                     "`validation_data` must be (x, y), (x, y, sample_weight), or a data set. "
                     f"Received: {type(held_out).__name__} of {len(parts)}"
                 )
-            _check_that_it_ends(parts[0], steps, "validation_data")
             inputs, targets, weights = [*parts, None, None][:3]
+            batch_size = options.get("validation_batch_size") or options.get("batch_size")
+            inputs = self._taken_in(inputs, batch_size, steps, "validation_data")
             validation, targets, weights = self._checked(inputs, targets, weights, "validation_data")
+            if validation.first is not None and len(parts) > 1:
+                raise ValueError(
+                    "`validation_data` must be a data set alone, for its batches have the labels and weights. "
+                    f"Received: {type(parts[0]).__name__} with labels"
+                )
             checked.append(validation)
             options["validation_data"] = (
                 validation.data if validation.first is not None else (validation.data, targets, weights)
@@ -128,7 +135,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
         if called_by_fit(options):
             # Which has checked the same.
             return super().evaluate(x, y, **options)
-        data, y = self._prepared(self._taken_in(x, options), y, options)
+        data, y = self._prepared(self._taken_in(x, options.get("batch_size"), options.get("steps")), y, options)
         with _errors_of([data]):
             return super().evaluate(data.data, y, **options)
 
@@ -139,7 +146,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
         """
         check_one_process("predict")
         options = self._options(keras.Model.predict, args, kwargs)
-        data, _ = self._prepared(self._taken_in(x, options), None, options, labelled=False)
+        taken = self._taken_in(x, options.get("batch_size"), options.get("steps"))
+        data, _ = self._prepared(taken, None, options, labelled=False)
         with _errors_of([data]):
             outputs = super().predict(data.data, **options)
         # Rows that fill the last batch up are dropped where the batches were made here.
@@ -174,13 +182,12 @@ class TokenModel(QuantizableModel, WholeStepModel):
         _check_counts(options)
         return options
 
-    def _taken_in(self, x: Any, options: dict[str, Any]) -> Any:
+    def _taken_in(self, x: Any, batch_size: int | None, steps: int | None, name: str = "x") -> Any:
         """What `evaluate` and `predict` are given, as Keras takes it: pictures and examples as tokens."""
-        _check_that_it_ends(x, options.get("steps"), "x")
+        _check_that_it_ends(x, steps, name)
         if isinstance(x, PictureExamples):
-            batch_size = options.pop("batch_size", None) or _BATCH_SIZE
-            return EvaluationBatches(as_examples(self, x, "x"), self.palette, batch_size)
-        return as_token_ids(self, x, "x") if are_pictures(x) or array_of(x) is not None else x
+            return EvaluationBatches(as_examples(self, x, name), self.palette, batch_size or _BATCH_SIZE)
+        return as_token_ids(self, x, name) if are_pictures(x) or array_of(x) is not None else x
 
     def _prepared(self, x: Any, y: Any, options: dict[str, Any], labelled: bool = True) -> tuple[CheckedData, Any]:
         """Checks data and builds the model's metrics and loss for them; `options` gets the weights."""
@@ -221,6 +228,9 @@ class TokenModel(QuantizableModel, WholeStepModel):
         data = CheckedData(x, look_at)
         if data.first is None:
             self.check_batch((x, y, sample_weight), name, labelled)
+            # A `DistributedDataset` of TensorFlow has an `element_spec`. Keras would notice others after an epoch.
+            if array_of(token_ids_of(x)) is None and not hasattr(x, "element_spec"):
+                raise ValueError(f"`{name}` must be token ids or a data set of them. Received: {type(x).__name__}")
             # Keras would drop the weights where there are no targets.
             y = token_ids_of(x) if y is None and sample_weight is not None else y
         return data, y, sample_weight

@@ -78,6 +78,7 @@ def test_pictures_in_folders_need_no_classes(folder, palette):
     np.testing.assert_array_equal(files.encode(palette).token_ids, palette.encode(IMAGES))
     np.testing.assert_array_equal(files.take([5, 2]).join(files.take([0])).images.load().images, IMAGES[[5, 2, 0]])
     batches, same = (igpt.TrainingBatches(examples, palette, 4, seed=1) for examples in (files, in_memory))
+    assert batches.fingerprint != igpt.TrainingBatches(files.images, palette, 4, seed=1).fingerprint
     np.testing.assert_array_equal(batches[3][0], same[3][0])
     crops = igpt.TrainingBatches(files, palette, 4, seed=1, augmentation=igpt.RandomResizedCrop())
     assert (crops[3][0] != batches[3][0]).any()

@@ -104,6 +104,7 @@ def errors(palette):
     model, blind = make_causal_lm(palette), make_causal_lm()
     images = np.zeros((2, 4, 4, 3), "uint8")
     tokens = random_tokens(3)
+    twice = LabeledTokens(tokens, [0, 1, 2], 16)
     three = LabeledFeatures(np.zeros((2, 3, 4), "float32"), np.zeros(2, int))
     return {
         "no model": ("language_model", lambda: FeatureExtractor(model.backbone)),
@@ -117,6 +118,7 @@ def errors(palette):
             lambda: FeatureExtractor(blind).extract(LabeledImages(images, [0, 1])),
         ),
         "other colours": ("inputs", lambda: FeatureExtractor(blind).extract(LabeledTokens(tokens, [0, 1, 2], 99))),
+        "labels twice": ("examples", lambda: FeatureExtractor(model).extract_labeled((twice, [2, 1, 0]))),
         "too few labels": ("labels", lambda: FeatureExtractor(model).extract_labeled((tokens, [0, 1]))),
         "no depth axis": ("features", lambda: LabeledFeatures(np.zeros((2, 4)), np.zeros(2, int))),
         "unlike features": ("other", lambda: three.join(LabeledFeatures(three.features[:, :1], three.labels))),
