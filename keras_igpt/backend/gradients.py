@@ -1,4 +1,4 @@
-"""Gradients: written by hand, left out, or asked for in another form."""
+"""Custom gradients, rematerialisation and gradient workarounds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ ValueT = TypeVar("ValueT")
 
 
 def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -> Callable[[Any], Any]:
-    """Gives a function of one tensor its own gradient, as `ops.custom_gradient` does.
+    """Gives a function of one tensor a custom gradient, like `ops.custom_gradient` but the same on all backends.
 
     Args:
-        function: of a tensor; returns the value, and the function that makes the tensor's gradient of the value's.
+        function: takes a tensor; returns the value and a function from the value's gradient to the tensor's.
 
     Returns:
-        A function of the tensor that returns the value.
+        A differentiable function of the tensor.
     """
 
     def in_keras_form(inputs: Any) -> tuple[Any, Callable[..., Any]]:
         value, gradient = function(inputs)
 
-        # PyTorch hands over the inputs first and the value's gradient by name, the others that gradient alone.
+        # PyTorch passes the inputs, and the gradient by name; the others pass the gradient only.
         def with_any_arguments(*arguments: Any, upstream: Any | None = None) -> Any:
             return gradient(arguments[0] if upstream is None else upstream)
 
@@ -35,14 +35,14 @@ def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], A
 
 
 def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns the tensors in a form that is there only once `earlier` is.
+    """Returns the tensors unchanged, but available only after `earlier` is computed.
 
-    Compilers merge equal expressions. One that is written again in a backward pass, to save the memory of its result,
-    would be computed once, in the forward pass, and kept. Made of what this function returns it is another expression.
+    Compilers merge equal expressions, so a value recomputed in the backward pass to save memory would be kept from the
+    forward pass after all. Recomputing it from this function's result prevents that.
 
     Args:
-        earlier: tensor that is computed before.
-        tensors: tensors, unchanged in value.
+        earlier: tensor to be computed first.
+        tensors: tensors to return.
 
     Returns:
         The tensors, in the same order.
@@ -52,7 +52,7 @@ def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
 
         if jax.default_backend() != "cpu":
             return tuple(jax.lax.optimization_barrier((earlier, *tensors))[1:])
-        # XLA on CPU drops the barrier before it merges. Zero times a number, which may be NaN, is not dropped.
+        # XLA on CPU drops the barrier before merging, but keeps zero times a number, which may be NaN.
         nothing = 0 * earlier[(0,) * earlier.ndim]
         return tuple(tensor + nothing.astype(tensor.dtype) for tensor in tensors)
     if keras.backend.backend() == "tensorflow":
@@ -64,13 +64,13 @@ def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Makes the backward pass recompute a function of one tensor in place of keeping its intermediates.
+    """Makes the backward pass recompute a function's intermediates instead of storing them.
 
     Args:
-        function: of a tensor; may read weights, and may return several tensors.
+        function: takes one tensor; may read weights and return several tensors.
 
     Returns:
-        A function of the same values and gradients.
+        A function with the same values and gradients.
     """
     if keras.backend.backend() != "jax":
         rematerialized: Callable[[Any], Any] = keras.remat(function)
@@ -78,7 +78,7 @@ def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     import jax
 
     def call(inputs: Any) -> Any:
-        # `jax.checkpoint` keeps apart what it recomputes by a barrier, which XLA drops on CPU; ours it does not.
+        # `jax.checkpoint` relies on a barrier that XLA drops on CPU, unlike `barrier`.
         converted, weights = jax.closure_convert(function, inputs)
 
         def backward(kept: tuple[Any, ...], upstream: Any) -> Any:
@@ -93,21 +93,14 @@ def rematerialized(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def keeps_intermediates() -> bool:
-    """Whether every intermediate of an activation is kept for the backward pass, for want of a kernel with its own."""
+    """Whether activations store all intermediates for the backward pass, having no fused kernel (JAX)."""
     return bool(keras.backend.backend() == "jax")
 
 
 def without_gradient(compute: Callable[[], ValueT]) -> ValueT:
-    """Calls a function of weights that are not trained, and keeps nothing for their gradients.
-
-    Args:
-        compute: function without arguments.
-
-    Returns:
-        What it returns.
-    """
+    """Returns `compute()` of untrained weights, without recording gradients."""
     if keras.backend.backend() != "torch":
-        # The others are told which weights to differentiate by, and keep nothing for those left out.
+        # The others record nothing for weights that are not differentiated.
         return compute()
     import torch
 
@@ -116,9 +109,6 @@ def without_gradient(compute: Callable[[], ValueT]) -> ValueT:
 
 
 def with_dense_gradient(weight: Any) -> Any:
-    """Returns a table of rows in a form whose look-ups give it a gradient that is one tensor.
-
-    TensorFlow's would be a list of rows.
-    """
-    # The gradient of a product is whole, where that of a look-up in a variable is not.
+    """Returns an embedding table whose look-ups have a dense gradient; TensorFlow's would be `IndexedSlices`."""
+    # The gradient of a product is dense.
     return 1.0 * weight if keras.backend.backend() == "tensorflow" else weight
