@@ -1,10 +1,8 @@
-"""The one place that asks which backend runs, or touches what Keras keeps private.
+"""All code that depends on the backend or uses Keras internals.
 
-Elsewhere a function from here is called by what it means:
-
-- `gradients`, `row_reductions`, `fused_attention`: what a backend's kernels and compilers do not do well by themselves;
-- `compilation`, `direct_call`: running functions and layers compiled, or without what surrounds them;
-- `devices`, `processes`: the memory there is, and who has which part of a batch or a tensor;
-- `optimizers`, `whole_steps`, `whole_saving`, `untracked`: training state that is whole, wherever a process is stopped;
-- `traced_gradients`: memory that TensorFlow would not give back.
+- `gradients`, `row_reductions`, `fused_attention`: kernels, custom gradients and workarounds for compilers;
+- `compilation`, `direct_call`: compiled functions, and layers without Keras' call overhead;
+- `devices`, `processes`: device memory, and the parts of batches and tensors on several processes;
+- `optimizers`, `whole_steps`, `whole_saving`, `untracked`: training state that survives interrupts;
+- `traced_gradients`: a memory leak of TensorFlow.
 """

@@ -1,4 +1,4 @@
-"""What is compiled, and how."""
+"""Compilation."""
 
 from __future__ import annotations
 
@@ -10,30 +10,23 @@ import keras
 
 
 def runs_eagerly() -> bool:
-    """Whether nothing is compiled, and each operation runs when it is called: on PyTorch."""
+    """Whether operations run eagerly, without compilation (PyTorch)."""
     return bool(keras.backend.backend() == "torch")
 
 
 def copies_state_of_loops() -> bool:
-    """Whether a loop copies its tensors each time it turns unless XLA is asked for: on TensorFlow.
+    """Whether loops copy their state in each iteration unless `jit_compile` is set (TensorFlow).
 
-    Keras leaves XLA out where there is only a CPU.
+    Keras does not enable XLA by default on CPU.
     """
     return bool(keras.backend.backend() == "tensorflow")
 
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function once a shape, without gradients and with products in full float32.
+    """Compiles a function of tensors once per shape, without gradients and with full float32 matrix products.
 
-    Tensor cores would round what is multiplied to ten bits, and a line search would stop at their noise. PyTorch
-    compiles nothing.
-
-    Args:
-        function: of tensors, which returns tensors. Calls with the same function share what is compiled.
-
-    Returns:
-        A function of the same arguments.
+    TF32 rounds factors to ten bits, and a line search would stall in that noise. On PyTorch nothing is compiled.
     """
     backend = keras.backend.backend()
     if backend == "jax":

@@ -1,4 +1,4 @@
-"""Devices: the memory there is, and who may take it."""
+"""Device memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 
 def device_memory() -> int | None:
-    """Bytes of memory of the first device, or None where it is not known."""
+    """Returns the bytes of memory of the first device, or None if unknown."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -35,12 +35,12 @@ def device_memory() -> int | None:
 
 
 def _host_memory() -> int | None:
-    """Bytes of memory that this process may have: the machine's, or less in a control group."""
+    """Returns the machine's bytes of memory, or the control group's limit if lower."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     groups, root = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-    # Lines `number:controllers:/path`; the second version of control groups names no controllers.
+    # Lines `number:controllers:/path`; controllers are empty in cgroups v2.
     lines = [line.split(":", 2) for line in groups.read_text().splitlines()] if groups.exists() else []
     for _, controllers, group in lines:
         if controllers not in ("", "memory"):
@@ -49,14 +49,14 @@ def _host_memory() -> int | None:
         inner = folder / group.strip("/")
         for path in (inner, *inner.parents):
             limit = path / name
-            # Without a limit, "max" or a number beyond all memory.
+            # Without a limit, this is "max" or a huge number.
             text = limit.read_text().strip() if path.is_relative_to(folder) and os.access(limit, os.R_OK) else ""
             limits += [int(text)] if text.isdecimal() else []
     return min(limits)
 
 
 def leave_gpus_to_the_backend() -> None:
-    """Keeps TensorFlow, imported for its data sets, from the whole memory of a GPU that another backend computes on."""
+    """Stops TensorFlow, imported for its data sets, from allocating the GPU that another backend uses."""
     if keras.backend.backend() != "tensorflow":
         import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Calling a layer without what Keras does around it, for the many small steps of decoding."""
+"""Calling layers without Keras' overhead, for the many small steps of decoding."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import keras
 
 
 def call_directly(layer: keras.layers.Layer, *inputs: Any, **options: Any) -> Any:
-    """Computes what a built layer computes, without `Layer.__call__` where that changes nothing.
+    """Calls a built layer, skipping `Layer.__call__` where that makes no difference.
 
-    `Layer.__call__` converts inputs, fills in contexts and follows masks, which takes PyTorch longer than the products
-    of one position. It also casts weights under a mixed dtype policy and lays out results under a distribution, and is
-    kept there.
+    On PyTorch, `Layer.__call__` takes longer than the matrix products of one position. It is needed for mixed dtype
+    policies and under a distribution.
 
     Args:
         layer: a built layer.
-        *inputs: its call arguments, tensors of its compute dtype.
-        **options: call arguments that need not be tensors.
+        *inputs: tensors of its compute dtype.
+        **options: further call arguments.
 
     Returns:
         Its outputs.

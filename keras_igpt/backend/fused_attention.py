@@ -1,6 +1,6 @@
-"""The attention kernels of the backends.
+"""The backends' fused attention kernels.
 
-Keras offers them through one call, but it quietly goes on with the whole score matrix in memory where one cannot run.
+Keras' own call silently falls back to the full score matrix if a kernel cannot run.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from keras import ops
 
 
 def fused_attention_kernel(dtype: str, head_dim: int) -> tuple[str | None, str]:
-    """Says which kernel `fused_attention` runs on this backend and device.
+    """Returns the kernel that `fused_attention` runs on this backend and device.
 
     Args:
-        dtype: str. That of queries, keys and values.
+        dtype: str. Dtype of queries, keys and values.
         head_dim: int. Width `H` of a head.
 
     Returns:
-        `"torch"` (SDPA, whose own choice depends on the device), `"cudnn"`, or None; and why there is none.
+        `"torch"` (SDPA), `"cudnn"` or None, and the reason if None.
     """
     backend = keras.backend.backend()
     if backend == "torch":
@@ -40,12 +40,12 @@ def fused_attention_kernel(dtype: str, head_dim: int) -> tuple[str | None, str]:
 
 
 def fused_attention(query: Any, key: Any, value: Any, causal: bool) -> Any:
-    """Attends over whole sequences, where `fused_attention_kernel` names a kernel.
+    """Attends over whole sequences; call only if `fused_attention_kernel` returns a kernel.
 
     Args:
-        query: tensor `(B, T, N, H)`; so are key and value.
-        key: of each position.
-        value: of each position.
+        query: tensor `(B, T, N, H)`.
+        key: tensor `(B, T, N, H)`.
+        value: tensor `(B, T, N, H)`.
         causal: bool. Whether position i attends to positions 0…i only.
 
     Returns:
@@ -55,22 +55,22 @@ def fused_attention(query: Any, key: Any, value: Any, causal: bool) -> Any:
         return ops.dot_product_attention(query, key, value, is_causal=causal)
     import jax
 
-    # Keras' operation would fall back on the score matrix when cuDNN fails; JAX' own raises.
+    # Unlike Keras' operation, this raises if cuDNN fails.
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
 def attend_in_place(projected: Any, cache: tuple[Any, Any], index: Any) -> tuple[Any, tuple[Any, Any]]:
-    """Attends from new positions over a cache, which is changed: for PyTorch, where nothing is compiled.
+    """Attends from new positions over a cache that is updated in place (PyTorch only).
 
-    Keras' update would copy the whole cache for every token.
+    Keras' slice update would copy the whole cache for every token.
 
     Args:
         projected: tensor `(B, T, 3, N, H)`: queries, keys and values of the new positions.
-        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before.
-        index: int or int tensor, the new position of all rows, `T` being 1; or int tensor `(B, T)`, those of each row.
+        cache: pair of tensors `(B, N, S, H)`, keys and values.
+        index: int or scalar tensor, the new position of all rows if `T` is 1; or int tensor `(B, T)`.
 
     Returns:
-        Tensor `(B, T, N, H)`, and the cache with these positions in it.
+        Tensor `(B, T, N, H)`, and the updated cache.
     """
     import torch
 
@@ -79,7 +79,7 @@ def attend_in_place(projected: Any, cache: tuple[Any, Any], index: Any) -> tuple
     if isinstance(index, int) or not index.ndim:
         for whole, part in zip(cache, new, strict=True):
             whole[:, :, index] = part[:, 0]
-        # A slice of the positions that are there needs no mask.
+        # Slicing to the filled positions makes a mask unnecessary.
         keys, values, visible = keys[:, :, : index + 1], values[:, :, : index + 1], None
     else:
         rows = torch.arange(len(index), device=index.device)[:, None]
@@ -91,10 +91,10 @@ def attend_in_place(projected: Any, cache: tuple[Any, Any], index: Any) -> tuple
 
 
 def contiguous(tensor: Any) -> Any:
-    """Copies a tensor so that its last axes lie together in memory, and that nothing it is a view of stays in use."""
+    """Copies a tensor into contiguous memory, so that the tensor it is a view of can be freed."""
     if keras.backend.backend() == "torch":
         import torch
 
-        # Keras' copy keeps the order in memory of what was transposed.
+        # Keras' copy keeps the memory layout of transposed tensors.
         return tensor.clone(memory_format=torch.contiguous_format)
     return ops.copy(tensor)

@@ -1,4 +1,4 @@
-"""Gradients: written by hand, left out, or asked for in another form."""
+"""Custom gradients, rematerialisation and gradient workarounds."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ ValueT = TypeVar("ValueT")
 
 
 def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -> Callable[[Any], Any]:
-    """Gives a function of one tensor its own gradient, as `ops.custom_gradient` does.
+    """Gives a function of one tensor a custom gradient, like `ops.custom_gradient` but the same on all backends.
 
     Args:
-        function: of a tensor; returns the value, and the function that makes the tensor's gradient of the value's.
+        function: takes a tensor; returns the value and a function from the value's gradient to the tensor's.
 
     Returns:
-        A function of the tensor that returns the value.
+        A differentiable function of the tensor.
     """
 
     def in_keras_form(inputs: Any) -> tuple[Any, Callable[..., Any]]:
         value, gradient = function(inputs)
 
-        # PyTorch hands over the inputs first and the value's gradient by name, the others that gradient alone.
+        # PyTorch passes the inputs, and the gradient by name; the others pass the gradient only.
         def with_any_arguments(*arguments: Any, upstream: Any | None = None) -> Any:
             return gradient(arguments[0] if upstream is None else upstream)
 
@@ -37,14 +37,14 @@ def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], A
 
 
 def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns the tensors in a form that is there only once `earlier` is.
+    """Returns the tensors unchanged, but available only after `earlier` is computed.
 
-    Compilers merge equal expressions. One that is written again in a backward pass, to save the memory of its result,
-    would be computed once, in the forward pass, and kept. Made of what this function returns it is another expression.
+    Compilers merge equal expressions, so a value recomputed in the backward pass to save memory would be kept from the
+    forward pass after all. Recomputing it from this function's result prevents that.
 
     Args:
-        earlier: tensor that is computed before.
-        tensors: tensors, unchanged in value.
+        earlier: tensor to be computed first.
+        tensors: tensors to return.
 
     Returns:
         The tensors, in the same order.
@@ -54,7 +54,7 @@ def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
 
         if jax.default_backend() != "cpu":
             return tuple(jax.lax.optimization_barrier((earlier, *tensors))[1:])
-        # XLA on CPU drops the barrier before it merges. Zero times a number, which may be NaN, is not dropped.
+        # XLA on CPU drops the barrier before merging, but keeps zero times a number, which may be NaN.
         nothing = 0 * earlier[(0,) * earlier.ndim]
         return tuple(tensor + nothing.astype(tensor.dtype) for tensor in tensors)
     if keras.backend.backend() == "tensorflow":
@@ -66,10 +66,10 @@ def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def product_of_rows(inputs: Any, kernel: Any) -> Any:
-    """Computes `inputs @ kernel`; its weight gradient takes XLA on CPU no transpose of the output's gradient.
+    """Computes `inputs @ kernel` with a weight gradient for which XLA on CPU transposes nothing large.
 
-    JAX asks for the transpose of a product, and XLA makes a product of transposes of it: an expression for the output's
-    gradient, such as an activation's, would be computed number by number in the transposed order.
+    JAX's own is a transposed product, which XLA turns into a product of transposes. The output's gradient, such as an
+    activation's backward pass, would then be computed element by element in transposed order.
 
     Args:
         inputs: tensor `(…, D)`.
@@ -96,13 +96,13 @@ def product_of_rows(inputs: Any, kernel: Any) -> Any:
 
 
 def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:
-    """Makes the backward pass recompute a layer in place of keeping its intermediates.
+    """Makes the backward pass recompute a layer's intermediates instead of storing them.
 
     Args:
         layer: a built layer of one tensor, which may return several and changes none of its variables.
 
     Returns:
-        A function of the same values and gradients.
+        A function with the same values and gradients.
     """
     if keras.backend.backend() != "jax":
         recomputed: Callable[[Any], Any] = keras.remat(layer.__call__)
@@ -110,7 +110,7 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:
     import jax
     from keras.src.backend import AutocastScope
 
-    # `jax.checkpoint` keeps apart what it recomputes by a barrier, which XLA drops on CPU; ours it does not.
+    # `jax.checkpoint` relies on a barrier that XLA drops on CPU, unlike `barrier`.
     variables = layer.variables
 
     def call(inputs: Any, *values: Any) -> Any:
@@ -125,8 +125,8 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:
     with_gradient.defvjp(lambda *arguments: (call(*arguments), arguments), backward)
 
     def call_with_weights(inputs: Any) -> Any:
-        # The weights are arguments: `jax.closure_convert` would keep those of the first call for all later ones. They
-        # are not cast here, for each layer inside casts its own.
+        # The weights are arguments: `jax.closure_convert` would keep those of the first call for all later calls.
+        # Layers inside cast their own, so nothing is cast here.
         with AutocastScope(None):
             values = [variable.value for variable in variables]
         return with_gradient(inputs, *values)
@@ -135,21 +135,14 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:
 
 
 def keeps_intermediates() -> bool:
-    """Whether every intermediate of an activation is kept for the backward pass, for want of a kernel with its own."""
+    """Whether activations store all intermediates for the backward pass, having no fused kernel (JAX)."""
     return bool(keras.backend.backend() == "jax")
 
 
 def without_gradient(compute: Callable[[], ValueT]) -> ValueT:
-    """Calls a function of weights that are not trained, and keeps nothing for their gradients.
-
-    Args:
-        compute: function without arguments.
-
-    Returns:
-        What it returns.
-    """
+    """Returns `compute()` of untrained weights, without recording gradients."""
     if keras.backend.backend() != "torch":
-        # The others are told which weights to differentiate by, and keep nothing for those left out.
+        # The others record nothing for weights that are not differentiated.
         return compute()
     import torch
 
@@ -158,9 +151,6 @@ def without_gradient(compute: Callable[[], ValueT]) -> ValueT:
 
 
 def with_dense_gradient(weight: Any) -> Any:
-    """Returns a table of rows in a form whose look-ups give it a gradient that is one tensor.
-
-    TensorFlow's would be a list of rows.
-    """
-    # The gradient of a product is whole, where that of a look-up in a variable is not.
+    """Returns an embedding table whose look-ups have a dense gradient; TensorFlow's would be `IndexedSlices`."""
+    # The gradient of a product is dense.
     return 1.0 * weight if keras.backend.backend() == "tensorflow" else weight

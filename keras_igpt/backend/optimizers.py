@@ -1,4 +1,4 @@
-"""What Keras' optimizers keep to themselves."""
+"""Internals of Keras' optimizers."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from keras import ops
 
 
 def innermost(optimizer: Any) -> Any:
-    """The optimizer itself, or the one inside where `mixed_float16` has wrapped it in one that scales the loss."""
+    """Returns the optimizer inside a loss-scaling wrapper (`mixed_float16`), or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def apply_waiting_gradients(optimizer: Any) -> int:
-    """Makes one update with the mean of the gradients that have been accumulated since the last one.
+    """Updates with the mean of the gradients accumulated since the last update.
 
     Args:
-        optimizer: a built optimizer with `gradient_accumulation_steps`, not wrapped.
+        optimizer: a built, unwrapped optimizer with `gradient_accumulation_steps`.
 
     Returns:
-        int. Batches that went into the update; 0, and no update, where none was waiting.
+        int. Number of accumulated batches; if 0, nothing is updated.
     """
     steps = optimizer.gradient_accumulation_steps
     iterations = int(ops.convert_to_numpy(optimizer._iterations))
     waiting: int = iterations % steps
     if not waiting:
         return 0
-    # The batch that completes the update: the optimizer adds the sum, divides by `steps`, and has the mean.
+    # As the last batch of an update: the optimizer adds the accumulated sum and divides by `steps`, giving the mean.
     gradients = [total * (steps / waiting - 1) for total in optimizer._accumulated_gradients]
     optimizer._iterations.assign(iterations - waiting + steps - 1)
     optimizer.apply(gradients)
@@ -34,15 +34,15 @@ def apply_waiting_gradients(optimizer: Any) -> int:
 
 
 def with_public_optimizers(config: Any) -> Any:
-    """Replaces PyTorch's optimizer classes in a configuration by the public ones of the same name.
+    """Replaces PyTorch's optimizer classes in a compile configuration by the public ones.
 
-    Keras writes optimizers made on PyTorch under a private module, which the other backends load and fail with.
+    Keras saves optimizers made on PyTorch under a private module, with which loading fails on other backends.
 
     Args:
-        config: what `get_compile_config` returns, or a part of it.
+        config: result of `get_compile_config`, or a part of it.
 
     Returns:
-        The configuration in a form that any backend reads.
+        The configuration in a form that any backend can load.
     """
     if isinstance(config, list):
         return [with_public_optimizers(value) for value in config]

@@ -1,4 +1,4 @@
-"""Processes and devices: which part of a batch is this process', and what of a tensor lies elsewhere."""
+"""Several processes and devices: shards of batches, and tensors spread over processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from keras import ops
 
 
 def data_shard(distribution: keras.distribution.Distribution) -> tuple[int, int]:
-    """Says which part of each batch this process has to read.
+    """Returns which part of each batch this process reads.
 
     Processes that share one copy of the model read the same part.
 
     Args:
-        distribution: what `make_distribution` returns.
+        distribution: the result of `make_distribution`.
 
     Returns:
         `(part, count)`, the `shard` of `TrainingBatches` and `EvaluationBatches`.
@@ -30,10 +30,10 @@ def data_shard(distribution: keras.distribution.Distribution) -> tuple[int, int]
 
 
 def batch_divisor() -> int:
-    """Says what the rows of each batch of this process must be a multiple of.
+    """Returns the number that this process' batch sizes must be a multiple of.
 
     Returns:
-        int. Copies of the model among which this process shares a batch out; 1 without a distribution of Keras.
+        int. Copies of the model on this process; 1 without a `keras.distribution`.
 
     Example:
     ```python
@@ -47,44 +47,30 @@ def batch_divisor() -> int:
 
 
 def check_rows(rows: int, name: str) -> None:
-    """Checks that a number of rows can be shared out over this process' copies of the model.
+    """Raises ValueError, naming the caller's argument, if rows do not divide among this process' copies of the model.
 
-    On JAX, Keras finds out when the weights have left the model already, and they are lost.
-
-    Args:
-        rows: int. Rows of a batch, or of arrays to be cut into batches.
-        name: str. What the caller calls it.
-
-    Raises:
-        ValueError: if they cannot.
+    On JAX, Keras would fail too late, after taking the weights out of the model.
     """
     divisor = batch_divisor()
     if rows % divisor:
         raise ValueError(
-            f"`{name}` must be a multiple of {divisor}, the copies of the model that a batch is shared out over "
-            f"(`EvaluationBatches` fills the last batch up). Received: {rows} rows"
+            f"`{name}` must be a multiple of {divisor}, the copies of the model that share a batch "
+            f"(`EvaluationBatches` pads the last batch). Received: {rows} rows"
         )
 
 
 def check_one_process(name: str) -> None:
-    """Checks that what a model computes comes back to this process.
-
-    Args:
-        name: str. The function that is called.
-
-    Raises:
-        ValueError: if several processes compute together.
-    """
+    """Raises ValueError, naming the function, if the model is distributed over several processes."""
     distribution = keras.distribution.distribution()
     if distribution is not None and distribution.num_processes > 1:
         raise ValueError(
-            f"`{name}` must run in one process: `save_model`, then open the file in one. "
+            f"`{name}` must run in one process: call `save_model`, then load the file in one process. "
             f"Received: {distribution.num_processes} processes"
         )
 
 
 def process_index() -> int:
-    """The number of this process, from 0, where JAX runs on several; 0 elsewhere."""
+    """Returns the index of this JAX process; 0 on other backends."""
     if keras.backend.backend() != "jax":
         return 0
     import jax
@@ -93,7 +79,7 @@ def process_index() -> int:
 
 
 def process_count() -> int:
-    """How many processes JAX runs on; 1 on another backend."""
+    """Returns the number of JAX processes; 1 on other backends."""
     if keras.backend.backend() != "jax":
         return 1
     import jax
@@ -102,25 +88,21 @@ def process_count() -> int:
 
 
 def keras_distributes() -> bool:
-    """Whether Keras shares models and batches out over devices: on JAX alone."""
+    """Whether `keras.distribution` works on this backend (JAX only)."""
     return bool(keras.backend.backend() == "jax")
 
 
 def wait_for_processes(name: str) -> None:
-    """Waits until all of JAX' processes have come here.
-
-    Args:
-        name: str. Of this place.
-    """
+    """Waits until all JAX processes reach the barrier of this name."""
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(name)
 
 
 def host_array(variable: Any) -> npt.NDArray[Any]:
-    """Brings a variable to the host, whole, wherever its parts are.
+    """Copies a whole variable to the host, even if it is sharded.
 
-    Where parts lie with other processes alone, all processes must call this, in the same order of variables.
+    If shards are on other processes, all processes must call this, in the same order of variables.
 
     Args:
         variable: a Keras variable or tensor of any shape.
@@ -142,9 +124,9 @@ def host_array(variable: Any) -> npt.NDArray[Any]:
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """Adds a number of each replica up, inside a step under TensorFlow's `tf.distribute`; returns it elsewhere.
+    """Sums a value over the replicas of `tf.distribute`; returns it unchanged elsewhere.
 
-    A step sees its own part of the batch there. On JAX it sees the whole batch, wherever that lies.
+    A step sees only its part of the batch there, but the whole batch on JAX.
 
     Args:
         value: scalar tensor.
@@ -163,10 +145,7 @@ def sum_over_replicas(value: Any) -> Any:
 
 
 def replica_count() -> int:
-    """How many replicas share a step's batch out under TensorFlow's `tf.distribute`; 1 elsewhere.
-
-    Keras divides the loss of each by it.
-    """
+    """Returns the number of `tf.distribute` replicas, by which Keras divides each one's loss; 1 elsewhere."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -175,10 +154,7 @@ def replica_count() -> int:
 
 
 def infers_shapes_of_replicas() -> bool:
-    """Whether Keras is tracing a model for its shapes, under TensorFlow's `tf.distribute`.
-
-    It does so with the mean of the replicas' batches, whose token ids are no integers.
-    """
+    """Whether Keras is inferring shapes under `tf.distribute`, for which it averages token ids to non-integers."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf

@@ -1,7 +1,7 @@
-"""Reductions over the last axis, written so that XLA on CPU computes them fast too.
+"""Reductions over the last axis that are fast with XLA on CPU too.
 
-Its own are scalar loops. As matrix products they take 30% off a small model's training step there; on an accelerator
-they would be rounded to the precision of its products, so everywhere else Keras' operations run.
+XLA compiles reductions to scalar loops on CPU; matrix products instead save 30% of a small model's training step.
+Accelerators would round the products, so Keras' operations are used elsewhere.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def reduces_rows_slowly() -> bool:
 
 
 def row_sum(inputs: Any) -> Any:
-    """Sums a float32 tensor `(…, W)` over its last axis; `(…, 1)`."""
+    """Sums a float32 tensor `(…, W)` over its last axis; returns `(…, 1)`."""
     if not reduces_rows_slowly():
         return ops.sum(inputs, axis=-1, keepdims=True)
     return ops.matmul(inputs, ops.ones((inputs.shape[-1], 1), "float32"))
 
 
 def row_max(inputs: Any) -> Any:
-    """Finds the largest of the last axis of a tensor `(…, W)`; `(…, 1)`."""
+    """Takes the maximum of a tensor `(…, W)` over its last axis; returns `(…, 1)`."""
     width = inputs.shape[-1]
     while reduces_rows_slowly() and width % 2 == 0:
-        # The larger of two halves is one vector operation.
+        # The elementwise maximum of two halves is vectorised.
         width //= 2
         inputs = ops.maximum(inputs[..., :width], inputs[..., width:])
     return ops.max(inputs, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Dropping what TensorFlow keeps of a traced program for good."""
+"""Freeing the gradients that TensorFlow registers while tracing."""
 
 from __future__ import annotations
 
@@ -10,22 +10,11 @@ import keras
 
 @contextmanager
 def traced_gradients_dropped() -> Iterator[None]:
-    """Drops the gradients that TensorFlow registers meanwhile; nothing on other backends.
+    """Drops the custom gradients that TensorFlow registers inside the block; does nothing on other backends.
 
-    Each custom gradient (attention in blocks, TensorFlow's own SiLU and its sum over replicas) is registered under a
-    name of its own when a program is traced. Nothing ever takes it off that list, and with it the list holds the whole
-    graph of the program, long after the model is gone: 18 MB for a tiny model's training step. The names are looked up
-    while the program is traced; only one that is differentiated from outside would look them up again, which `fit`,
-    `evaluate` and `predict` never are.
-
-    Yields:
-        None.
-
-    Example:
-    ```python
-    with traced_gradients_dropped():
-        model.fit(batches)
-    ```
+    TensorFlow registers each custom gradient under a new name when a program is traced and never removes it, which
+    keeps the program's whole graph alive: 18 MB for a tiny model's training step. Names are looked up again only if the
+    program is differentiated from outside, which `fit`, `evaluate` and `predict` never do.
     """
     if keras.backend.backend() != "tensorflow":
         yield

@@ -1,4 +1,4 @@
-"""Keeping a helper model out of the model that owns it."""
+"""Hiding attributes from Keras' tracking."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ ValueT = TypeVar("ValueT")
 
 @dataclass(frozen=True)
 class Untracked(Generic[ValueT]):
-    """Hides an attribute's value from Keras, which would take a model for a layer of its owner, and save it.
-
-    Args:
-        value: what is hidden.
-    """
+    """Wraps an attribute's value so that Keras does not track and save it as a layer."""
 
     value: ValueT

@@ -1,4 +1,4 @@
-"""Models whose weights are those of the last whole step, whatever ends `fit`, `evaluate` or `predict`."""
+"""Models that keep the weights of the last complete step if `fit`, `evaluate` or `predict` is interrupted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from keras_igpt.backend.processes import host_array, process_count
 from keras_igpt.backend.traced_gradients import traced_gradients_dropped
 
 Kind = Literal["train", "test", "predict"]
-# Of a step; Keras has None before there is one.
+# A step function; None until Keras makes it.
 Function = Any
 
 
 class WholeStepModel(keras.Model):
-    """A Keras model that works on after an interrupt or an error, with the weights of the last whole step.
+    """A Keras model that stays usable after an interrupt or an error, with the weights of the last complete step.
 
-    Keras on JAX takes the weights out of the model while it runs, and gives the memory of the old ones to each step; an
-    exception at the wrong moment leaves neither. On PyTorch an interrupt may come between two weights of one update.
-    Here Ctrl-C waits for the step that is under way, and what was taken out is put back. On JAX `evaluate` and
-    `predict` leave the weights where they are.
+    On JAX, Keras takes the weights out of the model while it runs and donates their memory to each step, so an
+    exception can lose them. On PyTorch, an interrupt may come in the middle of an update. Here Ctrl-C waits for the
+    current step, and the weights are restored. On JAX, `evaluate` and `predict` do not donate the weights.
     """
 
     train_function: Function
@@ -64,14 +63,14 @@ class WholeStepModel(keras.Model):
             return super().predict_on_batch(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes what runs a training step; Keras calls this."""
+        """Makes the training step function; called by Keras."""
         before = self.train_function
         super().make_train_function(force)
         if self.train_function is not before:
             self.train_function = _whole(self, "train", self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes what evaluates a batch; Keras calls this."""
+        """Makes the evaluation step function; called by Keras."""
         before = self.test_function
         if self._donates_weights() and (before is None or force):
             self.test_function = self._make_function(_jitted(self.test_step))
@@ -81,7 +80,7 @@ class WholeStepModel(keras.Model):
             self.test_function = _whole(self, "test", self.test_function)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """Makes what computes a batch's outputs; Keras calls this."""
+        """Makes the prediction step function; called by Keras."""
         before = self.predict_function
         if self._donates_weights() and (before is None or force):
 
@@ -96,50 +95,46 @@ class WholeStepModel(keras.Model):
             self.predict_function = _whole(self, "predict", self.predict_function)
 
     def _donates_weights(self) -> bool:
-        """Whether Keras would give the memory of the weights to a step that does not change them."""
+        """Whether Keras would donate the weights even to steps that do not change them."""
         return keras.backend.backend() == "jax" and bool(self.jit_compile) and not self.run_eagerly
 
 
 def build_for(model: keras.Model, batch: Any) -> None:
     """Builds a compiled model's metrics and loss for batches like this one.
 
-    Otherwise Keras takes a batch from the data for it, which is then not trained on where data come from a generator,
-    or from a `PyDataset` with several workers.
+    Otherwise Keras takes a batch from the data, which is then never trained on if the data are a generator or a
+    `PyDataset` with several workers.
 
     Args:
         model: a compiled model whose layers are built.
-        batch: inputs, targets and weights, or fewer, in a tuple.
+        batch: tuple of inputs and optional targets and weights.
     """
     model._symbolic_build(data_batch=batch)
 
 
 def compile_options(model: keras.Model) -> dict[str, Any]:
-    """What a model's `compile` was given, by name, as it was given: to serialise it, Keras would import TensorFlow.
+    """Returns the arguments of a model's `compile`, unserialised; empty if it is not compiled.
 
-    Args:
-        model: a Keras model.
-
-    Returns:
-        Dictionary; empty for a model that is not compiled.
+    Serialising them would make Keras import TensorFlow.
     """
     config = getattr(model, "_compile_config", None)
     return {} if config is None else dict(config.config)
 
 
 def called_by_fit(options: dict[str, Any]) -> bool:
-    """Whether `fit` is what called `evaluate`, by the options that it was called with."""
+    """Whether `evaluate`, with these arguments, was called by `fit`."""
     return bool(options.get("_use_cached_eval_dataset"))
 
 
 def _jitted(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step compiled by JAX that leaves its inputs as they are."""
+    """Compiles a step on JAX without donating its inputs."""
     import jax
 
     return jax.jit(step)
 
 
 class _Interrupts:
-    """Ctrl-C, which waits while a step has the weights."""
+    """Delays Ctrl-C while a step runs."""
 
     def __init__(self) -> None:
         self._handler: Any = None
@@ -147,11 +142,11 @@ class _Interrupts:
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """Runs what calls `before_step` and `step_begins`, and lets an interrupt that waits come at its end."""
+        """Delays interrupts between `step_begins` and `before_step`; delivers a pending one at the end."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler: Any = signal.getsignal(signal.SIGINT) if in_main_thread else None
         if self._handler is not None or not callable(handler):
-            # Inside another such call, or where Python does not handle interrupts.
+            # Nested, or Python does not handle interrupts here.
             yield
             return
         self._handler, self._waiting, self._in_step = handler, False, False
@@ -165,14 +160,14 @@ class _Interrupts:
                 handler(signal.SIGINT, None)
 
     def before_step(self) -> None:
-        """Lets interrupts come again, one that waits at once."""
+        """Allows interrupts again and delivers a pending one."""
         self._in_step = False
         if self._waiting:
             self._waiting = False
             self._handler(signal.SIGINT, None)
 
     def step_begins(self) -> None:
-        """Holds interrupts back from here on: until Keras has noted what the step gave, and the next one begins."""
+        """Delays interrupts until Keras has stored the step's results and the next one starts."""
         self._in_step = True
 
     def _note(self, number: int, frame: Any) -> None:
@@ -182,7 +177,7 @@ class _Interrupts:
             self._handler(number, frame)
 
 
-# Signals come to the process, not to a model.
+# One for the process, since signals are not per model.
 _interrupts = _Interrupts()
 
 
@@ -193,13 +188,13 @@ def _weights_kept(model: keras.Model) -> Iterator[None]:
             yield
         except BaseException:
             if keras.backend.backend() == "jax":
-                # What the last whole step gave, where Keras has not put it back itself.
+                # Restores the last complete step's results if Keras has not.
                 model.jax_state_sync()
             raise
 
 
 def _whole(model: keras.Model, kind: Kind, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of a step that is either run to its end or leaves the model as it was."""
+    """Wraps a step function so that it either completes or leaves the model unchanged."""
     if keras.backend.backend() == "jax":
         return _whole_on_jax(model, kind, function)
 
@@ -212,7 +207,7 @@ def _whole(model: keras.Model, kind: Kind, function: Callable[..., Any]) -> Call
 
 
 def _whole_on_jax(model: keras.Model, kind: Kind, function: Callable[..., Any]) -> Callable[..., Any]:
-    # A first step may want more memory than there is, and the weights' own is given away by then.
+    # The first step may run out of memory after the weights were donated, so copies are kept.
     copies = kind == "train" and process_count() == 1
     proven = False
 
@@ -221,7 +216,7 @@ def _whole_on_jax(model: keras.Model, kind: Kind, function: Callable[..., Any]) 
         kept = None
         try:
             _interrupts.before_step()
-            # Waiting for data may be interrupted, and data may fail.
+            # Fetched before the step, since this may fail or be interrupted.
             batches = list(islice(iterator, model.steps_per_execution))
             if not batches:
                 raise StopIteration
@@ -239,7 +234,7 @@ def _whole_on_jax(model: keras.Model, kind: Kind, function: Callable[..., Any]) 
 
 
 def _put_back(model: keras.Model, kind: Kind, state: Any, copies: Any) -> None:
-    """Gives the model the values that a step which failed was given."""
+    """Restores the values that were passed to a failed step."""
     groups = [model.trainable_variables, model.non_trainable_variables]
     if kind == "train":
         groups.append(model.optimizer.variables)
@@ -252,5 +247,5 @@ def _put_back(model: keras.Model, kind: Kind, state: Any, copies: Any) -> None:
                 variable.assign(value)
             elif copies is not None:
                 variable.assign(copies[position][index])
-    # Or Keras would put older ones back.
+    # Otherwise Keras would restore older values.
     model._jax_state, model._jax_state_synced = None, True

@@ -1,4 +1,4 @@
-"""Data sets with the paper's splits, augmentation and tokenisation, in batches that repeat after a restart."""
+"""Data sets with the paper's splits, augmentation, tokenisation and reproducible batches."""
 
 from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches

@@ -17,18 +17,17 @@ Window = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """ImageNet: resizes the shorter side at random, then crops a square at random.
+    """The ImageNet augmentation: resizes the shorter side at random, then crops a square at random.
 
-    The two steps and the reduction to the model's size are one here: the square is found on the stored picture and
-    resized once, which loses less than resizing twice and costs less. Its corner is not rounded to whole pixels of the
-    resized picture. There is no mirroring: the paper mentions none.
+    The square is located on the stored picture and resized once to the model's size, which is sharper and cheaper than
+    resizing twice. As in the paper, there is no mirroring.
 
     Args:
         shorter_side: pair of int. The shorter side is resized to a whole number between them, both included.
         crop: int. Side of the square cut from the resized picture; at most the smaller of `shorter_side`.
 
     Raises:
-        ValueError: if the numbers do not fit each other.
+        ValueError: if an argument is out of range.
 
     Example:
     ```python
@@ -54,16 +53,16 @@ class RandomResizedCrop:
                 "`crop` must be positive and at most the smaller, `shorter_side` in ascending order. "
                 f"Received: crop={self.crop}, shorter_side={self.shorter_side}"
             )
-        # As int: what a step sees is described by `repr`.
+        # Plain ints: the data description includes `repr`.
         object.__setattr__(self, "crop", crop)
         object.__setattr__(self, "shorter_side", (smallest, largest))
 
     def window(self, width: int, height: int, seed: int, epoch: int, index: int) -> Window:
-        """Finds the square of one picture.
+        """Locates the crop of one picture.
 
         Args:
-            width: int. Of the stored picture, in pixels.
-            height: int. Of the stored picture, in pixels.
+            width: int. Width of the stored picture in pixels.
+            height: int. Height of the stored picture in pixels.
             seed: int.
             epoch: int.
             index: int. The example's row in its set.
@@ -80,16 +79,16 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class PaddedCrop:
-    """CIFAR fine-tuning: reflects a border outwards, then crops the old size at random, from the picture or its mirror.
+    """The CIFAR fine-tuning augmentation: pads by reflection, crops the original size at random, mirrors half.
 
-    It moves pixels and changes none, so it works on palette tokens: a set is encoded once, not once an epoch.
+    It only moves pixels, so it works on palette tokens and a set is encoded once.
 
     Args:
         padding: int. Width of the border in pixels; less than the picture's side.
-        mirror: bool. Whether half of the crops are taken from the mirror image.
+        mirror: bool. Whether to mirror half of the crops at random.
 
     Raises:
-        ValueError: if `padding` is no integer of at least 0.
+        ValueError: if `padding` is not an integer of at least 0.
 
     Example:
     ```python
@@ -107,7 +106,7 @@ class PaddedCrop:
         object.__setattr__(self, "padding", check_integer("padding", self.padding, 0))
 
     def sources(self, image_size: int, seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Finds for each place of each crop the place of the picture whose pixel moves there.
+        """Returns the source pixel of each pixel of each crop.
 
         Args:
             image_size: int. Side `S` of the pictures, more than `padding`.
@@ -120,7 +119,7 @@ class PaddedCrop:
         """
         draws = uniforms("padded crop", seed, epoch, indices[:, None], np.arange(3))
         shifts = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
-        # Reflected at the centres of the outermost pixels, which are not repeated.
+        # Reflected about the outermost pixels, which are not repeated.
         places = np.abs(np.arange(image_size) + shifts[..., None])
         last = image_size - 1
         places = last - np.abs(last - places)

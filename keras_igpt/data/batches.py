@@ -1,4 +1,4 @@
-"""Batches for `fit` and `evaluate`, each a function of seed and step alone."""
+"""Batches for `fit` and `evaluate`, each a function of seed and step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,9 @@ from keras_igpt.support.randomness import check_seed
 
 
 class EndlessBatches(keras.utils.PyDataset):
-    """Batches without an end, each a function of seed and step, which can begin at any step.
+    """Endless batches, each a function of seed and step, that can start at any step.
 
-    Args:
-        batch_size: int. As in `TrainingBatches`.
-        seed: int. As in `TrainingBatches`.
-        shard: pair of int. As in `TrainingBatches`.
-        first_step: int. As in `TrainingBatches`.
-        thread_options: what `keras.utils.PyDataset` takes.
+    Args as in `TrainingBatches`; `thread_options` are arguments of `keras.utils.PyDataset`.
     """
 
     def __init__(
@@ -39,7 +34,7 @@ class EndlessBatches(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> None:
-        """None: the batches have no end."""
+        """None, since the batches are endless."""
         return None
 
     @property
@@ -48,7 +43,7 @@ class EndlessBatches(keras.utils.PyDataset):
         return self._first_step
 
     def starting_at(self, step: int) -> Self:
-        """Returns the same batches from a step on: its item 0 is item `step` here."""
+        """Returns the same batches, starting at item `step`."""
         later = copy.copy(self)
         later._first_step += check_integer("step", step, 0)
         return later
@@ -62,10 +57,9 @@ class EndlessBatches(keras.utils.PyDataset):
 class TrainingBatches(EndlessBatches):
     """Endless shuffled batches of palette tokens and classes: `batches[k]` is the batch of step k.
 
-    Order and crops are hashes of (seed, epoch, row), so the batch of any step is made without those before it, and is
-    the same after a restart, on another backend and with any number of workers. Each epoch is a new order, and
-    its ragged rest (fewer than `batch_size` rows, others each time) is left out. Give `fit` the number of
-    steps, `steps_per_epoch=batches.steps_per_epoch`; the models of this package take it from here themselves.
+    Order and crops are hashes of (seed, epoch, row), so the batch of any step is computed directly, and is the same
+    after a restart, on any backend and with any number of workers. Each epoch has a new order and drops the incomplete
+    last batch. This package's models read `steps_per_epoch` from here; pass it to the `fit` of other models.
 
     Items are `(token_ids, labels)`, or `(token_ids,)` if the examples have no labels. Pre-training ignores the labels.
 
@@ -73,17 +67,16 @@ class TrainingBatches(EndlessBatches):
         examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, `UnlabeledImages` or `UnlabeledTokens`. Pictures in
             memory are encoded once.
         palette: `ColorPalette`; may be None for tokens.
-        batch_size: int. Examples of a step, those of all shards together.
-        seed: int. Of order and crops.
+        batch_size: int. Examples per step, over all shards.
+        seed: int. Seed of order and crops.
         augmentation: `PaddedCrop`, `RandomResizedCrop` (of files only) or None.
-        shard: pair of int. Which part of how many, for several processes: part p of each batch of `batch_size`. Shards
-            are disjoint, equal in size and together the batches of one process.
-        first_step: int. Item 0 is the batch of this step, to go on from there; nothing before it is read.
-        workers: int. Threads; by default 1, that of `fit` itself, for what is in memory, and `ImageFiles.threads` for
-            what is decoded.
+        shard: pair of int `(part, count)`, for several processes: reads one of `count` equal, disjoint parts of each
+            batch.
+        first_step: int. Item 0 is the batch of this step; earlier ones are not read.
+        workers: int. Threads; by default 1 for data in memory and `ImageFiles.threads` for files.
 
     Raises:
-        ValueError: if an argument does not fit the others.
+        ValueError: if the arguments do not fit together.
 
     Example:
     ```python
@@ -109,7 +102,7 @@ class TrainingBatches(EndlessBatches):
                 f"`batch_size` must be at most the number of examples, {len(self._source)}. "
                 f"Received: batch_size={batch_size}"
             )
-        # Keras fills the queue again each epoch and keeps what is left: more than an epoch's would pile up.
+        # Keras refills the queue each epoch and keeps leftovers, so it must hold less than an epoch.
         threads = self._source.thread_options(workers, len(self._source) // batch_size - 1)
         super().__init__(int(batch_size), seed, shard, first_step, threads)
         self._augmentation = augmentation
@@ -117,38 +110,38 @@ class TrainingBatches(EndlessBatches):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass through the examples."""
+        """Whole batches in one pass over the examples."""
         return len(self._source) // self._batch_size
 
     @property
     def examples(self) -> PictureExamples:
-        """What the batches are made of; pictures in memory as the tokens they became."""
+        """The examples; pictures in memory are replaced by their tokens."""
         return self._source.examples
 
     @property
     def known_labels(self) -> Labels | None:
-        """Classes of all examples where no file has to be read for them, else None."""
+        """Labels of all examples if known without reading files, else None."""
         return self._source.known_labels
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides which batch a step sees, but for the pictures and the first step; of types that JSON knows."""
+        """JSON values that determine each step's batch, except for the pictures and the first step."""
         return {
             "examples": len(self._source),
             "batch_size": self._batch_size,
             "seed": self._seed,
             "augmentation": repr(self._augmentation),
-            # Earlier versions could draw masks here: their checkpoints of such batches do not fit.
+            # Earlier versions could draw masks here; checkpoints of those do not match.
             "mask_rate": None,
         }
 
     @property
     def fingerprint(self) -> str:
-        """A digest that changes when the examples do, or the palette of pictures in files; see `ImageFiles.digest`."""
+        """A digest of the examples, and of the palette for pictures in files; see `ImageFiles.digest`."""
         return self._source.fingerprint()
 
     def rows(self, index: int) -> tuple[int, npt.NDArray[np.int64]]:
-        """Returns the epoch and the rows of the examples that item `index` is made of."""
+        """Returns the epoch and the example rows of item `index`."""
         epoch, batch = divmod(self._step_of(index), self.steps_per_epoch)
         places = np.arange(batch * self._batch_size, (batch + 1) * self._batch_size)[self._part]
         return epoch, self._orders.rows(epoch, places)
@@ -160,22 +153,21 @@ class TrainingBatches(EndlessBatches):
 
 
 class EvaluationBatches(keras.utils.PyDataset):
-    """One pass of equal batches in order, for `evaluate`, `predict` and validation.
+    """One ordered pass of equal batches, for `evaluate`, `predict` and validation.
 
-    The last batch is filled up with rows of weight 0, so that none is lost, none counts twice and no batch of another
-    shape makes the model compile again. Items are `(token_ids, labels, weights)`; where there are no labels the tokens
-    are in their place, which pre-training predicts. `predict` gives the filling too: `len(batches.examples)` says how
-    many rows are real.
+    The last batch is padded with rows of weight 0, so every example counts once and nothing is recompiled for a shorter
+    batch. Items are `(token_ids, labels, weights)`; without labels, the tokens are the targets. `predict` returns the
+    padding too; `len(batches.examples)` is the number of real rows.
 
     Args:
-        examples: as in `TrainingBatches`; pictures in files are seen at their centre squares.
+        examples: as in `TrainingBatches`; pictures in files are cropped to their centre squares.
         palette: `ColorPalette`; may be None for tokens.
-        batch_size: int. Examples of a step, those of all shards together.
+        batch_size: int. Examples per step, over all shards.
         shard: pair of int. As in `TrainingBatches`.
         workers: int. As in `TrainingBatches`.
 
     Raises:
-        ValueError: if an argument does not fit the others.
+        ValueError: if the arguments do not fit together.
 
     Example:
     ```python
@@ -199,22 +191,22 @@ class EvaluationBatches(keras.utils.PyDataset):
 
     @property
     def examples(self) -> PictureExamples:
-        """What the batches are made of; pictures in memory as the tokens they became."""
+        """The examples; pictures in memory are replaced by their tokens."""
         return self._source.examples
 
     @property
     def known_labels(self) -> Labels | None:
-        """Classes of all examples where no file has to be read for them, else None."""
+        """Labels of all examples if known without reading files, else None."""
         return self._source.known_labels
 
     def without_filling(self) -> Self:
-        """Returns the same batches with a shorter last one, which makes the model compile again.
+        """Returns the same batches with a shorter last one, for which the model is compiled again.
 
         Raises:
-            ValueError: if they are a part of batches that are shared out, which must be of one size.
+            ValueError: if `shard` is one of several parts.
         """
         if self._part != slice(0, self._batch_size):
-            raise ValueError("`shard` must be (0, 1) for batches that are not filled up. Received: one part of several")
+            raise ValueError("`shard` must be (0, 1) for batches without padding. Received: one part of several")
         shorter = copy.copy(self)
         shorter._filled = False
         return shorter
@@ -224,7 +216,7 @@ class EvaluationBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[TokenIds, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         if not 0 <= index < len(self):
-            raise IndexError(f"`index` must lie in 0…{len(self) - 1}. Received: index={index}")
+            raise IndexError(f"`index` must be in 0…{len(self) - 1}. Received: index={index}")
         rows = np.arange(index * self._batch_size, (index + 1) * self._batch_size)[self._part]
         if not self._filled:
             rows = rows[rows < len(self._source)]
@@ -232,13 +224,13 @@ class EvaluationBatches(keras.utils.PyDataset):
         token_ids, labels = self._source.read(rows[real]) if real.any() else self._source.read(np.array([0]))
         filling = [(0, len(rows) - len(token_ids))]
         token_ids = np.pad(token_ids, [*filling, (0, 0)], mode="edge")
-        # Keras leaves out weights without targets, and on TensorFlow takes no None among the parts of a batch.
+        # Keras ignores weights without targets, and on TensorFlow rejects None in a batch.
         targets = token_ids if labels is None else np.pad(labels.astype(np.int32), filling, mode="edge")
         return token_ids, targets, real.astype(np.float32)
 
 
 def part_of_batch(batch_size: int, shard: tuple[int, int]) -> slice:
-    """Returns the places of a batch that are one shard's, or says what is wrong with the shard."""
+    """Returns the slice of a batch that belongs to a shard; raises ValueError for an invalid shard."""
     if not isinstance(shard, Sequence) or isinstance(shard, str) or len(shard) != 2:
         raise ValueError(f"`shard` must be a pair of integers, (part, count). Received: shard={shard!r}")
     count = check_integer("shard", shard[1])

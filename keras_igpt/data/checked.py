@@ -1,4 +1,4 @@
-"""Data sets of every kind that Keras takes, with each batch checked before the model sees it."""
+"""Checking each batch of the data sets that Keras accepts, before the model sees it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 import keras
 import numpy as np
 
-# Gets a batch as the data set gives it, and raises ValueError if something is wrong with it.
+# Takes a batch as the data set yields it; raises ValueError if it is invalid.
 Check = Callable[[Any], None]
 
 
 class CheckedData:
-    """A data set whose batches are checked one by one, the first of them at once. Arrays are left to the caller.
+    """A data set whose batches are checked one by one, the first immediately. Arrays are not checked.
 
     Args:
-        data: what `keras.Model.fit` takes as `x`.
+        data: `x` of `keras.Model.fit`.
         check: function that checks a batch.
 
     Attributes:
-        data: a data set of the same kind with the same batches, or what was given.
-        first: the first batch, checked; None for arrays.
-        error: what `check` raised. TensorFlow raises an error of its own in its place.
+        data: a data set of the same kind with the same batches; for arrays, `data` itself.
+        first: the first batch; None for arrays.
+        error: what `check` raised; TensorFlow replaces it by an error of its own type.
     """
 
     def __init__(self, data: Any, check: Check) -> None:
@@ -68,7 +68,7 @@ class CheckedData:
         return batch
 
     def _checked_generator(self, batches: Iterator[Any]) -> Iterator[Any]:
-        # The first one has been taken out and checked.
+        # The first batch was already consumed and checked.
         yield self.first
         for batch in batches:
             self._look_at(batch)
@@ -76,7 +76,7 @@ class CheckedData:
 
 
 class _CheckedDataset(keras.utils.PyDataset):
-    """A `PyDataset` that checks the batches of another, and can begin at another item than its first."""
+    """A `PyDataset` that checks the batches of another, and can start at a later item."""
 
     def __init__(self, dataset: keras.utils.PyDataset, check: Check) -> None:
         super().__init__(
@@ -88,12 +88,12 @@ class _CheckedDataset(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int | None:
-        """As many as the other has."""
+        """The wrapped data set's number of batches."""
         count: int | None = self._dataset.num_batches
         return count
 
     def start_at(self, step: int) -> None:
-        """Makes item 0 the other's item `step`, where that has `starting_at`."""
+        """Makes item 0 the wrapped data set's item `step`; needs its `starting_at`."""
         self._dataset = self._dataset.starting_at(step)
 
     def __getitem__(self, index: int) -> Any:
@@ -109,7 +109,7 @@ class _CheckedDataset(keras.utils.PyDataset):
 
 
 def _is_a(data: Any, package: str, name: str) -> bool:
-    """Whether data are of a class of a package, which then has been imported."""
+    """Whether data are an instance of a package's class, without importing the package."""
     kind: Any = sys.modules.get(package)
     for part in name.split("."):
         kind = getattr(kind, part, None)
@@ -120,7 +120,7 @@ def _checked_tf_dataset(dataset: Any, check: Check) -> Any:
     import tensorflow as tf
 
     def look_at(*batch: Any) -> Any:
-        # A data set of tuples gives their parts, of anything else the thing itself.
+        # `map` unpacks tuples only.
         element = batch if isinstance(dataset.element_spec, tuple) else batch[0]
 
         def on_host(*arrays: Any) -> np.bool_:
@@ -139,13 +139,13 @@ def _first_of_loader(loader: Any) -> Iterator[Any]:
         return
     import torch
 
-    # A loader's order comes from PyTorch's generator, which stays where it is.
+    # Leaves PyTorch's generator, which orders the loader, unchanged.
     with torch.random.fork_rng(devices=[]):
         yield next(iter(loader), None)
 
 
 def _checked_loader(loader: Any, check: Check) -> Any:
-    """The same loader with an iterator that checks, in a subclass of its class: Keras tests for that."""
+    """Returns a copy of the loader that checks its batches; a subclass, since Keras tests for the class."""
     kind = type(loader)
 
     def checked(self: Any) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from keras_igpt.data.unlabeled import UnlabeledImages
 from keras_igpt.support.checks import check_choice, check_integer, check_number
 from keras_igpt.support.randomness import check_seed, permutation
 
-# Share of the official training set that is held out (section 3.1).
+# Share of the official training set held out for validation (section 3.1).
 _HELD_OUT = {"imagenet2012": 0.04, "cifar10": 0.1, "cifar100": 0.1, "stl10": 0.1}
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
@@ -37,27 +37,27 @@ def load_dataset(
     seed: int = 0,
     download: bool = False,
 ) -> DataSplits[Any]:
-    """Opens ImageNet, CIFAR-10, CIFAR-100 or STL-10 as TensorFlow Datasets prepared it, with the paper's splits.
+    """Opens ImageNet, CIFAR-10, CIFAR-100 or STL-10, prepared by TensorFlow Datasets, with the paper's splits.
 
-    4% of ImageNet's training set is held out for validation, a tenth of the others'; the official validation set of
-    ImageNet and the official test sets of the others are for testing. STL-10's unlabelled pictures are left out.
-    Reading needs no TensorFlow and no network; preparing (`download=True`) needs both.
+    4% of ImageNet's training set, and 10% of the others', is held out for validation. ImageNet's official validation
+    set and the others' official test sets are used for testing. STL-10's unlabelled pictures are left out. Reading
+    needs neither TensorFlow nor a network; preparing (`download=True`) needs both.
 
     Args:
         name: `"imagenet2012"`, `"cifar10"`, `"cifar100"` or `"stl10"`.
-        data_dir: folder of prepared data sets; by default `TFDS_DATA_DIR`, or TFDS's own `~/tensorflow_datasets`.
-        image_size: int. Side to reduce pictures to; as stored if None, which ImageNet's many sizes do not allow.
-        seed: int. Which pictures are held out.
-        download: bool. Whether to fetch and prepare a data set that is not in `data_dir`. ImageNet's archives cannot be
-            fetched: they are expected in `data_dir/downloads/manual`.
+        data_dir: folder of prepared data sets; by default `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        image_size: int. Side to resize to; None keeps the stored size. Required for ImageNet.
+        seed: int. Determines which pictures are held out.
+        download: bool. Whether to download and prepare a data set that is not in `data_dir`. ImageNet's archives must
+            be put into `data_dir/downloads/manual` first.
 
     Returns:
-        `DataSplits`: of `LabeledImages`, in memory, or for ImageNet of `ImageFiles`, decoded when read.
+        `DataSplits` of `LabeledImages`; for ImageNet of `ImageFiles`.
 
     Raises:
-        ValueError: if there is no data set of that name, its files are damaged (of a wrong length, or holding what
-            cannot be decoded; TFRecord checksums are not compared), or it has features that are not TFDS' own.
-        FileNotFoundError: if it is not prepared and `download` is False, or ImageNet's archives are missing.
+        ValueError: if the name is unknown, files are damaged (TFRecord checksums are not compared), or the data set has
+            features that are not TFDS' own.
+        FileNotFoundError: if the data set is not prepared and `download` is False, or ImageNet's archives are missing.
         ImportError: if tensorflow-datasets or Pillow is absent.
 
     Example:
@@ -93,20 +93,19 @@ def load_image_folder(
     test_folder: str | os.PathLike[str] | None = None,
     num_channels: int = 3,
 ) -> DataSplits[ImageFiles]:
-    """Opens one's own pictures in a folder with a subfolder for each class.
+    """Opens a folder of pictures with one subfolder per class.
 
-    Pictures are turned upright by their EXIF data; what else is converted is in `ImageFiles`. They are decoded when
-    read: `load_splits` brings them to memory. Of each class a share goes to validation and as many to test, unless
-    `test_folder` holds the pictures for testing. Pictures may lie in folders within a class folder, and in folders that
-    links there lead to. Names that begin with a dot are left out, and so are files that are not called .png, .jpg,
-    .jpeg, .bmp, .gif, .tif, .tiff or .webp, of which a warning tells.
+    Pictures are decoded when read (`load_splits` loads them into memory), turned upright by their EXIF data and
+    converted as `ImageFiles` describes. A share of each class goes to validation, and the same share to test unless
+    `test_folder` is given. Subfolders of a class folder are searched too, links included. Hidden files are skipped
+    silently, files other than .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff and .webp with a warning.
 
     Args:
-        folder: folder of class subfolders of pictures.
+        folder: folder of class subfolders.
         image_size: int. Side of the pictures in pixels.
         held_out: float in (0, 0.5). Share of validation and of test each.
-        seed: int. Which pictures go where.
-        test_folder: folder with the same class subfolders, and pictures of its own.
+        seed: int. Determines the split.
+        test_folder: folder of test pictures with the same class subfolders.
         num_channels: int. 3 for colour, 1 for grey.
 
     Returns:
@@ -115,8 +114,7 @@ def load_image_folder(
     Raises:
         FileNotFoundError: if a folder does not exist.
         ValueError: if there are fewer than two classes, the classes of `test_folder` differ, a class has too few
-            pictures for the splits, a folder cannot be listed, or a picture is in two classes, or in both `folder` and
-            `test_folder`, by way of a link.
+            pictures for the splits, a folder cannot be read, or a picture is in two classes or in both folders.
         ImportError: if Pillow is absent.
 
     Warns:
@@ -164,9 +162,9 @@ def load_image_folder(
 
 
 def load_unlabeled_folder(folder: str | os.PathLike[str], image_size: int, num_channels: int = 3) -> UnlabeledImages:
-    """Opens pictures without classes: all that are in a folder and in the folders below it.
+    """Opens all pictures in a folder and its subfolders, without classes.
 
-    They are found, turned upright and decoded as `load_image_folder` does it.
+    Files are found and decoded as in `load_image_folder`.
 
     Args:
         folder: folder of pictures.
@@ -177,7 +175,7 @@ def load_unlabeled_folder(folder: str | os.PathLike[str], image_size: int, num_c
         `UnlabeledImages` of files, decoded when read.
 
     Raises:
-        ValueError: if there is no picture, or a folder cannot be read.
+        ValueError: if there are no pictures, or a folder cannot be read.
         FileNotFoundError: if the folder is missing.
         ImportError: if Pillow is absent.
 
@@ -194,7 +192,7 @@ def load_unlabeled_folder(folder: str | os.PathLike[str], image_size: int, num_c
     _warn_of(left_out, root, stacklevel=3)
     if not files:
         raise ValueError(f"`folder` must have pictures in it. Received: {root} with 0")
-    # No picture has a class; readers give one nevertheless.
+    # `FolderReader` needs classes; they are not used.
     return UnlabeledImages(ImageFiles(FolderReader(files, [0] * len(files)), image_size, num_channels=num_channels))
 
 
@@ -206,21 +204,21 @@ def load_arrays(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> DataSplits[LabeledImages]:
-    """Makes splits of arrays, such as `keras.datasets.cifar10.load_data()` returns.
+    """Makes splits from arrays like those of `keras.datasets.cifar10.load_data()`.
 
     Args:
         train: uint8 images `(B, H, W, C)` and integer labels `(B,)` or `(B, 1)`.
         test: the same, for testing.
-        image_size: int. Side to reduce pictures to; as they are if None.
+        image_size: int. Side to resize to; None keeps the size.
         held_out: float in (0, 1). Share of `train` for validation.
-        seed: int. Which pictures are held out.
-        class_names: one str a class; the labels' numbers by default.
+        seed: int. Determines which pictures are held out.
+        class_names: one str per class; the labels' numbers by default.
 
     Returns:
         `DataSplits` of `LabeledImages`.
 
     Raises:
-        ValueError: if the arrays are not such.
+        ValueError: if the arrays have other types or shapes.
 
     Example:
     ```python
@@ -242,13 +240,13 @@ def load_arrays(
 
 
 def load_splits(splits: DataSplits[ImageFiles]) -> DataSplits[LabeledImages]:
-    """Decodes all parts of a data set into memory, at their centre squares.
+    """Decodes all splits into memory, at their centre squares.
 
     Args:
-        splits: splits of pictures that are decoded when read.
+        splits: `DataSplits` of `ImageFiles`.
 
     Returns:
-        The same in memory.
+        `DataSplits` of `LabeledImages`.
 
     Example:
     ```python
@@ -275,7 +273,7 @@ def _prepared_folder(name: str, data_dir: str | os.PathLike[str] | None, downloa
     if not download:
         raise FileNotFoundError(
             f"`data_dir` must hold {name!r} as prepared by TensorFlow Datasets: a folder {root / name / 'VERSION'} "
-            f"with dataset_info.json (pass download=True to fetch and prepare it). Received: nothing in {root / name}"
+            f"with dataset_info.json (pass download=True to download it). Received: nothing in {root / name}"
         )
     return _prepare(name, root)
 
@@ -293,7 +291,7 @@ def _prepare(name: str, root: Path) -> Path:
 
 
 def _class_folders(root: Path, argument: str) -> _Classes:
-    """The class folders in alphabetical order, each with its pictures; warns of files that are left out."""
+    """Lists the class folders in alphabetical order, each with its pictures; warns about skipped files."""
     if not root.is_dir():
         raise FileNotFoundError(f"`{argument}` must be an existing folder. Received: {root}")
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
@@ -313,25 +311,18 @@ def _warn_of(left_out: Counter[str], root: Path, stacklevel: int) -> None:
     if left_out:
         found = ", ".join(f"{count} {ending}" for ending, count in sorted(left_out.items()))
         warnings.warn(
-            f"{left_out.total()} file(s) in {root} were left out, for pictures are files that end in "
+            f"{left_out.total()} file(s) in {root} were left out, since pictures must end in "
             f"{', '.join(_PICTURE_SUFFIXES)}. Left out: {found}.",
             stacklevel=stacklevel,
         )
 
 
 def _pictures(root: Path, argument: str, class_of: dict[str, Path], left_out: Counter[str]) -> list[Path]:
-    """The pictures in a class folder and in all folders below it, sorted.
-
-    Args:
-        root: the class folder.
-        argument: what the caller calls the folder that it is in.
-        class_of: class folder of each real folder seen so far; those seen here are added.
-        left_out: number of files left out so far by their endings; those here are added.
-    """
+    """Lists the pictures in a class folder and its subfolders, sorted; updates `class_of` and `left_out`."""
     found: list[Path] = []
     waiting, links = [root], list[Path]()
     while waiting or links:
-        # Links last: a folder that is there itself, too, keeps its own name.
+        # Links last, so that a folder reached both ways keeps its real name.
         folder = waiting.pop() if waiting else links.pop(0)
         real = os.path.realpath(folder)
         if class_of.get(real, root) != root:
@@ -362,7 +353,7 @@ def _pictures(root: Path, argument: str, class_of: dict[str, Path], left_out: Co
 
 
 def _check_no_picture_twice(classes: _Classes, test_classes: _Classes) -> None:
-    """Refuses to test on what is learnt from, under whatever name it is in both folders."""
+    """Raises if a file is in both folders, links included."""
 
     def identities(of: _Classes) -> dict[tuple[int, int], Path]:
         stats = ((file, file.stat()) for _, files in of for file in files)
@@ -373,7 +364,7 @@ def _check_no_picture_twice(classes: _Classes, test_classes: _Classes) -> None:
     if shared:
         raise ValueError(
             f"`test_folder` must have other pictures than `folder`. Received: {len(shared)} in both, "
-            f"{tested[shared[0]]} being {learnt[shared[0]]}"
+            f"such as {tested[shared[0]]}, which is {learnt[shared[0]]}"
         )
 
 

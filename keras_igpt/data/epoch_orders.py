@@ -7,18 +7,17 @@ import numpy.typing as npt
 
 from keras_igpt.support.randomness import permutation, shuffled
 
-# Rows whose order is sorted and kept. Of more rows, each place is computed when it is asked for.
+# Up to this many rows, an epoch's order is sorted and kept. Beyond it, each place is computed on demand.
 _ROWS_SORTED = 1 << 16
 
 
 class EpochOrders:
-    """Another random order of 0…count-1 in each epoch, by seed.
+    """A new random order of 0…count-1 in each epoch, by seed.
 
     Args:
         count: int. Rows.
         seed: int.
-        in_memory: bool. Whether orders are sorted and kept for any number of rows, as those of labelled sets always
-            were: 8 bytes a row.
+        in_memory: bool. Whether to sort and keep orders of any length, at 8 bytes a row. Labelled sets always do.
     """
 
     def __init__(self, count: int, seed: int, in_memory: bool = False) -> None:
@@ -33,7 +32,7 @@ class EpochOrders:
         order = self._orders.get(epoch)
         if order is None:
             order = permutation(self._count, "order", self._seed, epoch)
-            # At an epoch's end threads need two orders. One assignment: the others see the old ones or the new.
+            # Threads need two orders at an epoch's end. A single assignment is atomic for them.
             self._orders = {near: kept for near, kept in self._orders.items() if abs(near - epoch) == 1} | {
                 epoch: order
             }

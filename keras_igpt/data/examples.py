@@ -1,4 +1,4 @@
-"""Sets with access by row, the paper's three-way splits, and low-data subsets."""
+"""Example sets with random access, the paper's three-way splits, and low-data subsets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ROWS_DIGESTED = 1 << 12
 
 
 class Examples(ABC):
-    """A set of pictures of which any rows can be read in any order."""
+    """A set of pictures with random access by row."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def take(self, rows: npt.ArrayLike) -> Self:
-        """Returns the set of these rows, in this order."""
+        """Returns a set of these rows, in this order."""
 
     @abstractmethod
     def join(self, other: Self) -> Self:
@@ -59,10 +59,10 @@ class LabeledImages(LabeledExamples):
 
     Args:
         images: uint8 array `(B, H, W, C)`.
-        labels: integer array `(B,)`; `(B, 1)` is taken too.
+        labels: integer array `(B,)` or `(B, 1)`.
 
     Raises:
-        ValueError: if the arrays are not such.
+        ValueError: if the arrays have other types or shapes.
 
     Example:
     ```python
@@ -85,7 +85,7 @@ class LabeledImages(LabeledExamples):
         return len(self.images)
 
     def digest(self) -> str:
-        """Returns a hexadecimal digest of pictures and classes."""
+        """Returns a hexadecimal digest of pictures and labels."""
         return digest_of(self.labels, self.images)
 
     def take(self, rows: npt.ArrayLike) -> Self:
@@ -100,7 +100,7 @@ class LabeledImages(LabeledExamples):
         return type(self)(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
 
     def encode(self, palette: ColorPalette) -> LabeledTokens:
-        """Turns the pictures into palette tokens."""
+        """Encodes the pictures as palette tokens."""
         return LabeledTokens(encode_images(self.images, palette), self.labels, palette.num_colors)
 
 
@@ -109,12 +109,12 @@ class LabeledTokens(LabeledExamples):
     """Palette tokens of square pictures and their classes, in memory or mapped from a file.
 
     Args:
-        token_ids: integer array `(B, S * S)`, in raster order, of any integer type that holds them.
+        token_ids: integer array `(B, S * S)` in raster order, of any integer type.
         labels: integer array `(B,)`.
         num_colors: int. Palette size `V`.
 
     Raises:
-        ValueError: if the arrays are not such.
+        ValueError: if the arrays have other types or shapes, or tokens are out of range.
 
     Example:
     ```python
@@ -138,7 +138,7 @@ class LabeledTokens(LabeledExamples):
         return len(self.token_ids)
 
     def digest(self) -> str:
-        """Returns a hexadecimal digest of tokens and classes."""
+        """Returns a hexadecimal digest of tokens and labels."""
         return digest_of(self.labels, self.token_ids)
 
     @property
@@ -165,14 +165,14 @@ class LabeledTokens(LabeledExamples):
 
 @dataclass(frozen=True, repr=False)
 class DataSplits(Generic[ExamplesT]):
-    """A data set in three parts that share no picture.
+    """A data set split into disjoint train, validation and test parts.
 
-    `splits["train+validation"]` is train with validation folded back in, for the refit once all is chosen.
+    `splits["train+validation"]` joins the first two, for the refit after the hyperparameters are chosen.
 
     Attributes:
-        train: examples to learn from.
-        validation: examples to choose with.
-        test: examples to report on, once.
+        train: examples to train on.
+        validation: examples for choosing hyperparameters.
+        test: examples for the final report.
         class_names: tuple of str; entry k names label k.
     """
 
@@ -195,20 +195,20 @@ class DataSplits(Generic[ExamplesT]):
 
     @cached_property
     def folded(self) -> ExamplesT:
-        """Train and validation in one, made once."""
+        """Train and validation joined; computed once."""
         return self.train.join(self.validation)
 
 
 def split_off(examples: ExamplesT, share: float, seed: int = 0) -> tuple[ExamplesT, ExamplesT]:
-    """Parts examples at random into those kept and a share held out.
+    """Splits examples at random into a kept and a held-out part.
 
     Args:
         examples: a set.
-        share: float in (0, 1). Part held out, rounded to whole pictures.
-        seed: int. Which ones.
+        share: float in (0, 1). Share held out, rounded to whole pictures.
+        seed: int.
 
     Returns:
-        Two sets: kept, held out; each in the order given.
+        Two sets, kept and held out, each in the original order.
 
     Raises:
         ValueError: if one of the parts would be empty.
@@ -222,28 +222,28 @@ def split_off(examples: ExamplesT, share: float, seed: int = 0) -> tuple[Example
     count = round(share * len(examples))
     if not 0 < count < len(examples):
         raise ValueError(
-            f"`examples` must be enough for two parts at share={share}. Received: {len(examples)} examples"
+            f"`examples` must be enough for two parts with share={share}. Received: {len(examples)} examples"
         )
     order = permutation(len(examples), "held out", check_seed(seed))
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
 
 
 def low_data_subset(examples: LabeledT, labels_per_class: int, seed: int = 0) -> LabeledT:
-    """Takes equally many examples of each class at random, for classification from few labels.
+    """Takes the same number of random examples of each class, for low-data classification.
 
-    The paper reports mean and standard deviation over five subsets (seeds 0 to 4, say) of 4, 25 and 400 labels a class.
-    The subsets of one seed are nested: the 25 include the 4.
+    The paper reports mean and standard deviation over five subsets of 4, 25 and 400 labels per class. Subsets of one
+    seed are nested.
 
     Args:
         examples: a labelled set.
-        labels_per_class: int. Examples of each class.
-        seed: int. Which ones.
+        labels_per_class: int.
+        seed: int.
 
     Returns:
-        A set of `labels_per_class` times the number of classes, in the order of `examples`.
+        A set of `labels_per_class` examples of each class, in the order of `examples`.
 
     Raises:
-        ValueError: if a class has fewer examples, or there are no classes.
+        ValueError: if a class has fewer examples, or there are no labels.
 
     Example:
     ```python
@@ -267,21 +267,13 @@ def low_data_subset(examples: LabeledT, labels_per_class: int, seed: int = 0) ->
 
 
 def check_labeled(name: str, examples: Any) -> None:
-    """Says what is wrong with examples that must have labels and have none.
-
-    Args:
-        name: str. What the caller calls them.
-        examples: examples of any kind.
-
-    Raises:
-        ValueError: if they have no labels.
-    """
+    """Raises ValueError, naming the caller's argument, if examples have no labels."""
     if not isinstance(examples, LabeledExamples):
         raise ValueError(f"`{name}` must have labels. Received: {type(examples).__name__}")
 
 
 def check_set_of_images(images: npt.ArrayLike) -> UInt8Images:
-    """Returns images `(B, H, W, C)` as an array, or says what is wrong with them."""
+    """Returns images as an array `(B, H, W, C)`; raises ValueError for anything else."""
     array = check_images(images)
     if array.ndim != 4:
         raise ValueError(f"`images` must have shape (B, H, W, C). Received: shape {array.shape}")
@@ -289,7 +281,7 @@ def check_set_of_images(images: npt.ArrayLike) -> UInt8Images:
 
 
 def check_square_tokens(token_ids: npt.NDArray[np.integer[Any]], num_colors: int) -> None:
-    """Says what is wrong with token ids that must be `(B, S * S)` of a palette's colours."""
+    """Raises ValueError unless token ids have shape `(B, S * S)` and are less than `num_colors`."""
     if token_ids.ndim != 2 or not token_ids.shape[1] or math.isqrt(token_ids.shape[1]) ** 2 != token_ids.shape[1]:
         raise ValueError(
             f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {token_ids.shape}"
@@ -301,17 +293,17 @@ def encode_images(images: UInt8Images, palette: ColorPalette) -> npt.NDArray[np.
     """Turns square pictures `(B, S, S, C)` into tokens `(B, S * S)` of the smallest unsigned type."""
     if images.shape[1] != images.shape[2]:
         raise ValueError(f"`images` must be square to become tokens. Received: shape {images.shape}")
-    # A chunk's int32 at a time; all of them would take four times the memory of what is kept.
+    # In chunks: the int32 tokens of all pictures would take up to four times the memory of the result.
     chunks = [palette.encode(images[start : start + 1024]) for start in range(0, len(images), 1024)]
     dtype = token_dtype(palette.num_colors)
     return np.concatenate([chunk.astype(dtype) for chunk in chunks])
 
 
 def digest_of(*arrays: npt.NDArray[Any]) -> str:
-    """Returns a hexadecimal digest of the arrays' rows."""
+    """Returns a hexadecimal digest of arrays."""
     digest = hashlib.sha256()
     for array in arrays:
-        # Some rows at a time: what is mapped from a file need not fit into memory.
+        # In chunks: a memory-mapped array need not fit into memory.
         for start in range(0, len(array), _ROWS_DIGESTED):
             digest.update(np.ascontiguousarray(array[start : start + _ROWS_DIGESTED]).data)
     return digest.hexdigest()
@@ -323,11 +315,11 @@ def _check_labels(labels: npt.ArrayLike, count: int) -> Labels:
         classes = classes[:, 0]
     if classes.dtype.kind not in "iu" or classes.shape != (count,):
         raise ValueError(
-            f"`labels` must be integers of shape ({count},), one an image. "
+            f"`labels` must be integers of shape ({count},), one per image. "
             f"Received: {classes.dtype} of shape {classes.shape}"
         )
     if classes.size and (classes.min() < 0 or classes.max() > _LARGEST_LABEL):
         raise ValueError(
-            f"`labels` must be classes, in 0…{_LARGEST_LABEL}. Received: values from {classes.min()} to {classes.max()}"
+            f"`labels` must be in 0…{_LARGEST_LABEL}. Received: values from {classes.min()} to {classes.max()}"
         )
     return classes.astype(np.int64, copy=False)

@@ -1,4 +1,4 @@
-"""Pictures that stay encoded until they are read: decoding, cropping and reduction to the model's size."""
+"""Pictures in files, decoded, cropped and resized when they are read."""
 
 from __future__ import annotations
 
@@ -22,30 +22,29 @@ from keras_igpt.data.examples import LabeledExamples, LabeledImages, Labels
 from keras_igpt.palette.color_palette import UInt8Images, check_images
 from keras_igpt.support.checks import check_integer
 
-# JPEGs are decoded at a half, a quarter or an eighth of their size where this many pixels are left for each target
+# JPEGs are decoded at a half, a quarter or an eighth of their size if that leaves this many pixels for each target
 # pixel in either direction.
 _PIXELS_LEFT = 2
 
-# The kinds of picture that are read, whatever a file is called. Pillow knows many more, and starts another program for
-# some of them.
+# Formats accepted, regardless of file name. Pillow knows many more, and starts external programs for some of them.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
-# Of what becomes of a stored picture; token caches of another are made anew.
+# Version of the decoding; token caches of other versions are rebuilt.
 _DECODING_VERSION = 1
 
-# CIFAR's 2 kB are decoded in half the time by one thread, ImageNet's 100 kB by many.
+# One thread decodes CIFAR's 2 kB pictures in half the time of several; ImageNet's 100 kB ones gain from many.
 _ENCODED_BYTES_FOR_THREADS = 1 << 13
 
-# Files whose content a digest of a folder has in it.
+# Files whose content enters a folder's digest.
 _FILES_READ = 100
 
 
 class ImageReader(ABC):
-    """Gives the encoded pictures of a store by number. Threads may read at once."""
+    """Reads the encoded pictures of a store by number. Thread-safe."""
 
-    # Whether pictures are turned upright as their EXIF data say. Benchmarks' data sets were never read so.
+    # Whether to apply the EXIF orientation. Benchmark data sets are customarily read without it.
     upright: bool
-    # Whether `label` knows the class without reading the picture.
+    # Whether `label` works without reading the picture.
     knows_labels = False
 
     @abstractmethod
@@ -57,14 +56,14 @@ class ImageReader(ABC):
 
     @abstractmethod
     def name(self, number: int) -> str:
-        """Says where a picture lies, for messages."""
+        """Returns a picture's location, for messages."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what changes when the store does, for JSON."""
+        """Returns JSON values that change when the store does."""
 
     def content(self) -> dict[str, Any]:
-        """Returns what changes when the pictures do and not when they are copied elsewhere, for JSON."""
+        """Returns JSON values that change when the pictures do, but not when they are copied elsewhere."""
         return self.fingerprint()
 
     def label(self, number: int) -> int:
@@ -73,12 +72,7 @@ class ImageReader(ABC):
 
 
 class FolderReader(ImageReader):
-    """Reads picture files.
-
-    Args:
-        files: paths.
-        labels: their classes.
-    """
+    """Reads picture files, given with their classes."""
 
     upright = True
     knows_labels = True
@@ -114,7 +108,7 @@ class FolderReader(ImageReader):
         sample = range(0, len(self), -(-len(self) // _FILES_READ))
         return {
             "files": [[os.path.relpath(file, root), file.stat().st_size] for file in self._files],
-            # Without compression other pictures may be as long.
+            # Uncompressed files of different pictures may have equal sizes.
             "some": [hashlib.sha256(self.read(number)[0]).hexdigest() for number in sample],
         }
 
@@ -122,14 +116,14 @@ class FolderReader(ImageReader):
 class ImageFiles(LabeledExamples):
     """Labelled pictures that are decoded when they are read, for sets larger than memory.
 
-    Every picture becomes an RGB square (or grey, where `num_channels` is 1): palette, grey and CMYK pictures are
-    converted, transparency is dropped, longer samples are taken for 16 bits and keep the upper 8, and of an animation
-    the first frame counts. A picture smaller than the square is enlarged, a one-pixel picture to one flat colour.
+    Every picture becomes an RGB square (or grey, if `num_channels` is 1): palette, grey and CMYK pictures are
+    converted, transparency is dropped, 16-bit samples keep their upper 8 bits, and animations their first frame.
+    Smaller pictures are enlarged.
 
     Args:
         reader: an `ImageReader`.
-        image_size: int. Side `S` the pictures are reduced to; None for one common size, as stored.
-        numbers: int array. Which of the reader's pictures; all of them by default.
+        image_size: int. Side `S` to resize to; None keeps the stored size, which must be the same for all.
+        numbers: int array. Which of the reader's pictures; all by default.
         num_channels: int. 3 for colour, 1 for grey.
 
     Raises:
@@ -158,12 +152,12 @@ class ImageFiles(LabeledExamples):
 
     @cached_property
     def labels(self) -> Labels:  # type: ignore[override]
-        """Classes, int64 `(B,)`. For sets prepared by TensorFlow Datasets this reads every record, once."""
+        """Labels, int64 `(B,)`. For TensorFlow Datasets this reads every record, once."""
         return np.array([self._reader.label(number) for number in self._numbers.tolist()], np.int64)
 
     @property
     def known_labels(self) -> Labels | None:
-        """The classes where they are known without reading the pictures, or None."""
+        """The labels if known without reading the pictures, else None."""
         return self.labels if self._reader.knows_labels else None
 
     def take(self, rows: npt.ArrayLike) -> Self:
@@ -173,7 +167,7 @@ class ImageFiles(LabeledExamples):
         same = (self.image_size, self.num_channels) == (other.image_size, other.num_channels)
         if self._reader is not other._reader or not same:
             raise ValueError(
-                "`other` must read the same store with the same `image_size` and `num_channels`. Received: another"
+                f"`other` must read the same store with the same `image_size` and `num_channels`. Received: {other!r}"
             )
         numbers = np.concatenate([self._numbers, other._numbers])
         return type(self)(self._reader, self.image_size, numbers, self.num_channels)
@@ -184,17 +178,16 @@ class ImageFiles(LabeledExamples):
         """Decodes one picture.
 
         Args:
-            row: int. Which one.
-            crop: augmentation; the centre square where None, which is the paper's evaluation (shorter side to 224,
-                centre 224 crop) without its detour over 224 pixels.
-            seed: int. Of the crop.
-            epoch: int. Of the crop.
+            row: int.
+            crop: augmentation; None takes the centre square, as in the paper's evaluation.
+            seed: int. Seed of the crop.
+            epoch: int. Epoch of the crop.
 
         Returns:
             uint8 array `(S, S, C)`, and the class.
 
         Raises:
-            ValueError: if the picture cannot be read; the message says where it lies.
+            ValueError: if the picture cannot be read.
         """
         if crop is not None and self.image_size is None:
             raise ValueError("`crop` needs an `image_size`. Received: ImageFiles with image_size=None")
@@ -209,18 +202,15 @@ class ImageFiles(LabeledExamples):
         return image, label
 
     def load(self) -> LabeledImages:
-        """Decodes all pictures at their centre squares.
-
-        Returns:
-            `LabeledImages`.
+        """Decodes the centre squares of all pictures into `LabeledImages`.
 
         Raises:
-            ValueError: if a picture cannot be read, or the sizes differ and no `image_size` was given.
+            ValueError: if a picture cannot be read, or `image_size` is None and the sizes differ.
         """
         return self.load_rows(range(len(self)))
 
     def load_rows(self, rows: range) -> LabeledImages:
-        """Decodes some rows into memory, as `load` does all."""
+        """Decodes some rows, as `load` does all."""
         if self.threads == 1:
             read = [self.read(row) for row in rows]
         else:
@@ -229,28 +219,25 @@ class ImageFiles(LabeledExamples):
         shapes = {image.shape for image, _ in read}
         if len(shapes) > 1:
             raise ValueError(
-                "`image_size` must be given where pictures differ in size. "
-                f"Received: image_size=None with sizes such as {sorted(shapes)[:3]}"
+                "`image_size` must be given for pictures of different sizes. "
+                f"Received: image_size=None with shapes {sorted(shapes)[:3]}"
             )
         return LabeledImages(np.stack([image for image, _ in read]), np.array([label for _, label in read]))
 
     @cached_property
     def threads(self) -> int:
-        """Threads worth their while: all processors, or one for pictures so small that they would only wait for Python.
-
-        Judged by the first picture.
-        """
+        """Threads to decode with: all processors, or one if the first picture is too small to gain from more."""
         encoded, _ = self._reader.read(int(self._numbers[0]))
         return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else _processors()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what decides the pictures that `load` gives, for JSON."""
+        """Returns JSON values that change when the result of `load` does."""
         return self._described(self._reader.fingerprint())
 
     def digest(self) -> str:
-        """Returns a hexadecimal digest that changes when the pictures or their classes do.
+        """Returns a hexadecimal digest of the names, sizes and some contents of the files, and of the labels.
 
-        Files are told apart by their names, their sizes and the content of some: copies elsewhere have the same digest.
+        Copies of a folder have the same digest.
         """
         described = self._described(self._reader.content())
         if self.known_labels is not None:
@@ -268,12 +255,11 @@ class ImageFiles(LabeledExamples):
 
 
 def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
-    """Resizes pictures to squares: centre crop to the shorter side, then weighted means (Pillow's Hamming filter).
+    """Resizes pictures to squares: centre crop to the shorter side, then Pillow's Hamming filter.
 
-    The paper does not state its filter. This one's weights are all positive: no colour appears that is not between
-    those there are, nothing rings at edges, and flat regions stay flat, which few palette colours need most. It is
-    nearly as sharp as the plain mean of the area that a pixel covers (BOX), and does not move edges as that does at
-    ratios that are not whole, where Pillow counts a pixel or does not.
+    The paper does not state its filter. Hamming's weights are positive, so edges do not ring and flat regions stay
+    flat, which matters with few palette colours. It is nearly as sharp as BOX without shifting edges at fractional
+    ratios.
 
     Args:
         images: uint8 array `(B, H, W, C)`.
@@ -283,7 +269,7 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
         uint8 array `(B, size, size, C)`.
 
     Raises:
-        ValueError: if `images` is not such an array or `size` is not positive.
+        ValueError: if `images` has another shape or dtype, or `size` is not positive.
         ImportError: if Pillow is absent.
 
     Example:
@@ -304,7 +290,7 @@ def resize_images(images: npt.ArrayLike, size: int) -> UInt8Images:
 
 
 def import_pillow() -> Any:
-    """Returns `PIL.Image`, or says which extra to install."""
+    """Imports `PIL.Image`; the error names the extra to install."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -314,18 +300,7 @@ def import_pillow() -> Any:
 
 @contextmanager
 def open_picture(encoded: bytes, name: str) -> Iterator[Any]:
-    """Opens a picture; what goes wrong meanwhile becomes an error that says where it lies.
-
-    Args:
-        encoded: the file's bytes.
-        name: str. Where the picture lies.
-
-    Yields:
-        A Pillow image, of which no more than the header has been read.
-
-    Raises:
-        ValueError: if the picture cannot be read; its cause is Pillow's error.
-    """
+    """Opens a picture and reads only its header; errors inside the block become a `ValueError` with its name."""
     pillow = import_pillow()
     from PIL import UnidentifiedImageError
 
@@ -336,29 +311,18 @@ def open_picture(encoded: bytes, name: str) -> Iterator[Any]:
         raise ValueError(
             f"Pictures must be readable. Received: {name} (damaged, or none of {', '.join(_FORMATS)})"
         ) from error
-    # Pillow raises SyntaxError for some broken PNG files, and its own for pictures too large to be honest.
+    # Pillow raises SyntaxError for some broken PNG files, and DecompressionBombError for suspiciously large pictures.
     except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
         raise ValueError(f"Pictures must be readable. Received: {name} ({error})") from error
 
 
 def decode_square(picture: Any, size: int) -> UInt8Images:
-    """Decodes the centre square of an open picture in RGB, as `ImageFiles` does.
-
-    Args:
-        picture: a Pillow image.
-        size: int. Side in pixels.
-
-    Returns:
-        uint8 array `(size, size, 3)`.
-
-    Raises:
-        ValueError: if its samples are floats.
-    """
+    """Decodes the centre square of an open Pillow image as `ImageFiles` does; uint8 `(size, size, 3)`."""
     return _decode(import_pillow(), picture, size, None, 3)
 
 
 def turn_upright(picture: Any) -> Any:
-    """Turns a picture as its EXIF data say; one that lies right is not loaded yet."""
+    """Applies the EXIF orientation; an upright picture is not decoded yet."""
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(picture) if picture.getexif().get(0x0112) in range(2, 9) else picture
@@ -370,7 +334,7 @@ def _processors() -> int:
 
 
 def to_eight_bits(pillow: Any, picture: Any, num_channels: int) -> Any:
-    """Turns a Pillow image into one of 8 bits a sample, RGB or grey. Transparency is dropped.
+    """Converts a Pillow image to 8-bit RGB or grey. Transparency is dropped.
 
     Args:
         pillow: the module `PIL.Image`.
@@ -384,26 +348,26 @@ def to_eight_bits(pillow: Any, picture: Any, num_channels: int) -> Any:
         ValueError: if its samples are floats.
     """
     if picture.mode == "F":
-        raise ValueError("its samples are floats, whose range is not known")
+        raise ValueError("its samples are floats, whose range is unknown")
     mode = "L" if num_channels == 1 else "RGB"
     if picture.mode.startswith("I;16") or picture.mode == "I":
-        # Pillow clips 16-bit samples to 8 bits where they are to be scaled.
+        # Pillow would clip 16-bit samples instead of scaling them.
         picture = pillow.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     if picture.mode != mode:
-        picture.info.pop("transparency", None)  # dropped below, with a warning otherwise
+        picture.info.pop("transparency", None)  # `convert` would warn about it
         picture = picture.convert(mode)
     return picture
 
 
 def _decode(pillow: Any, picture: Any, size: int | None, window: Window | None, num_channels: int) -> UInt8Images:
-    """Turns a picture's square `window` (the centre square by default) into `size` pixels in either direction."""
+    """Decodes a picture and resizes its square `window` (the centre square by default) to `size`."""
     width, height = picture.size
     if window is None and size is not None:
         side = min(width, height)
         window = (float((width - side) // 2), float((height - side) // 2), float(side))
     scale = 1
     if window is not None and size is not None and picture.format == "JPEG":
-        # libjpeg gives the reduced picture without computing the whole one: means of 2x2, 4x4 or 8x8 pixels in effect.
+        # libjpeg decodes at reduced size directly, in effect averaging 2x2, 4x4 or 8x8 pixels.
         stored = picture.size
         wanted = next(times for times in (8, 4, 2, 1) if times == 1 or window[2] >= times * _PIXELS_LEFT * size)
         if picture.draft(None, (stored[0] // wanted, stored[1] // wanted)) is not None:
@@ -413,7 +377,7 @@ def _decode(pillow: Any, picture: Any, size: int | None, window: Window | None, 
     picture = to_eight_bits(pillow, picture, num_channels)
     if window is not None and size is not None and (picture.size != (size, size) or window[2] != size):
         left, top, length = window[0] / scale, window[1] / scale, window[2] / scale
-        # Rounding must not lead out of the picture.
+        # Rounding must not exceed the picture.
         box = (left, top, min(left + length, picture.width), min(top + length, picture.height))
         picture = picture.resize((size, size), pillow.Resampling.HAMMING, box=box)
     pixels = np.asarray(picture, np.uint8)

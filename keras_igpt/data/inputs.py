@@ -1,4 +1,4 @@
-"""The one door for pictures and tokens that people hand in: checks them and makes them fit a model."""
+"""Checks and converts the pictures and tokens that users pass to a model."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class _Sizes(Protocol):
 
 
 class PictureModel(Protocol):
-    """What the inputs of a model must fit; all models of this package are such."""
+    """The part of a model that its inputs must fit; all models of this package have it."""
 
     @property
     def backbone(self) -> _Sizes:
-        """The backbone, of which the sizes are read."""
+        """The backbone."""
 
     @property
     def palette(self) -> ColorPalette | None:
-        """The palette that encodes pictures; None if it is not known."""
+        """The palette that encodes pictures, or None."""
 
 
 def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: str = "inputs") -> PictureExamples:
@@ -54,14 +54,13 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
         given: uint8 images `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures; token ids
             `(B, T)`; examples with or without labels, or `EvaluationBatches` of these; or a pair of images or token ids
             and integer labels `(B,)`.
-        name: str. What the caller calls them.
+        name: str. The caller's argument name, for errors.
 
     Returns:
-        `LabeledTokens` or `UnlabeledTokens`; or `ImageFiles` or `UnlabeledImages` of files, which are decoded as they
-        are read.
+        `LabeledTokens` or `UnlabeledTokens`; for files, `ImageFiles` or `UnlabeledImages`.
 
     Raises:
-        ValueError: if they do not fit the model, or inputs and labels each other.
+        ValueError: if the inputs do not fit the model or the labels.
 
     Warns:
         UserWarning: if pictures are resized.
@@ -94,7 +93,7 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
 
 
 def as_labeled_examples(model: PictureModel, given: LabeledPictures, name: str) -> LabeledPictureExamples:
-    """Returns pictures, of the kinds that `as_examples` takes, as examples with labels, or says that they have none."""
+    """Returns inputs that `as_examples` accepts as examples with labels; raises ValueError if they have none."""
     if not isinstance(given, tuple):
         check_labeled(name, given.examples if isinstance(given, EvaluationBatches) else given)
     examples = as_examples(model, given, name)
@@ -104,34 +103,33 @@ def as_labeled_examples(model: PictureModel, given: LabeledPictures, name: str) 
 
 
 def as_token_ids(model: PictureModel, given: Pictures, name: str = "inputs") -> TokenArray:
-    """Returns pictures, of the kinds that `as_examples` takes, as token ids `(B, T)` in memory."""
+    """Returns inputs that `as_examples` accepts as token ids `(B, T)` in memory."""
     fitted = _in_memory(_fitted(model, given, name))
     return fitted if fitted.ndim == 2 else _palette_of(model, name).encode(fitted)
 
 
 def as_pictures(model: PictureModel, given: Pictures, name: str = "images") -> UInt8Images:
-    """Returns pictures, of the kinds that `as_examples` takes, as a uint8 array `(B, H, W, C)` of the model's size."""
+    """Returns inputs that `as_examples` accepts as a uint8 array `(B, H, W, C)` of the model's size."""
     fitted = _in_memory(_fitted(model, given, name))
     return fitted if fitted.ndim == 4 else _palette_of(model, name).decode(fitted)
 
 
 def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str = "images") -> UInt8Images:
-    """Returns pictures as one array of one size, with a warning where they have to be resized.
+    """Returns pictures as one array of the given size; other sizes are resized with a warning.
 
     Args:
         images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures of any sizes.
-            Other sizes are cropped to their centre squares and resized, as `resize_images` does; transparency is
-            dropped.
-        image_size: int. Side wanted.
-        num_channels: int. 3 for colour, or 1 for grey. Pillow images are converted, arrays must have them.
-        name: str. What the caller calls them.
+            Other sizes are cropped to their centre squares and resized, as by `resize_images`.
+        image_size: int. Target side.
+        num_channels: int. 3 for colour, 1 for grey. Pillow images are converted; arrays must have this many.
+        name: str. The caller's argument name, for errors.
 
     Returns:
         uint8 array `(B, image_size, image_size, num_channels)`.
 
     Raises:
-        ValueError: if there is no picture, or one is of another kind.
-        ImportError: if something has to be resized and Pillow is absent.
+        ValueError: if there is no picture, or one has another type or shape.
+        ImportError: if pictures have to be resized and Pillow is absent.
 
     Warns:
         UserWarning: if pictures are resized.
@@ -165,7 +163,7 @@ def _in_memory(fitted: npt.NDArray[Any] | ImageFiles | TokenShards) -> npt.NDArr
 
 
 def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | ImageFiles | TokenShards:
-    """Pictures `(B, H, W, C)` of the model's size, token ids `(B, T)`, or files; raises where they do not fit."""
+    """Returns pictures `(B, H, W, C)` of the model's size, token ids `(B, T)` or files; raises if they do not fit."""
     side, colors = model.backbone.image_size, model.backbone.vocabulary_size
     if isinstance(given, EvaluationBatches):
         given = given.examples
@@ -193,17 +191,17 @@ def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | Im
             f"pictures), token ids (B, {side**2}), examples with or without labels, or EvaluationBatches. "
             f"Received: {received}"
         )
-    # The tokens of examples were checked when these were made.
+    # Examples checked their tokens on construction.
     return token_ids if tokens_given else check_token_ids(token_ids, colors, name)
 
 
 def are_pictures(given: Any) -> bool:
-    """Whether it is a Pillow image, an array of one or more pictures, or a list of single ones, of whatever size."""
+    """Whether it is a Pillow image, an array of one or more pictures, or a list of single ones, of any size."""
     return _is_picture(given) or (isinstance(given, (list, tuple)) and any(map(_is_picture, given)))
 
 
 def array_of(values: Any) -> npt.NDArray[Any] | None:
-    """Returns values in memory as a NumPy array; None for data sets, generators and nothing."""
+    """Returns tensors, arrays and lists as a NumPy array; None for anything else."""
     if ops.is_tensor(values) or hasattr(values, "__array__"):
         return _on_host(values)
     if not isinstance(values, (list, tuple)):
@@ -237,13 +235,13 @@ def _on_host(values: Any) -> npt.NDArray[Any]:
 
 
 def _one_picture(picture: Any, num_channels: int, name: str) -> UInt8Images:
-    """A picture as an array `(H, W, C)`."""
+    """Returns a picture as an array `(H, W, C)`."""
     if _is_pillow(picture):
         pillow = import_pillow()
         from PIL import ImageOps
 
         try:
-            # A copy: the caller's picture stays as it is.
+            # `exif_transpose` copies, so the caller's picture is unchanged.
             pixels = np.asarray(to_eight_bits(pillow, ImageOps.exif_transpose(picture), num_channels))
         except ValueError as error:
             mode = picture.mode
@@ -256,7 +254,7 @@ def _one_picture(picture: Any, num_channels: int, name: str) -> UInt8Images:
 
 
 def _levels_to_caller() -> int:
-    """How far up the stack the code that called this package is, as `warnings.warn` counts."""
+    """Returns the `stacklevel` of the code that called this package."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").startswith("keras_igpt."):
         frame, level = frame.f_back, level + 1

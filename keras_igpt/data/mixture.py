@@ -1,4 +1,4 @@
-"""Batches that mix several sets for pre-training, each by its weight."""
+"""Batches that mix several weighted sets for pre-training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from keras_igpt.support.randomness import random_bits
 
 Int64Array = npt.NDArray[np.int64]
 
-# Shares are whole numbers of 2^-32: sums of draws stay exact however many there are.
+# Shares are integer multiples of 2^-32, so sums of draws stay exact.
 _SHARE_BITS = 32
 
 
 @dataclass(frozen=True)
 class Source:
-    """One of the sets that `MixedBatches` mix.
+    """A set of `MixedBatches`.
 
     Args:
         examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, `UnlabeledImages` or `UnlabeledTokens`.
         augmentation: `PaddedCrop`, `RandomResizedCrop` (of files only) or None.
-        weight: float. Its share of the pictures seen is its weight divided by the sum of all sources' weights.
+        weight: float. The source's share is its weight divided by the sum of all weights.
 
     Raises:
         ValueError: if `weight` is not positive.
@@ -53,25 +53,23 @@ class Source:
 class MixedBatches(EndlessBatches):
     """Endless batches of several sets for pre-training: `batches[k]` is the batch of step k.
 
-    Which source and which row fill each place is a function of seed and step, as in `TrainingBatches`: a restart,
-    several processes or another number of workers give the same bytes, and no step needs those before it. Sources are
-    not drawn at random but dealt out evenly: any run of consecutive pictures, a batch or a shard of one, has each
-    source's share to within as many pictures as there are sources. Each source goes through epochs of its own, in which
-    every row comes once, in a new order each time.
+    As in `TrainingBatches`, each batch is a function of seed and step. Sources are interleaved evenly rather than drawn
+    at random: in any run of consecutive pictures, each source's count is its share to within the number of sources.
+    Each source has its own epochs, each in a new order.
 
-    Items are `(token_ids,)`: classes of different sets have nothing in common.
+    Items are `(token_ids,)`; labels are dropped.
 
     Args:
-        sources: `Source` by name. The order of the names does not matter.
+        sources: `Source` by name, in any order.
         palette: `ColorPalette` of all sources.
-        batch_size: int. Examples of a step, those of all shards together.
-        seed: int. Of the sources' places, orders and crops.
+        batch_size: int. Examples per step, over all shards.
+        seed: int. Seed of the interleaving, orders and crops.
         shard: pair of int. As in `TrainingBatches`.
         first_step: int. As in `TrainingBatches`.
-        workers: int. Threads; by default as many as the source that asks for most in `TrainingBatches`.
+        workers: int. Threads; by default the largest default of any source in `TrainingBatches`.
 
     Raises:
-        ValueError: if an argument does not fit the others.
+        ValueError: if the arguments do not fit together.
 
     Example:
     ```python
@@ -108,7 +106,7 @@ class MixedBatches(EndlessBatches):
         batch_size = check_integer("batch_size", batch_size)
         rows = sum(len(reader) for reader in self._readers)
         self._steps_per_epoch = max(1, rows // batch_size)
-        # Keras fills the queue anew each epoch and keeps what is left: more than an epoch's would pile up.
+        # Keras refills the queue each epoch and keeps leftovers, so it must hold less than an epoch.
         threads = [reader.thread_options(workers, self._steps_per_epoch - 1) for reader in self._readers]
         super().__init__(batch_size, seed, shard, first_step, max(threads, key=lambda options: options["workers"]))
         self._shares = _Shares([source.weight for source in self._sources.values()], self._seed)
@@ -117,17 +115,17 @@ class MixedBatches(EndlessBatches):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sources' names, sorted; `rows` numbers them so."""
+        """The sources' names, sorted; source numbers index into them."""
         return tuple(self._sources)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of as many pictures as all sources have together, which `fit` calls an epoch by default."""
+        """Batches per default epoch of `fit`: as many pictures as all sources have together."""
         return self._steps_per_epoch
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides which batch a step sees, but for the pictures and the first step; of types that JSON knows."""
+        """JSON values that determine each step's batch, except for the pictures and the first step."""
         sources = {
             name: {"examples": len(reader), "augmentation": repr(source.augmentation), "weight": source.weight}
             for (name, source), reader in zip(self._sources.items(), self._readers, strict=True)
@@ -136,12 +134,12 @@ class MixedBatches(EndlessBatches):
 
     @property
     def fingerprint(self) -> str:
-        """A digest that changes when any source's examples do; see `TrainingBatches.fingerprint`."""
+        """A digest of all sources' examples; see `TrainingBatches.fingerprint`."""
         each = {name: reader.fingerprint() for name, reader in zip(self._sources, self._readers, strict=True)}
         return hashlib.sha256(json.dumps(each).encode()).hexdigest()
 
     def rows(self, index: int) -> tuple[Int64Array, Int64Array, Int64Array]:
-        """Returns what fills each place of item `index`: the source's number, its epoch and its row, each `(B,)`."""
+        """Returns source number, epoch and row of each picture of item `index`, each `(B,)`."""
         size = self._part.stop - self._part.start
         sources, draws = self._shares.draws(self._step_of(index) * self._batch_size + self._part.start, size)
         epochs, rows = np.empty_like(draws), np.empty_like(draws)
@@ -162,27 +160,24 @@ class MixedBatches(EndlessBatches):
 
 
 class _Shares:
-    """Deals out numbered draws to sources by weight, evenly; any draw is found without those before it.
+    """Assigns numbered draws to sources evenly, by weight, with random access.
 
-    The first source takes a fixed share of all draws: `floor(n * share + offset)` of the first n. The second takes a
-    share of those that are left, and so on; the last takes the rest.
+    The first source takes `floor(n * share + offset)` of the first n draws, the second a share of the remaining ones,
+    and so on; the last takes the rest.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
         left = [sum(weights[number:]) for number in range(len(weights))]
         shares = [round(weight / rest * 2**_SHARE_BITS) for weight, rest in zip(weights, left, strict=True)]
-        # None is lost, however small. The last one takes the rest whole.
+        # Every source gets a share, however small; the last takes the whole rest.
         whole = 1 << _SHARE_BITS
         self._shares = [min(max(1, share), whole - 1) for share in shares[:-1]] + [whole]
         self._offsets = (random_bits("source", seed, np.arange(len(weights))) >> np.uint64(64 - _SHARE_BITS)).tolist()
 
     def draws(self, start: int, count: int) -> tuple[Int64Array, Int64Array]:
-        """Returns the source of each draw from `start` on, and how many draws that source had before: each `(count,)`.
-
-        What each source took before `start` is computed in Python's integers, which cannot overflow.
-        """
+        """Returns each draw's source, and how many draws that source had before; each `(count,)`, from `start` on."""
         sources, earlier = np.empty(count, np.int64), np.empty(count, np.int64)
-        # Draws that no source has taken yet: all before `start`, and more of them up to each of these.
+        # Draws not assigned yet: those before `start` (Python integers, which cannot overflow), and those from it on.
         before, further = start, np.arange(count + 1)
         for number, (share, offset) in enumerate(zip(self._shares, self._offsets, strict=True)):
             taken_before, rest = divmod(before * share + offset, 1 << _SHARE_BITS)
@@ -194,7 +189,7 @@ class _Shares:
 
 
 def _check_sources(sources: Any) -> dict[str, Source]:
-    """Returns the sources by name, in the order of their names."""
+    """Returns the sources sorted by name."""
     named = isinstance(sources, Mapping) and all(isinstance(name, str) for name in sources)
     if not named or not sources or not all(isinstance(source, Source) for source in sources.values()):
         raise ValueError(f"`sources` must be a dictionary of Source by name, at least one. Received: {sources!r}")

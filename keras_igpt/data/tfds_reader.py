@@ -1,4 +1,4 @@
-"""Random access to data sets that TensorFlow Datasets has prepared, without TensorFlow."""
+"""Random access to data sets prepared by TensorFlow Datasets, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import numpy.typing as npt
 
 from keras_igpt.data.image_files import ImageReader
 
-# A TFRecord is its length (8 bytes), a checksum of that (4), the data, and a checksum of those (4).
+# A TFRecord: length (8 bytes), checksum of the length (4), data, checksum of the data (4).
 _BEFORE, _AFTER = 12, 4
 
-# What the supported data sets are made of. TFDS imports the module of any other class that a folder names, and modules
-# are looked for in the current folder too.
+# Features of the supported data sets. TFDS would import whatever module a folder's metadata names.
 _FEATURES = frozenset(
     f"tensorflow_datasets.core.features.{name}"
     for name in (
@@ -29,24 +28,22 @@ _FEATURES = frozenset(
         "text_feature.Text",
     )
 )
-# Keys under which TFDS looks for the name of a class, that of older versions last, and those of a text that it parses
-# in turn.
+# Keys under which TFDS looks up class names (the last one is of older versions), and keys of nested JSON text.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 _NESTED_JSON_KEYS = ("jsonFeature", "json_feature", "content")
 
 
 def open_prepared(folder: Path) -> Any:
-    """Opens a data set that TensorFlow Datasets has prepared, running no code that its folder names.
+    """Opens a data set prepared by TensorFlow Datasets, without importing code that its metadata names.
 
     Args:
         folder: folder of one version, with `dataset_info.json` and `features.json`.
 
     Returns:
-        A `tensorflow_datasets` builder that only reads.
+        A read-only `tensorflow_datasets` builder.
 
     Raises:
-        ValueError: if the folder names features other than TFDS' own of images, labels and texts, or its JSON is
-            damaged.
+        ValueError: if the metadata are damaged, or name features other than TFDS' own images, labels and texts.
         ImportError: if tensorflow-datasets is absent.
     """
     try:
@@ -57,24 +54,24 @@ def open_prepared(folder: Path) -> Any:
         path = folder / name
         if not path.is_file():
             raise ValueError(f"`data_dir` must hold all files of the data set. Received: no {path}")
-        # `dataset_info.json` has types of another kind, and no features of older versions.
+        # In `dataset_info.json`, "type" means something else.
         keys = _CLASS_KEYS if name == "features.json" else _CLASS_KEYS[:2]
         try:
             foreign = sorted(set(_class_names(json.loads(path.read_text(encoding="utf-8")), keys)) - _FEATURES)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"`data_dir` must hold undamaged files. Received: {path}, which is no JSON ({error})"
+                f"`data_dir` must hold undamaged files. Received: {path}, which is not JSON ({error})"
             ) from error
         if foreign:
             raise ValueError(
-                "`data_dir` must hold a data set of TensorFlow Datasets' own image, label and text features; others "
-                f"could run code. Received: {path} with {', '.join(foreign)}"
+                "`data_dir` must hold a data set with TensorFlow Datasets' own image, label and text features only, "
+                f"since others could run code. Received: {path} with {', '.join(foreign)}"
             )
     return tensorflow_datasets.builder_from_directory(folder)
 
 
 def _class_names(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
-    """The names of all classes in a data set's metadata; a text within it is one too, for it could name others."""
+    """Yields all class names in a data set's metadata, and nested JSON texts, which could name more."""
     if isinstance(content, list):
         for part in content:
             yield from _class_names(part, keys)
@@ -89,10 +86,9 @@ def _class_names(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
 
 
 class TfdsReader(ImageReader):
-    """Reads the records of one split by number.
+    """Reads the records of one split by number, without TensorFlow.
 
-    TensorFlow is not imported, so none of its memory on a GPU is taken from another backend. TFRecord files do not say
-    where their records begin: their lengths are walked through once, when the reader is made.
+    TFRecord files have no index, so the record lengths are scanned once, on construction.
 
     Args:
         builder: a `tensorflow_datasets` builder of a prepared data set with the features `image` and `label`.
@@ -137,7 +133,7 @@ class TfdsReader(ImageReader):
                 raise ValueError(f"{len(record)} of {length} bytes")
             example = self._features.deserialize_example_np(record, decoders=self._decoders)
             return example["image"], int(example["label"])
-        # What a damaged record makes the parser raise is not documented.
+        # The parser does not document what it raises for damaged records.
         except Exception as error:
             raise ValueError(
                 f"`data_dir` must hold readable records. Received: {self.name(number)} ({error})"
@@ -152,12 +148,12 @@ class TfdsReader(ImageReader):
 
 
 def _record_offsets(path: Path, count: int) -> npt.NDArray[np.int64]:
-    """Where each of a TFRecord file's `count` records begins."""
+    """Returns the offsets of a TFRecord file's `count` records."""
     if not path.is_file():
         raise ValueError(f"`data_dir` must hold all files of the data set. Received: no {path}")
     offsets = []
     size, offset = os.path.getsize(path), 0
-    # The buffer is small on purpose: between two lengths lies a picture that nobody wants yet.
+    # Unbuffered: only the lengths are read, not the pictures between them.
     with open(path, "rb", buffering=0) as file:
         while offset + _BEFORE <= size:
             offsets.append(offset)

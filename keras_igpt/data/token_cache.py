@@ -1,4 +1,4 @@
-"""Tokens kept on disk, so that a large set is decoded once."""
+"""A token cache on disk, so that a large set is decoded once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from keras_igpt.data.image_files import ImageFiles
 from keras_igpt.palette.color_palette import ColorPalette, token_dtype
 from keras_igpt.support.files import new_mapped_array, remove, remove_partial, write_json
 
-# Of the files' layout; caches of another are made anew.
+# Version of the file layout; caches of other versions are rebuilt.
 _VERSION = 1
 
-# What a cache's folder may hold; any other is somebody else's.
+# A folder with any other file is not a cache, and is not overwritten.
 _ARRAYS = ("tokens.npy", "labels.npy")
 _FILES = {*_ARRAYS, "manifest.json", "progress.json"}
 
-# Pictures between two notes of how far the work has got.
+# Pictures between two updates of the progress file.
 _CHUNK = 2048
 
 Layout = tuple[np.dtype[Any], tuple[int, ...]]
@@ -37,28 +37,30 @@ Layout = tuple[np.dtype[Any], tuple[int, ...]]
 def cache_tokens(
     examples: ImageFiles | LabeledImages, palette: ColorPalette, folder: str | os.PathLike[str]
 ) -> LabeledTokens:
-    """Encodes a set at its centre squares once, and opens the tokens from disk ever after.
+    """Encodes a set's centre squares once; later calls open the tokens from disk.
 
-    The folder holds `tokens.npy`, `labels.npy` and `manifest.json`, which says what they were made of: pictures, their
-    size, split and version, and the palette. A cache of anything else, or one whose bytes have changed, is reported in
-    a warning and made anew. The work shows its progress, goes on where it was killed, and appears under its
-    name only when it is whole. Of several processes one does it and the others wait. A finished cache may lie where
-    nothing can be written.
+    The folder holds `tokens.npy`, `labels.npy` and `manifest.json`, which identifies the pictures and the palette. A
+    cache of other pictures, or one that is damaged, is rebuilt with a warning. An interrupted build resumes, and the
+    folder appears only when it is complete. If several processes call this, one builds and the others wait. A finished
+    cache may be read-only.
 
-    Classes that are known without reading the pictures, as those of folders are, are taken from `examples`: tokens do
-    not depend on them, and `labels.npy` holds those of the time when they were made.
+    Labels that are known without reading the pictures, such as those of folders, come from `examples`, not from
+    `labels.npy`.
 
     Args:
         examples: the set. ImageNet at 32x32 pixels takes 2.6 GB.
-        palette: its palette.
-        folder: folder of this one cache, one for each split.
+        palette: its `ColorPalette`.
+        folder: folder of the cache, a separate one for each split.
 
     Returns:
-        `LabeledTokens` mapped from the file.
+        `LabeledTokens`, memory-mapped.
 
     Raises:
-        ValueError: if a picture cannot be read or `folder` holds something else than a cache.
-        OSError: if there is not enough space, or nothing can be written where there is no such cache yet.
+        ValueError: if a picture cannot be read or `folder` is not a cache.
+        OSError: if the disk is full, or `folder` cannot be written and holds no such cache.
+
+    Warns:
+        UserWarning: if an existing cache is rebuilt.
 
     Example:
     ```python
@@ -71,13 +73,13 @@ def cache_tokens(
     key = _key(examples, palette)
     with _one_process(target) as refusal:
         if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= _FILES):
-            raise ValueError(f"`folder` must be a token cache or not exist yet. Received: {target}, another thing")
+            raise ValueError(f"`folder` must be a token cache or not exist yet. Received: {target}")
         fault = _fault(target, key)
         if fault is not None:
             if refusal is not None:
                 raise OSError(refusal.errno, f"{refusal.strerror}, and there is no such cache ({fault})", str(target))
             if target.exists():
-                warnings.warn(f"The token cache {target} is made anew: {fault}.", stacklevel=2)
+                warnings.warn(f"The token cache {target} is rebuilt: {fault}.", stacklevel=2)
             _build(examples, palette, target, key)
         tokens, labels = np.load(target / "tokens.npy", mmap_mode="r"), np.load(target / "labels.npy")
     known = _known_labels(examples)
@@ -111,14 +113,14 @@ def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[st
 
 
 def _fault(folder: Path, key: dict[str, Any]) -> str | None:
-    """Says why a folder is not the cache of `key`, or None if it is."""
+    """Returns why a folder is not the cache of `key`, or None if it is."""
     manifest = _read_json(folder / "manifest.json")
     made_of, checksums = manifest.get("made_of"), manifest.get("checksums")
     if not isinstance(made_of, dict) or not isinstance(checksums, dict) or checksums.keys() != set(_ARRAYS):
         return "its manifest is missing or cannot be read"
     changed = [name for name, value in key.items() if made_of.get(name) != value]
     if changed:
-        return f"it was made of another {' and '.join(changed)}"
+        return f"it was made from another {' and '.join(changed)}"
     for name, checksum in checksums.items():
         path = folder / name
         if not path.is_file():
@@ -146,12 +148,12 @@ def _build(examples: ImageFiles | LabeledImages, palette: ColorPalette, target: 
         bar.update(rows.stop)
     known = _known_labels(examples)
     if known is not None:
-        # Those of rows that were done before may have been others.
+        # Labels may have changed since the earlier rows were written.
         labels[:] = known
         labels.flush()
     checksums = {name: _checksum(partial / name) for name in _ARRAYS}
     write_json(partial / "manifest.json", {"made_of": key, "checksums": checksums})
-    # Wherever this is cut off, either a whole cache lies under the name or the finished work is found again.
+    # If this is interrupted, either a complete cache has the name or the finished build is found again.
     old = _beside(target, "replaced")
     remove(old)
     if target.exists():
@@ -169,8 +171,8 @@ def _layout(palette: ColorPalette, key: dict[str, Any]) -> dict[str, Layout]:
 
 
 def _unfinished(partial: Path, layout: dict[str, Layout], key: dict[str, Any]) -> tuple[list[np.memmap[Any, Any]], int]:
-    """Opens the arrays of unfinished work, or makes new ones; how many rows are done."""
-    # What a link points to is somebody else's.
+    """Opens the arrays of an unfinished build or creates new ones; returns them and the number of rows done."""
+    # Never write through a link.
     if partial.is_dir() and not any(path.is_symlink() for path in (partial, *partial.iterdir())):
         remove_partial(partial)
         state = _read_json(partial / "progress.json")
@@ -181,8 +183,8 @@ def _unfinished(partial: Path, layout: dict[str, Layout], key: dict[str, Any]) -
                 found = [(array.dtype, array.shape) for array in arrays]
                 if found != [*layout.values()]:
                     raise ValueError(f"arrays of another kind, {found}")
-            except (OSError, ValueError) as error:  # lost with the machine's power, say
-                warnings.warn(f"The unfinished token cache {partial} begins again: {error}.", stacklevel=4)
+            except (OSError, ValueError) as error:  # after a power failure, for example
+                warnings.warn(f"The unfinished token cache {partial} is restarted: {error}.", stacklevel=4)
             else:
                 return arrays, done
     remove(partial)
@@ -195,12 +197,12 @@ def _unfinished(partial: Path, layout: dict[str, Layout], key: dict[str, Any]) -
 
 
 def _beside(target: Path, purpose: str) -> Path:
-    """A hidden name that nobody else would use: what lies there may be deleted."""
+    """A hidden path beside the cache that only this module uses, so it may be deleted."""
     return target.with_name(f".{target.name}.tokens-{purpose}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Reads an object; an empty one where there is none or something else."""
+    """Reads a JSON object; returns an empty one if the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -218,20 +220,20 @@ def _checksum(path: Path) -> int:
 
 @contextmanager
 def _one_process(target: Path) -> Iterator[OSError | None]:
-    """Holds a lock that ends with the process, however that ends; gives the error where nothing can be written."""
-    import fcntl  # on POSIX systems only, as JAX's and TensorFlow's accelerators are
+    """Holds a lock that is released when the process ends; yields the error if the folder cannot be written."""
+    import fcntl  # POSIX only
 
     path = _beside(target, "lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Neither written to nor emptied.
+        # Opened without truncating or writing.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ValueError(f"`folder` must not have a link in the place of its lock. Received: {path}") from error
+            raise ValueError(f"`folder` must not have a link in place of its lock file. Received: {path}") from error
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        # What nobody can write to needs no lock.
+        # A read-only cache needs no lock.
         yield error
         return
     with open(descriptor, "rb"):

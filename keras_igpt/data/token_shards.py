@@ -1,4 +1,4 @@
-"""Tokens in shards: a folder of `.npy` files and a manifest, for sets of any size."""
+"""Token shards: a folder of `.npy` files and a manifest, for sets of any size."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FORMAT, _VERSION = "keras_igpt token shards", 1
 
 @dataclass(frozen=True)
 class TokenShard:
-    """What the manifest says of one shard.
+    """A shard's entry in the manifest.
 
     Attributes:
-        file: str. Name of its `.npy` file in the folder.
-        rows: int. Pictures in it.
-        crc32: int. Checksum of its tokens, which tells sets apart without reading them.
-        report: dict. Whatever else is to be kept, of types that JSON knows: where it came from, counts.
+        file: str. Name of the `.npy` file in the folder.
+        rows: int. Number of pictures.
+        crc32: int. Checksum of the tokens.
+        report: dict. Any other JSON values, such as origin and counts.
     """
 
     file: str
@@ -49,20 +49,20 @@ def write_token_shard(
     num_colors: int,
     report: dict[str, Any] | None = None,
 ) -> TokenShard:
-    """Writes one shard, whole or not at all. `write_token_manifest` makes a set of all shards.
+    """Writes one shard atomically. Call `write_token_manifest` after the last one.
 
     Args:
         folder: folder of the set.
-        file: str. Name of the file, which ends in `.npy`.
-        token_ids: integer array `(B, S * S)`; it may have no rows.
+        file: str. File name ending in `.npy`.
+        token_ids: integer array `(B, S * S)`; B may be 0.
         num_colors: int. Palette size `V`.
         report: dict. As in `TokenShard`.
 
     Returns:
-        `TokenShard`, what the manifest needs. `dataclasses.asdict` makes JSON of it.
+        `TokenShard`, for the manifest.
 
     Raises:
-        ValueError: if `file` is not such a name, or the tokens are not such.
+        ValueError: if `file` is not a plain `.npy` name, or the tokens have another shape or are out of range.
 
     Example:
     ```python
@@ -76,7 +76,7 @@ def write_token_shard(
     tokens = np.ascontiguousarray(tokens, token_dtype(num_colors))
     with whole_file(Path(folder) / file) as partial:
         np.save(partial, tokens)
-    # A view of bytes: an empty array has no buffer of its own shape.
+    # Flattened first, since empty arrays cannot be viewed as bytes in their shape.
     checksum = zlib.crc32(tokens.reshape(-1).view(np.uint8).data)
     return TokenShard(file, len(tokens), checksum, report or {})
 
@@ -88,17 +88,17 @@ def write_token_manifest(
     image_size: int,
     report: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the manifest that makes a set of the shards in a folder. It comes last: without it there is no set.
+    """Writes the manifest that completes a set of shards.
 
     Args:
         folder: folder of the set.
-        shards: what `write_token_shard` returned, in the order of their rows.
+        shards: results of `write_token_shard`, in row order.
         palette: `ColorPalette` of the tokens.
         image_size: int. Side `S` of the pictures.
-        report: dict. Whatever else is to be kept, of types that JSON knows.
+        report: dict. Any other JSON values.
 
     Raises:
-        ValueError: if a file is named twice, is missing, or there is no row in any.
+        ValueError: if a file is listed twice or missing, or all shards are empty.
 
     Example:
     ```python
@@ -127,24 +127,24 @@ def write_token_manifest(
 
 
 class TokenShards:
-    """Tokens of a set in shards, read when they are asked for; an array `(B, T)` of which only rows can be taken.
+    """Tokens `(B, T)` in shards, read from disk on indexing.
 
-    Opening reads the manifest and nothing else. Rows are read straight from their files, which are closed again: memory
-    use and the number of open files do not grow with the shards. Memory-mapped files would hold a descriptor each, and
-    a page fault reads ahead far more than the one row that a shuffled order asks for.
+    Opening reads only the manifest. Each read opens and closes its files, so memory use and open files do not grow with
+    the number of shards. Memory mapping would hold a descriptor per file and read ahead far more than the single rows
+    of a shuffled order.
 
     Args:
-        folder: folder that `write_token_manifest` has made a set of.
+        folder: folder completed by `write_token_manifest`.
 
     Attributes:
         palette: `ColorPalette` of the tokens.
         image_size: int. Side `S` of the pictures.
         shards: tuple of `TokenShard`.
-        report: dict, as `write_token_manifest` was given it.
+        report: dict. The `report` of `write_token_manifest`.
 
     Raises:
         FileNotFoundError: if the folder has no manifest.
-        ValueError: if the manifest is another one or damaged.
+        ValueError: if the manifest is damaged or of another kind.
 
     Example:
     ```python
@@ -175,9 +175,9 @@ class TokenShards:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"`folder` must have a whole {_MANIFEST}. Received: {path} ({error!r})") from error
         self.dtype = token_dtype(self.palette.num_colors)
-        # First row of each shard, and the end of the last.
+        # First row of each shard, then the total.
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        # Where the tokens begin in each file; 0 where the file has not been looked at.
+        # Where the tokens begin in each file; 0 until the file is checked.
         self._offsets = np.zeros(len(counts), np.int64)
         self._chosen: npt.NDArray[np.int64] | None = None
 
@@ -200,7 +200,7 @@ class TokenShards:
         return taken
 
     def join(self, other: Self) -> Self:
-        """Returns these rows followed by those of another set with the same palette and size, without reading them."""
+        """Returns these rows followed by another set's, which must have the same palette and size, without reading."""
         if (self.image_size, self.palette) != (other.image_size, other.palette):
             raise ValueError(f"`other` must have the palette and `image_size` of {self}. Received: {other}")
         joined = copy.copy(self)
@@ -213,7 +213,7 @@ class TokenShards:
         return joined
 
     def digest(self) -> str:
-        """Returns a hexadecimal digest of the tokens, by the checksums in the manifest, and of the palette."""
+        """Returns a hexadecimal digest of the manifest's checksums and the palette."""
         described = [[shard.rows, shard.crc32] for shard in self.shards]
         digest = hashlib.sha256(json.dumps([self.image_size, self.palette.get_config(), described]).encode())
         if self._chosen is not None:
@@ -224,14 +224,14 @@ class TokenShards:
         """Reads rows.
 
         Args:
-            rows: integer array `(B,)`, or a bool one that has a place for each row.
+            rows: integer array `(B,)`, or bool array with an entry for each row.
 
         Returns:
-            Array `(B, T)` of the smallest unsigned integers.
+            Array `(B, T)` of the smallest unsigned integer type.
 
         Raises:
-            IndexError: if there is no such row.
-            ValueError: if a file is missing or is not as the manifest says; the message names it.
+            IndexError: if a row is out of range.
+            ValueError: if a file is missing or contradicts the manifest.
         """
         wanted = self._checked_rows(rows)
         if self._chosen is not None:
@@ -241,7 +241,7 @@ class TokenShards:
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
         places = wanted - self._starts[shards]
         found = np.empty((len(wanted), self.shape[1]), self.dtype)
-        # Neighbours in a file are read at once.
+        # Consecutive rows of a file are read together.
         ends = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(shards) != 0)) + 1
         for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(wanted)], strict=True):
             if start < end:
@@ -260,7 +260,7 @@ class TokenShards:
         return wanted.astype(np.int64)
 
     def _read_run(self, shard: int, row: int, out: npt.NDArray[np.integer[Any]]) -> None:
-        """Fills `out` with rows of one shard, from a row on."""
+        """Fills `out` with consecutive rows of one shard, starting at `row`."""
         path = self._files[shard]
         try:
             with open(path, "rb", buffering=0) as file:
@@ -269,7 +269,7 @@ class TokenShards:
                 while len(target):
                     count = file.readinto(target)
                     if not count:
-                        raise ValueError("it has become shorter")
+                        raise ValueError("it was truncated")
                     target = target[count:]
             if int(out.max()) >= self.palette.num_colors:
                 raise ValueError(f"token {out.max()}, where the palette has {self.palette.num_colors} colours")
@@ -279,7 +279,7 @@ class TokenShards:
             ) from error
 
     def _offset(self, shard: int, file: FileIO) -> int:
-        """Where the tokens begin in a file, which is checked the first time."""
+        """Returns where the tokens begin in a file; checks the file the first time."""
         if not self._offsets[shard]:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):

@@ -1,4 +1,4 @@
-"""Rows of examples of any kind as tokens."""
+"""Reading rows of any kind of examples as tokens."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ LabeledPictureExamples = LabeledImages | LabeledTokens | ImageFiles
 PictureExamples = LabeledPictureExamples | UnlabeledImages | UnlabeledTokens
 Augmentation = PaddedCrop | RandomResizedCrop
 
-# With several threads: batches that wait for the model, so that a slow one does not hold it up.
+# Batches to prefetch with several threads, so that a slow one does not stall the model.
 _BATCHES_AHEAD = 10
 
 
 class TokenSource:
-    """Gives rows of any kind of examples as tokens. Pictures in memory are encoded once, here.
+    """Reads rows of any kind of examples as tokens. Pictures in memory are encoded once, on construction.
 
     Args:
         examples: `LabeledImages`, `LabeledTokens`, `ImageFiles`, `UnlabeledImages` or `UnlabeledTokens`.
         palette: `ColorPalette`; may be None for tokens.
         augmentation: `PaddedCrop`, `RandomResizedCrop` (of files only) or None.
-        name: str. What the caller calls the examples.
+        name: str. The caller's argument name, for errors.
 
     Attributes:
-        examples: what the rows are read from; pictures in memory as the tokens they became.
+        examples: the examples; pictures in memory are replaced by their tokens.
 
     Raises:
-        ValueError: if the arguments do not fit each other.
+        ValueError: if the arguments do not fit together.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class TokenSource:
 
     @property
     def labeled(self) -> bool:
-        """Whether there are classes."""
+        """Whether the examples have labels."""
         return isinstance(self.examples, LabeledExamples)
 
     @property
     def known_labels(self) -> Labels | None:
-        """Classes of all examples where no file has to be read for them, else None."""
+        """Labels of all examples if known without reading files, else None."""
         if isinstance(self.examples, ImageFiles):
             return self.examples.known_labels
         return self.examples.labels if isinstance(self.examples, LabeledTokens) else None
 
     def fingerprint(self) -> str:
-        """Returns what changes when the tokens or classes do."""
+        """Returns a digest that changes when the tokens or labels do."""
         digest = self.examples.digest()
         if self._files is None:
             return digest
@@ -96,14 +96,14 @@ class TokenSource:
         return hashlib.sha256(digest.encode() + self._palette.centroids.tobytes()).hexdigest()
 
     def thread_options(self, workers: int | None, most_ahead: int = _BATCHES_AHEAD) -> dict[str, int]:
-        """Returns what `keras.utils.PyDataset` takes, for so many threads or as many as are worth their while."""
+        """Returns `keras.utils.PyDataset` arguments for `workers` threads, or for a suitable number if None."""
         if workers is None:
             workers = 1 if self._files is None else self._files.threads
         workers = check_integer("workers", workers)
         return {"workers": workers, "max_queue_size": max(1, min(max(_BATCHES_AHEAD, 2 * workers), most_ahead))}
 
     def read(self, rows: npt.NDArray[np.int64], seed: int = 0, epoch: int = 0) -> tuple[TokenIds, Labels | None]:
-        """Returns token ids `(B, T)` and classes `(B,)` of these rows, as they are augmented in an epoch."""
+        """Returns token ids `(B, T)` and labels `(B,)` of some rows, with an epoch's augmentation."""
         labels: Labels | None = None
         if self._files is None:
             assert isinstance(self.examples, (LabeledTokens, UnlabeledTokens))
@@ -129,8 +129,8 @@ class TokenSource:
             )
         if isinstance(augmentation, RandomResizedCrop) and self._files is None:
             raise ValueError(
-                "`augmentation` may be RandomResizedCrop for pictures in files only: what is in memory has its size "
-                f"already. Received: {type(self.examples).__name__}"
+                "`augmentation` may be RandomResizedCrop for ImageFiles only; pictures in memory already have the "
+                f"model's size. Received: {type(self.examples).__name__}"
             )
         if isinstance(augmentation, PaddedCrop) and augmentation.padding >= self.image_size:
             raise ValueError(
@@ -149,10 +149,10 @@ def _check_palette(
                 f"Received: {palette.num_colors} colours"
             )
         if palette is not None and isinstance(examples, UnlabeledTokens) and examples.palette not in (None, palette):
-            raise ValueError(f"`palette` must be the one that `{name}` were made with. Received: another one")
+            raise ValueError(f"`palette` must be the one that `{name}` were encoded with. Received: a different one")
         return
     if palette is None:
-        raise ValueError("`palette` must be given to make tokens of images. Received: None")
+        raise ValueError("`palette` must be given to encode images. Received: None")
     if files is not None and files.image_size is None:
         raise ValueError(f"`{name}` must have an `image_size`. Received: ImageFiles with image_size=None")
     if files is not None and palette.num_channels != files.num_channels:

@@ -26,16 +26,13 @@ from keras_igpt.support.checks import check_integer
 
 @dataclass(frozen=True, eq=False, repr=False)
 class UnlabeledImages(Examples):
-    """Pictures without classes: of one size in memory, or in files.
-
-    Pre-training, scoring and features take them. What needs labels refuses them.
+    """Pictures without classes, in memory or in files: for pre-training, scoring and features.
 
     Args:
-        images: uint8 array `(B, H, W, C)`, or `ImageFiles`, whose classes are left aside; `load_unlabeled_folder` opens
-            folders.
+        images: uint8 array `(B, H, W, C)`, or `ImageFiles`, whose labels are ignored.
 
     Raises:
-        ValueError: if they are not such.
+        ValueError: if `images` has another type or shape.
 
     Example:
     ```python
@@ -59,10 +56,10 @@ class UnlabeledImages(Examples):
         return len(self.images)
 
     def digest(self) -> str:
-        """Returns a hexadecimal digest of the pictures; files are told apart as by `ImageFiles.digest`."""
+        """Returns a hexadecimal digest of the pictures; for files, one that depends on `ImageFiles.digest`."""
         if not isinstance(self.images, ImageFiles):
             return digest_of(self.images)
-        # Large sets with and without labels are shuffled differently: no run goes on from one with the other.
+        # Large sets with and without labels are shuffled differently: a run cannot resume from one with the other.
         return hashlib.sha256(f"unlabeled {self.images.digest()}".encode()).hexdigest()
 
     def take(self, rows: npt.ArrayLike) -> Self:
@@ -72,7 +69,7 @@ class UnlabeledImages(Examples):
         return type(self)(_joined(self.images, other.images))
 
     def encode(self, palette: ColorPalette) -> UnlabeledTokens:
-        """Turns the pictures into palette tokens in memory."""
+        """Encodes the pictures as palette tokens in memory."""
         images = self.images.load().images if isinstance(self.images, ImageFiles) else self.images
         return UnlabeledTokens(encode_images(images, palette), palette.num_colors)
 
@@ -82,12 +79,12 @@ class UnlabeledTokens(Examples):
     """Palette tokens of square pictures without classes: in memory, mapped from a file, or in shards.
 
     Args:
-        token_ids: integer array `(B, S * S)`, in raster order, of any integer type that holds them; or `TokenShards`,
-            which are read row by row: `UnlabeledTokens.open` makes them of a folder.
+        token_ids: integer array `(B, S * S)` in raster order, of any integer type; or `TokenShards`, which are read row
+            by row.
         num_colors: int. Palette size `V`.
 
     Raises:
-        ValueError: if they are not such.
+        ValueError: if the tokens have another shape or are out of range.
 
     Example:
     ```python
@@ -111,17 +108,17 @@ class UnlabeledTokens(Examples):
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Self:
-        """Opens a folder of token shards, whatever its size: nothing but the manifest is read.
+        """Opens a folder of token shards. Only the manifest is read.
 
         Args:
-            folder: a folder that `write_token_manifest` has made a set of.
+            folder: a folder completed by `write_token_manifest`.
 
         Returns:
             `UnlabeledTokens`.
 
         Raises:
             FileNotFoundError: if the folder has no manifest.
-            ValueError: if the manifest is another one or damaged.
+            ValueError: if the manifest is damaged or of another kind.
         """
         shards = TokenShards(folder)
         return cls(shards, shards.palette.num_colors)
@@ -139,11 +136,11 @@ class UnlabeledTokens(Examples):
 
     @property
     def palette(self) -> ColorPalette | None:
-        """The palette of tokens in shards; None for an array."""
+        """The palette of token shards; None for an array."""
         return self.token_ids.palette if isinstance(self.token_ids, TokenShards) else None
 
     def digest(self) -> str:
-        """Returns a hexadecimal digest of the tokens; of shards by the checksums in their manifest."""
+        """Returns a hexadecimal digest of the tokens; for shards, of their checksums."""
         return self.token_ids.digest() if isinstance(self.token_ids, TokenShards) else digest_of(self.token_ids)
 
     def take(self, rows: npt.ArrayLike) -> Self:
@@ -158,12 +155,12 @@ class UnlabeledTokens(Examples):
 
 
 def _taken(rows_of: Any, rows: npt.ArrayLike) -> Any:
-    """Rows of an array in memory, of files or of shards."""
+    """Takes rows of an array, files or shards."""
     return rows_of[np.asarray(rows)] if isinstance(rows_of, np.ndarray) else rows_of.take(rows)
 
 
 def _joined(first: Any, second: Any) -> Any:
-    """Two arrays, or two sets of files or shards, in one."""
+    """Concatenates two arrays, or two sets of files or shards."""
     in_memory = [isinstance(part, np.ndarray) for part in (first, second)]
     if any(in_memory):
         if not all(in_memory) or first.shape[1:] != second.shape[1:]:

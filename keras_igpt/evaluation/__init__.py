@@ -1,1 +1,1 @@
-"""What the features are good for: probes, few labels, and the paper's way to a result."""
+"""Evaluation: linear probes, low-data classification, hyperparameter studies and scaling laws."""

@@ -1,4 +1,4 @@
-"""Attention probabilities of one block, which the model's kernels never keep: which pixels a pixel looks at."""
+"""Attention probabilities of one block."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def attention_maps(
     head: int | None = None,
     position_mask: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Computes the attention probabilities of one block, for a few pictures to look at.
+    """Computes the attention probabilities of one block, for a few pictures.
 
-    Slow: nothing is compiled, and the whole `T x T` matrix of each head is in memory, 4 MiB at 1024 positions.
+    Slow: nothing is compiled, and each head's `T x T` matrix is in memory, 4 MiB at 1024 positions.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
-        inputs: pictures or token ids `(B, T)`, of all the kinds that `score` takes.
+        inputs: pictures or token ids `(B, T)`, as in `score`.
         layer: int in 0…L-1. The block.
         head: int in 0…N-1; all heads by default.
-        position_mask: bool array `(B, T)`, True where a pixel is hidden from a BERT model; none is by default.
+        position_mask: bool array `(B, T)`, True where a pixel is hidden from a BERT model; by default none.
 
     Returns:
-        float32 array `(B, N, T, T)`, or `(B, T, T)` of one head. Row i sums to one: how much position i attends to each
-        position. Position i of an autoregressive model predicts pixel i, and what it finds at position j is pixel
-        j - 1; at position 0 the start vector.
+        float32 array `(B, N, T, T)`, or `(B, T, T)` for one head. Row i, which sums to one, is the attention of
+        position i. In an autoregressive model, position i predicts pixel i, and the input at position j is pixel j - 1,
+        or the start vector at 0.
 
     Raises:
-        ValueError: if an argument is out of its range, or inputs do not fit the model.
+        ValueError: if an argument is out of range, or inputs do not fit the model.
 
     Example:
     ```python

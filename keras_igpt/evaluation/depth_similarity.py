@@ -1,4 +1,4 @@
-"""How much the features of different depths resemble each other."""
+"""Similarity of the features of different depths."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import numpy.typing as npt
 
 
 def depth_similarity(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Computes linear CKA between the features of every two depths.
+    """Computes linear CKA between the features of each pair of depths.
 
-    1 means equal up to rotation and scale. Neighbouring depths come close to it, which is why placing them side by side
-    adds little to a probe. With fewer pictures than a few times D the values are too high.
+    1 means equal up to rotation and scale. With fewer pictures than a few times D the values are too high.
 
     Args:
         features: float array `(B, depths, D)`, of `FeatureExtractor.extract`.
@@ -19,7 +18,7 @@ def depth_similarity(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
         float64 array `(depths, depths)`, symmetric, 1 on the diagonal; NaN for a depth whose features are constant.
 
     Raises:
-        ValueError: if the array is not such, or has fewer than two pictures.
+        ValueError: if the array has another shape or dtype, or fewer than two pictures.
 
     Example:
     ```python

@@ -24,14 +24,14 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabeledFeatures(LabeledExamples):
-    """Features of pictures at one or more depths and their classes, in memory or mapped from a file.
+    """Features of pictures at one or more depths, and labels; in memory or memory-mapped.
 
     Args:
         features: float32 array `(B, depths, D)`.
         labels: integer array `(B,)`.
 
     Raises:
-        ValueError: if the arrays are not such.
+        ValueError: if the arrays have other shapes.
 
     Example:
     ```python
@@ -69,31 +69,30 @@ class LabeledFeatures(LabeledExamples):
         return type(self)(np.concatenate([self.features, other.features]), np.concatenate([self.labels, other.labels]))
 
     def at(self, *positions: int) -> Float32Array:
-        """Returns the features `(B, D)` at one of the depths, by its place among them, or of several side by side."""
+        """Returns the features `(B, D)` of the depth at an index, or of several depths concatenated."""
         if len(positions) == 1:
             return self.features[:, positions[0]]
         return np.concatenate([self.features[:, position] for position in positions], axis=1)
 
 
 class FeatureExtractor(WholeStepModel):
-    """Computes the features f^l of chosen depths, pooled over positions inside the compiled graph.
+    """Computes the features f^l of chosen depths, pooled over positions on the device.
 
-    Only `(B, depths, D)` leaves the device. A BERT model's inputs are masked; a picture's mask is a function of the
-    model's `mask_seed` and of the picture.
+    A BERT model's inputs are masked; a picture's mask is a function of the model's `mask_seed` and the picture.
 
     Args:
-        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are read, never changed.
+        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
         layers: `"all"` for 0…L, or a sequence of depths.
-        which: `"normed"` (n^l, the paper's) or `"residual"` (the raw stream h^l).
+        which: `"normed"` (n^l, as in the paper) or `"residual"` (the residual stream h^l).
 
     Call arguments:
-        inputs: what the language model takes.
+        inputs: inputs of the language model.
 
     Returns:
         float32 tensor `(B, depths, D)`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
 
     Example:
     ```python
@@ -135,17 +134,17 @@ class FeatureExtractor(WholeStepModel):
         """Computes the features of pictures; files are decoded batch by batch.
 
         Args:
-            inputs: pictures or token ids, of all the kinds that `ImageGPTCausalLM.score` takes.
-            batch_size: int. Pictures that are computed together.
-            path: `.npy` file to write the features to instead of memory, shape `(depths, B, D)`; one of that name is
-                replaced when all is done. Those of ImageNet at 25 depths of 512 features take 63 GB.
+            inputs: pictures or token ids, as in `ImageGPTCausalLM.score`.
+            batch_size: int.
+            path: `.npy` file to write the features to instead of keeping them in memory, shape `(depths, B, D)`. An
+                existing file is replaced on completion. ImageNet's take 63 GB at 25 depths of 512 features.
 
         Returns:
-            float32 array `(B, depths, D)`, mapped from the file where there is one.
+            float32 array `(B, depths, D)`, memory-mapped if `path` is given.
 
         Raises:
-            ValueError: if an argument is out of its range, or inputs do not fit the model.
-            OSError: if there is not enough space for the file.
+            ValueError: if an argument is out of range, or inputs do not fit the model.
+            OSError: if the disk is full.
         """
         source = as_examples(self.language_model, inputs)
         hidden_dim = self.language_model.backbone.hidden_dim
@@ -158,7 +157,7 @@ class FeatureExtractor(WholeStepModel):
             palette=self.language_model.palette,
             purpose="extract",
         )
-        # Each depth is contiguous: regressions read one depth at a time.
+        # Depths first, since regressions read one depth at a time.
         shape = (len(self.depths), len(source), hidden_dim)
 
         def fill(features: Float32Array) -> None:
@@ -191,7 +190,7 @@ class FeatureExtractor(WholeStepModel):
             `LabeledFeatures`.
 
         Raises:
-            ValueError: if inputs and labels do not fit the model or each other, or there are no labels.
+            ValueError: if inputs do not fit the model or the labels, or there are no labels.
         """
         source = as_labeled_examples(self.language_model, examples, "examples")
         return LabeledFeatures(self.extract(source, batch_size, path), source.labels)

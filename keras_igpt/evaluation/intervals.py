@@ -1,4 +1,4 @@
-"""How far an accuracy can be trusted: intervals over test pictures and over seeds, and paired comparisons."""
+"""Confidence intervals of accuracies, over test pictures and over seeds, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the interval around it.
+    """An estimate with a confidence interval.
 
     Attributes:
         estimate: float.
@@ -35,18 +35,18 @@ class Interval:
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
     def as_percentages(self) -> str:
-        """Returns the interval of an accuracy as text: `"45.1% [44.1, 46.1]"`."""
+        """Formats an accuracy: `"45.1% [44.1, 46.1]"`."""
         return f"{100 * self.estimate:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two classifiers on the same test pictures.
+    """A comparison of two classifiers on the same test pictures.
 
     Attributes:
         difference: `Interval` of the first accuracy minus the second.
-        first_only: int. Pictures that only the first one gets right.
-        second_only: int. Pictures that only the second one gets right.
+        first_only: int. Pictures that only the first classifies correctly.
+        second_only: int. Pictures that only the second classifies correctly.
         p_value: float. McNemar's exact test of equal accuracies.
     """
 
@@ -63,18 +63,17 @@ class PairedComparison:
 def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     """Computes an accuracy and its bootstrap interval over test pictures.
 
-    The number of correct pictures in a resample of B is binomial, so that the percentile bootstrap needs no resampling:
-    its ends are the binomial's quantiles.
+    The number of correct pictures in a resample is binomial, so the percentile bootstrap is exact without resampling.
 
     Args:
-        correct: bool array `(B,)`: which test pictures were classified correctly.
+        correct: bool array `(B,)`, True where a test picture was classified correctly.
         confidence: float in (0, 1).
 
     Returns:
         An `Interval`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
         ImportError: if SciPy is absent.
 
     Example:
@@ -96,20 +95,20 @@ def compare_accuracies(
 ) -> PairedComparison:
     """Compares two classifiers on the same test pictures.
 
-    Two accuracies whose own intervals overlap can still differ clearly where both classifiers fail on the same
-    pictures; this looks at the pictures on which they disagree.
+    This looks at the pictures on which they disagree, so accuracies can differ clearly even if their own intervals
+    overlap.
 
     Args:
-        first: bool array `(B,)`: which pictures the first classifier gets right.
-        second: bool array `(B,)` of the second one, in the same order.
+        first: bool array `(B,)`, True where the first classifier is correct.
+        second: bool array `(B,)` of the second, in the same order.
         confidence: float in (0, 1), of the interval.
-        seed: int. Of the bootstrap's resamples.
+        seed: int. Seed of the bootstrap.
 
     Returns:
         A `PairedComparison`.
 
     Raises:
-        ValueError: if the arrays are not of the same pictures.
+        ValueError: if the arrays have different lengths or are not bool.
         ImportError: if SciPy is absent.
 
     Example:
@@ -137,10 +136,10 @@ def compare_accuracies(
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Computes the mean over seeds and Student's interval around it.
+    """Computes the mean over seeds and its Student's t interval.
 
     Args:
-        values: sequence of float, at least two: one result a seed.
+        values: sequence of at least two float, one result per seed.
         confidence: float in (0, 1).
 
     Returns:

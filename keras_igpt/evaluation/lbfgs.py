@@ -1,4 +1,4 @@
-"""L-BFGS: minimising a smooth convex function of many parameters on the host."""
+"""L-BFGS for smooth convex functions, on the host."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy.typing as npt
 Float64Array = npt.NDArray[np.float64]
 Objective = Callable[[Float64Array], tuple[float, Float64Array]]
 
-# Largest entry of the mean objective's gradient at which a fit counts as converged; scikit-learn's default.
+# Largest gradient entry of a converged fit; scikit-learn's default.
 _TOLERANCE = 1e-4
 
-# Share of the objective that a further step may be expected to gain. The gradient alone is small from the start where a
-# fit at a large C starts from one at a smaller C, however far the minimum is.
+# Largest expected gain of the next step, relative to the value, of a converged fit. The gradient alone does not
+# suffice: it is small from the start if a fit with large C starts from one with smaller C.
 _GAIN = 1e-5
 
-# Pairs of steps and changes of the gradient that L-BFGS remembers; scikit-learn's number.
+# Pairs of steps and gradient changes in memory, as in scikit-learn.
 _MEMORY = 10
 
 
@@ -32,14 +32,14 @@ def minimize(
     """Minimises a smooth convex function by L-BFGS with steps that meet the strong Wolfe conditions.
 
     Args:
-        objective: gives value, positive and to float32's precision, and gradient of an array.
+        objective: returns the value (positive, of float32 precision) and the gradient at a point.
         start: float64 array.
-        precondition: gives the product of a guess of the inverse Hessian with an array.
+        precondition: multiplies an array by an approximate inverse Hessian.
         max_iterations: int.
 
     Returns:
-        The last array, the iterations, and whether it converged: no entry of the gradient above 1e-4, and a next step
-        that promises at most 1e-5 of the value.
+        The final point, the iterations, and whether it converged: no gradient entry above 1e-4, and an expected gain of
+        at most 1e-5 of the value.
 
     Reference:
         [Liu & Nocedal, 1989, On the Limited Memory BFGS Method](https://doi.org/10.1007/BF01589116)
@@ -53,12 +53,12 @@ def minimize(
             return point, iteration, True
         found = _wolfe_step(objective, point, direction, value, gradient)
         if found is None:
-            if not memory:  # what is left is rounding
+            if not memory:  # only rounding errors are left
                 return point, iteration, False
             memory.clear()
             continue
         new_point, value, new_gradient = found
-        # The conditions that the step meets make the curvature along it positive.
+        # The Wolfe conditions guarantee positive curvature along the step.
         memory.append((new_point - point, new_gradient - gradient))
         point, gradient = new_point, new_gradient
     direction = -_inverse_hessian_product(gradient, memory, precondition)
@@ -97,9 +97,9 @@ def _wolfe_step(
     value: float,
     gradient: Float64Array,
 ) -> tuple[Float64Array, float, Float64Array] | None:
-    """Finds a point along a direction whose value and slope are enough lower; None where rounding hides it."""
+    """Finds a point along a direction that meets the strong Wolfe conditions; None if rounding prevents it."""
     slope = float(np.vdot(gradient, direction))
-    # Float32 cannot tell values apart that are nearer than this; then the slope decides.
+    # Float32 cannot resolve smaller differences; then the slope decides.
     rounding = 1e-7 * max(1.0, abs(value))
     low: tuple[float, float, float] = (0.0, value, slope)
     high: tuple[float, float, float] | None = None
@@ -108,7 +108,7 @@ def _wolfe_step(
         trial = point + length * direction
         trial_value, trial_gradient = objective(trial)
         trial_slope = float(np.vdot(trial_gradient, direction))
-        too_high = not trial_value <= value + 1e-4 * length * slope + rounding  # not a number is too high
+        too_high = not trial_value <= value + 1e-4 * length * slope + rounding  # True for NaN
         if not too_high and abs(trial_slope) <= 0.9 * abs(slope):
             return trial, trial_value, trial_gradient
         if too_high or trial_slope > 0:
@@ -120,7 +120,7 @@ def _wolfe_step(
 
 
 def _between(low: tuple[float, float, float], high: tuple[float, float, float]) -> float:
-    """The minimum of the cubic through lengths, values and slopes of two points, kept off both ends."""
+    """Returns the minimum of the cubic through two points' values and slopes, kept away from both ends."""
     (start, start_value, start_slope), (end, end_value, end_slope) = low, high
     width = end - start
     first = start_slope + end_slope - 3 * (end_value - start_value) / width

@@ -1,4 +1,4 @@
-"""The paper's search: learning rates from large to small, until the result worsens."""
+"""The paper's learning rate search: from large to small until the result worsens."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ except ImportError as error:
 
 from keras_igpt.support.checks import check_positive_numbers
 
-# The paper's list, which it does not print to its end.
+# The paper gives the start of this list only.
 LEARNING_RATES = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003)
 
 
 class DescendingLearningRateOracle(keras_tuner.Oracle):
-    """Tries learning rates from large to small and stops once the objective is worse than at the rate before.
+    """Tries learning rates from large to small and stops when the objective is worse than at the previous rate.
 
-    Trials of rates that are too high diverge, have no score and are passed over. The hyperparameter is called
-    `learning_rate`. With another oracle `beside` it, the rates are descended again for each setting that one proposes,
-    and it is told the best result of each descent.
+    Diverged trials have no score and are skipped. The hyperparameter is called `learning_rate`. If `beside` is given,
+    the descent is repeated for each setting that it proposes, and scored by its best result.
 
     Args:
-        objective: str or `keras_tuner.Objective`. What is compared, such as `"val_loss"`.
-        learning_rates: sequence of float, falling.
-        beside: a `keras_tuner.Oracle` with hyperparameters of its own, all declared, such as
-            `keras_tuner.oracles.GridSearchOracle`. One that draws at random needs a seed, if the search is to be
-            resumed: a positive one, for KerasTuner takes 0 for none.
+        objective: str or `keras_tuner.Objective`, such as `"val_loss"`.
+        learning_rates: sequence of float, decreasing.
+        beside: a `keras_tuner.Oracle` with other, declared hyperparameters, such as
+            `keras_tuner.oracles.GridSearchOracle`. To resume a search, a random one needs a positive seed, since
+            KerasTuner treats 0 as none.
 
     Raises:
-        ValueError: if `learning_rates` are none, not positive or do not fall, or `beside` is not an oracle of the same
-            objective with other hyperparameters.
+        ValueError: if `learning_rates` are empty, not positive or not decreasing, or `beside` has another objective or
+            no other hyperparameters.
         ImportError: if KerasTuner is absent.
 
     Example:
@@ -73,7 +72,7 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
             hyperparameters=hyperparameters,
             allow_new_entries=False,
             tune_new_entries=False,
-            # However many rates are too high, the next one may do.
+            # Any number of rates may be too high.
             max_consecutive_failed_trials=-1,
             seed=1,
         )
@@ -85,7 +84,7 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
         self._descent: list[str] = []
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Returns the next rate, in the setting at hand or in a new one; KerasTuner calls this."""
+        """Returns the next rate, for the current setting or a new one; called by KerasTuner."""
         if self._is_over():
             if self.beside is None:
                 return {"status": "STOPPED"}
@@ -112,12 +111,12 @@ class DescendingLearningRateOracle(keras_tuner.Oracle):
         return worse or len(self._descent) == len(self.learning_rates)
 
     def _scores(self) -> list[float]:
-        """Scores of the descent's trials that ended well, in their order."""
+        """Returns the scores of the descent's completed trials, in order."""
         trials = (self.trials[trial_id] for trial_id in self._descent)
         return [trial.score for trial in trials if trial.status == "COMPLETED"]
 
     def _report(self) -> None:
-        """Tells the other oracle how its setting did at the best rate."""
+        """Reports the best result of the descent to the other oracle."""
         scores = self._scores()
         if scores:
             best = max(scores) if self.objective.direction == "max" else min(scores)

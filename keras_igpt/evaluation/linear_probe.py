@@ -1,4 +1,4 @@
-"""Linear probes: how much of the classes can be read off the features of each depth."""
+"""Linear probes on the features of each depth."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _SOLVER = "L-BFGS, multinomial, L2 penalty, standardised features"
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What validation chose for the features of one depth, or of several side by side; see `LogisticFit`.
+    """The probe of one depth, or of several concatenated; see `LogisticFit`.
 
     Attributes:
         layers: tuple of int in 0…L. The depth or depths.
         regularization_strength: float. The chosen C.
         validation_accuracy: float in 0…1, of the fit on train alone.
         iterations: int. L-BFGS iterations of the refit on train and validation.
-        converged: bool. Whether the refit and all fits that chose C did.
+        converged: bool. Whether the refit and all fits for choosing C converged.
     """
 
     layers: tuple[int, ...]
@@ -54,12 +54,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What was chosen on validation.
+    """The choices made on validation.
 
     Attributes:
-        layers: tuple of `LayerReport`, by depth as asked for.
-        best_layer: int. Depth of the best validation accuracy, the lower one of a tie.
-        concatenation: `LayerReport` of the depths around the best one side by side, or None.
+        layers: tuple of `LayerReport`, in the order requested.
+        best_layer: int. Depth with the best validation accuracy, the lowest in a tie.
+        concatenation: `LayerReport` of the concatenated depths around the best one, or None.
     """
 
     layers: tuple[LayerReport, ...]
@@ -69,12 +69,12 @@ class ValidationReport:
 
 @dataclass(frozen=True)
 class FinalReport:
-    """What the refits on train and validation scored on test. Nothing was chosen by it.
+    """Test accuracies of the refits on train and validation.
 
     Attributes:
         num_test: int. Test pictures.
         accuracies: dict of float in 0…1 by depth.
-        concatenation: float in 0…1 of the depths side by side, or None.
+        concatenation: float in 0…1 of the concatenated depths, or None.
     """
 
     num_test: int
@@ -84,21 +84,21 @@ class FinalReport:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What a linear probe did, enough to repeat it.
+    """Settings and results of a linear probe.
 
     Attributes:
         chosen_on_validation: `ValidationReport`.
-        final_on_test: `FinalReport` of the last set scored, or None before.
+        final_on_test: `FinalReport` of the last set scored, or None.
         model: dict. Kind and sizes of the language model.
         which: `"normed"` or `"residual"`.
-        pooling: str. How positions become one.
+        pooling: str. Pooling over positions.
         solver: str. Method of the regression.
-        strengths: tuple of float. The values of C that were tried.
-        max_iterations: int. L-BFGS iterations at most.
+        strengths: tuple of float. Candidate values of C.
+        max_iterations: int. Maximum number of L-BFGS iterations.
         num_train: int. Training pictures.
         num_validation: int. Validation pictures.
         num_classes: int.
-        mask_seed: int. Of a BERT model's masks; None where nothing is random.
+        mask_seed: int. Seed of a BERT model's masks; None for other models.
         backend: str. Keras' backend.
     """
 
@@ -118,19 +118,15 @@ class ProbeReport:
 
     @property
     def best_layer(self) -> int:
-        """Depth that validation chose."""
+        """Depth with the best validation accuracy."""
         return self.chosen_on_validation.best_layer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report as JSON, whole or not at all.
-
-        Args:
-            path: file to write.
-        """
+        """Writes the report as JSON, atomically."""
         write_json(path, asdict(self))
 
     def plot(self) -> Figure:
-        """Draws accuracy against depth on validation and, once scored, on test; the chosen depth is ringed.
+        """Plots accuracy against depth on validation and, if scored, on test; the chosen depth is ringed.
 
         Returns:
             A Matplotlib figure.
@@ -157,25 +153,25 @@ class ProbeReport:
 
 
 class LinearProbe:
-    """Reads classes off the frozen features of every depth with logistic regression.
+    """Predicts classes from the frozen features of every depth by logistic regression.
 
     Features are f^l, means over positions of the normed input of block l; l = L is the final norm's output. They are
-    computed once, without augmentation. A BERT model's inputs are masked, as in training. The model is not changed.
+    computed once, without augmentation. A BERT model's inputs are masked, as in training.
 
     Args:
-        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`, trained or not.
+        language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
         layers: `"all"` for 0…L, or a sequence of depths.
-        which: `"normed"`, the paper's, or `"residual"` for the raw stream h^l.
-        concatenate: int. Besides the single depths, so many of them side by side, those centred on the best one (moved
-            inwards at the ends); an odd number. The paper has 5, for iGPT-XL alone. None for single depths only.
+        which: `"normed"`, as in the paper, or `"residual"` for the residual stream h^l.
+        concatenate: int. Also probe this many concatenated depths, centred on the best one; odd. The paper uses 5, for
+            iGPT-XL only. None for single depths only.
         strengths: sequence of float. Values of C to choose from on validation.
-        max_iterations: int. L-BFGS iterations at most.
-        batch_size: int. Pictures whose features are computed together.
-        folder: folder for files of features (`train.npy`, `validation.npy`, `test.npy`) where memory is too small for
-            them: `4 · B · depths · D` bytes. None keeps them in memory.
+        max_iterations: int. Maximum number of L-BFGS iterations.
+        batch_size: int. Batch size of feature extraction.
+        folder: folder for feature files (`train.npy`, `validation.npy`, `test.npy`) of `4 · B · depths · D` bytes. None
+            keeps features in memory.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
 
     Example:
     ```python
@@ -219,7 +215,7 @@ class LinearProbe:
 
     @property
     def report(self) -> ProbeReport:
-        """What `fit` did, and `score` found; raises `ValueError` before `fit`."""
+        """The results of `fit` and `score`; raises `ValueError` before `fit`."""
         self._fitted()
         assert self._report is not None
         return self._report
@@ -228,7 +224,7 @@ class LinearProbe:
         """Computes the pooled features of the chosen depths.
 
         Args:
-            inputs: pictures or token ids, of all the kinds that `ImageGPTCausalLM.score` takes.
+            inputs: pictures or token ids, as in `ImageGPTCausalLM.score`.
 
         Returns:
             float32 array `(B, len(layers), D)`.
@@ -239,18 +235,18 @@ class LinearProbe:
         return self._extractor.extract(inputs, self._batch_size)
 
     def fit(self, train: LabeledPictures, validation: LabeledPictures) -> Self:
-        """Fits one regression a depth: C chosen on validation, then refitted on train and validation.
+        """Fits one regression per depth: chooses C on validation, then refits on train and validation.
 
         Args:
             train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of images or token ids and integer labels
                 `(B,)`.
-            validation: the same of other pictures; they also choose the best depth.
+            validation: the same, for choosing C and the best depth.
 
         Returns:
             The probe itself.
 
         Raises:
-            ValueError: if inputs and labels do not fit.
+            ValueError: if inputs do not fit the model or the labels.
         """
         language_model = self._extractor.language_model
         parts = {"train": train, "validation": validation}
@@ -280,16 +276,16 @@ class LinearProbe:
         return self
 
     def score(self, test: LabeledPictures) -> dict[int, float]:
-        """Computes the accuracy of every depth, and notes it in the report.
+        """Computes the accuracy of every depth and adds it to the report.
 
         Args:
             test: as in `fit`.
 
         Returns:
-            Accuracy in 0…1 by depth. That of the depths side by side is in `report.final_on_test.concatenation`.
+            Accuracy in 0…1 by depth. That of concatenated depths is in `report.final_on_test.concatenation`.
 
         Raises:
-            ValueError: if the probe is not fitted, or inputs and labels do not fit.
+            ValueError: if the probe is not fitted, or inputs do not fit the model or the labels.
         """
         fits = self._fitted()
         examples = self._extract("test", as_labeled_examples(self._extractor.language_model, test, "test"))
@@ -307,13 +303,13 @@ class LinearProbe:
 
         Args:
             inputs: as in `features`.
-            layer: int. The depth; the best one on validation by default.
+            layer: int. The depth; by default the best one on validation.
 
         Returns:
             Array `(B,)` of labels.
 
         Raises:
-            ValueError: if the probe is not fitted, or not at that depth.
+            ValueError: if the probe is not fitted, or not for that depth.
         """
         fits = self._fitted()
         layer = self.report.best_layer if layer is None else check_integer("layer", layer, 0)
@@ -324,13 +320,12 @@ class LinearProbe:
     def _fitted(self) -> dict[tuple[int, ...], LogisticFit]:
         if self._fits is None:
             raise ValueError(
-                "The probe must be fitted before it is read: call `fit(train, validation)`. "
-                "Received: an unfitted LinearProbe"
+                "The probe must be fitted first: call `fit(train, validation)`. Received: an unfitted LinearProbe"
             )
         return self._fits
 
     def _positions(self, layers: tuple[int, ...]) -> list[int]:
-        """Places of depths among those of the features."""
+        """Indices of depths among the extracted ones."""
         return [self._extractor.depths.index(layer) for layer in layers]
 
     def _extract(self, name: str, examples: LabeledPictureExamples) -> LabeledFeatures:
@@ -338,7 +333,7 @@ class LinearProbe:
         return self._extractor.extract_labeled(examples, self._batch_size, path)
 
     def _around(self, best: int, count: int) -> tuple[int, ...]:
-        """The `count` depths centred on the best one."""
+        """Returns `count` depths centred on the best one, shifted inwards at the ends."""
         depths = sorted(self._extractor.depths)
         first = min(max(depths.index(best) - count // 2, 0), len(depths) - count)
         return tuple(depths[first : first + count])

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression by L-BFGS, with its large matrix products on the Keras backend."""
+"""Multinomial logistic regression by L-BFGS, with large matrix products on the Keras backend."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from keras_igpt.support.checks import check_integer, check_positive_numbers
 Float32Array = npt.NDArray[np.float32]
 Examples = tuple[Float32Array, npt.NDArray[Any]]
 
-# Ours: decades around the values that features of 512 to 1536 dimensions prefer. The paper does not state its own.
+# Decades around the best values for 512 to 1536 features. The paper does not state its grid.
 REGULARIZATION_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 
-# Rows whose logits exist at once: 32 MB of them with a thousand classes.
+# Rows per chunk: 32 MB of logits with a thousand classes.
 _CHUNK_ROWS = 8192
 
-# Rows that tell how features vary together, and columns of which all pairs are looked at.
+# Rows used to estimate covariances, and block width of the covariance matrix.
 _PRECONDITIONING_ROWS = 16384
 _PRECONDITIONING_WIDTH = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class LogisticFit:
-    """A multinomial logistic regression whose strength was chosen on validation.
+    """A multinomial logistic regression with C chosen on validation.
 
     Attributes:
         classes: array `(K,)`. Labels in increasing order.
-        mean: float32 array `(D,)`. What is taken from the features first.
-        scale: float32 array `(D,)`. What they are divided by then.
+        mean: float32 array `(D,)`. Subtracted from the features.
+        scale: float32 array `(D,)`. Divides the centred features.
         coefficients: float64 array `(K, D)`, of standardised features.
         intercept: float64 array `(K,)`.
-        regularization_strength: float. The chosen C, the inverse of the penalty's weight against the summed loss.
-        strengths: tuple of float. The values of C that were tried, increasing.
+        regularization_strength: float. The chosen C, the inverse weight of the penalty relative to the summed loss.
+        strengths: tuple of float. Candidate values of C, increasing.
         validation_accuracies: tuple of float in 0…1, by strength, each of the fit on train alone.
-        iterations: int. L-BFGS iterations of the fit that is kept.
-        converged: bool. Whether it and all fits that chose C ended by their tolerance.
+        iterations: int. L-BFGS iterations of the final fit.
+        converged: bool. Whether the final fit and all fits for choosing C converged.
     """
 
     classes: npt.NDArray[Any]
@@ -59,7 +59,7 @@ class LogisticFit:
 
     @property
     def validation_accuracy(self) -> float:
-        """Accuracy in 0…1 on validation of the chosen strength's fit on train alone."""
+        """Validation accuracy in 0…1 of the chosen strength, fitted on train alone."""
         return self.validation_accuracies[self.strengths.index(self.regularization_strength)]
 
     def predict(self, features: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -72,7 +72,7 @@ class LogisticFit:
             Array `(B,)` of labels.
 
         Raises:
-            ValueError: if the features do not fit or are not finite.
+            ValueError: if the features have another shape or are not finite.
         """
         inputs = _check_features("features", features)
         if inputs.shape[1] != len(self.mean):
@@ -91,7 +91,7 @@ class LogisticFit:
             float in 0…1.
 
         Raises:
-            ValueError: if features and labels do not fit.
+            ValueError: if features and labels do not fit together.
         """
         inputs, expected = check_examples("test", features, labels)
         return float((self.predict(inputs) == expected).mean())
@@ -104,32 +104,31 @@ def fit_logistic_regression(
     max_iterations: int = 1000,
     refit: bool = True,
 ) -> LogisticFit:
-    """Fits multinomial logistic regression by L-BFGS: strength chosen on validation, then refitted on both.
+    """Fits multinomial logistic regression by L-BFGS: chooses C on validation, then refits on train and validation.
 
-    The objective is that of scikit-learn's `LogisticRegression`: the mean cross-entropy plus half the sum of squared
-    coefficients over C·B, intercepts free (for two classes the square of the coefficients' difference is penalised).
-    So is the tolerance, 1e-4 on the largest entry of the gradient; in addition, the next step must not promise more
-    than 1e-5 of the value. L-BFGS starts from the inverse Hessian at zero instead of the identity, which takes some 30
-    iterations instead of over a thousand where features vary little in some directions. Each fit starts from the one
-    before.
+    The objective is that of scikit-learn's `LogisticRegression`: mean cross-entropy plus half the sum of squared
+    coefficients over C·B, without penalty on intercepts (with two classes, the coefficients' difference is penalised).
+    A fit has converged when the largest gradient entry is at most 1e-4, scikit-learn's tolerance, and the next step's
+    expected gain at most 1e-5 of the value. L-BFGS is preconditioned with the inverse Hessian at zero, which takes some
+    30 iterations instead of over a thousand for ill-conditioned features. Each fit starts from the previous one.
 
     Features are standardised with the statistics of the fitted set, so that C means the same at every depth. The paper
-    states the solver, but neither this nor the strengths.
+    states neither this nor its values of C.
 
-    One float32 copy of the features is on the device; logits exist for 8,192 rows at a time.
+    The device holds one float32 copy of the features, and the logits of 8,192 rows at a time.
 
     Args:
         train: features `(B, D)` and labels `(B,)`.
         validation: the same of other examples.
-        strengths: sequence of float. Values of C to try; the smallest of equally good ones is taken.
-        max_iterations: int. L-BFGS iterations of each fit at most.
-        refit: bool. Whether the chosen strength is fitted again on train and validation; False keeps the fit on train.
+        strengths: sequence of float. Values of C to try; in a tie the smallest is taken.
+        max_iterations: int. Maximum number of L-BFGS iterations of each fit.
+        refit: bool. Whether to refit on train and validation with the chosen C; False keeps the fit on train.
 
     Returns:
         A `LogisticFit`.
 
     Raises:
-        ValueError: if shapes do not fit, there are fewer than two classes, validation has a class that train has not,
+        ValueError: if shapes do not match, there are fewer than two classes, validation has a class that train lacks,
             or features are not finite.
 
     Example:
@@ -176,7 +175,7 @@ def fit_logistic_regression(
     strength = values[int(np.argmax(accuracies))]
 
     if refit:
-        del objective, held_out  # two copies of the features on the device would be one too many
+        del objective, held_out  # frees the first copy of the features on the device
         mean, scale = _statistics([train_features, validation_features])
         both = _Objective(parts, mean, scale, len(classes))
         chosen, chosen_iterations, ended = _fit(both, hessian, strength, chosen, max_iterations)
@@ -196,12 +195,12 @@ def fit_logistic_regression(
 
 
 def check_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
-    """Returns values of C in increasing order, or says what is wrong with them."""
+    """Returns values of C in increasing order; raises ValueError if they are not positive numbers."""
     return tuple(sorted(check_positive_numbers("strengths", strengths)))
 
 
 def check_classes(train_labels: npt.NDArray[Any], validation_labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns the classes in increasing order, or says why they cannot be learned and chosen with."""
+    """Returns the classes in increasing order; raises ValueError for too few or for unknown validation classes."""
     classes = np.unique(train_labels)
     if len(classes) < 2:
         raise ValueError(
@@ -209,12 +208,12 @@ def check_classes(train_labels: npt.NDArray[Any], validation_labels: npt.NDArray
         )
     unknown = np.setdiff1d(validation_labels, classes)
     if len(unknown):
-        raise ValueError(f"`validation` must have classes that `train` has too. Received: {unknown[:5].tolist()}")
+        raise ValueError(f"`validation` must have no other classes than `train`. Received: {unknown[:5].tolist()}")
     return classes
 
 
 def check_examples(name: str, features: npt.ArrayLike, labels: npt.ArrayLike) -> Examples:
-    """Returns features as float32 `(B, D)` and labels `(B,)`, or says what is wrong with them."""
+    """Returns features as float32 `(B, D)` and labels `(B,)`; raises ValueError for other shapes."""
     inputs, classes = _check_features(name, features), np.asarray(labels)
     if classes.shape != inputs.shape[:1]:
         raise ValueError(
@@ -240,14 +239,14 @@ def _slices(count: int) -> Iterator[slice]:
 
 
 def _statistics(parts: Sequence[Float32Array]) -> tuple[Float32Array, Float32Array]:
-    """Mean and standard deviation of each feature over all parts; 1 for the deviation of what does not vary."""
+    """Returns each feature's mean and standard deviation over all parts; the latter is 1 for constant features."""
     count = sum(map(len, parts))
     mean = sum(part[rows].sum(axis=0, dtype=np.float64) for part in parts for rows in _slices(len(part))) / count
     squares = sum(
         np.square(part[rows] - mean, dtype=np.float64).sum(axis=0) for part in parts for rows in _slices(len(part))
     )
     deviation = np.sqrt(squares / count)
-    # What is left of a constant by float32's rounding would become noise of deviation 1.
+    # Otherwise float32 rounding of a constant would be scaled to noise of deviation 1.
     varies = deviation > 1e-6 * np.abs(mean)
     return mean.astype(np.float32), np.where(varies, deviation, 1.0).astype(np.float32)
 
@@ -259,10 +258,9 @@ def _standardize(features: Float32Array, mean: Float32Array, scale: Float32Array
 
 
 def _chunks(features: Float32Array, mean: Float32Array, scale: Float32Array) -> Iterator[tuple[Any, int]]:
-    """Yields standardised rows on the device and how many they are; rows of zeros fill the last chunk.
+    """Yields standardised rows on the device, with a column of ones for the intercept, and their number.
 
-    A last column of ones makes the intercept one of the coefficients. Few sizes are compiled: whole chunks, or the next
-    power of two of a set that is smaller.
+    The last chunk is padded with zeros. To compile few shapes, small sets are padded to a power of two.
     """
     size = min(_CHUNK_ROWS, 1 << (len(features) - 1).bit_length())
     for rows in _slices(len(features)):
@@ -273,18 +271,18 @@ def _chunks(features: Float32Array, mean: Float32Array, scale: Float32Array) -> 
         yield ops.convert_to_tensor(chunk), count
 
 
-# === What the device computes ===
+# === On the device ===
 
 
 def _losses_and_gradient(features: Any, labels: Any, parameters: Any, gradient: Any) -> tuple[Any, Any]:
-    """The cross-entropy of each row, and `gradient` plus that of their sum; rows of zeros add nothing to it."""
+    """Returns each row's cross-entropy, and `gradient` plus that of their sum; padding does not contribute to it."""
     logits = ops.matmul(features, ops.transpose(parameters))
     shifted = logits - row_max(logits)
     exponentials = ops.exp(shifted)
     total = row_sum(exponentials)
     expected = ops.one_hot(labels, parameters.shape[0], dtype="float32")
     losses = ops.log(total) - row_sum(expected * shifted)
-    # This way round the small matrix is the one that is transposed: a third of the time in PyTorch.
+    # Transposing the small factor takes a third of the time in PyTorch.
     return losses[:, 0], gradient + ops.matmul(ops.transpose(exponentials / total - expected), features)
 
 
@@ -293,14 +291,14 @@ def _most_likely(features: Any, parameters: Any) -> Any:
 
 
 def _predict(chunks: Iterator[tuple[Any, int]] | list[tuple[Any, int]], parameters: Float64Array) -> Any:
-    """Indices of the most likely classes, int array `(B,)`."""
+    """Returns indices of the most likely classes, int array `(B,)`."""
     on_device = ops.convert_to_tensor(parameters.astype(np.float32))
     predict = compiled(_most_likely)
     return np.concatenate([ops.convert_to_numpy(predict(rows, on_device))[:count] for rows, count in chunks])
 
 
 class _Objective:
-    """The mean cross-entropy of rows that lie on the device, and its gradient, by parameters `(K, D + 1)`."""
+    """The mean cross-entropy of rows on the device, and its gradient, for parameters `(K, D + 1)`."""
 
     def __init__(
         self,
@@ -325,7 +323,7 @@ class _Objective:
         for chunk, labels, count in self._chunks:
             chunk_losses, gradient = step(chunk, labels, on_device, gradient)
             losses.append((chunk_losses, count))
-        # Row by row, and added in float64: a float32 sum of many rows would be too coarse for the line search.
+        # Summed in float64; a float32 sum would be too coarse for the line search.
         total = sum(ops.convert_to_numpy(rows)[:count].sum(dtype=np.float64) for rows, count in losses)
         return float(total) / self.count, ops.convert_to_numpy(gradient).astype(np.float64) / self.count
 
@@ -358,10 +356,10 @@ class _HessianAtZero:
             self._blocks.append((columns, np.maximum(variances, 0.0), directions))
 
     def solve(self, gradient: Float64Array, penalty: float) -> Float64Array:
-        """The inverse Hessian's product with a gradient `(K, D + 1)`."""
+        """Multiplies a gradient `(K, D + 1)` by the inverse Hessian."""
         product = np.empty_like(gradient)
         for columns, variances, directions in self._blocks:
-            # Where there are fewer rows than columns, no variance is left in the other directions.
+            # With fewer rows than columns, the remaining directions have zero variance.
             part = gradient[:, columns]
             excess = 1 / (variances / self._num_classes + penalty) - 1 / penalty
             product[:, columns] = part / penalty + ((part @ directions.T) * excess) @ directions
@@ -372,8 +370,8 @@ class _HessianAtZero:
 def _fit(
     data_loss: _Objective, hessian: _HessianAtZero, strength: float, start: Float64Array, max_iterations: int
 ) -> tuple[Float64Array, int, bool]:
-    """Minimises the penalised loss at one C; parameters, iterations, and whether it converged."""
-    # Two classes are one difference w of coefficients ±w/2 whose squares add up to half of w's.
+    """Minimises the penalised loss for one C; returns parameters, iterations, and whether it converged."""
+    # With two classes the coefficients are ±w/2, whose squares sum to half of w's.
     penalty = (2.0 if data_loss.num_classes == 2 else 1.0) / (strength * data_loss.count)
 
     def objective(parameters: Float64Array) -> tuple[float, Float64Array]:

@@ -1,4 +1,4 @@
-"""Classification from few labels: logistic regression on the frozen features of random subsets."""
+"""Low-data classification: logistic regression on the frozen features of random subsets."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ RAW_PIXELS = "raw pixels"
 
 @dataclass(frozen=True)
 class LowDataLine:
-    """Test accuracy of one kind of features from so many labels a class, over random subsets.
+    """Test accuracies over random subsets, for one kind of features and one number of labels per class.
 
     Attributes:
         features: str. `"features"` of the model or `"raw pixels"`.
         labels_per_class: int.
-        layer: int in 0…L. Depth that validation chose, None for raw pixels.
-        seeds: tuple of int, one a subset.
+        layer: int in 0…L. Depth chosen on validation; None for raw pixels.
+        seeds: tuple of int, one per subset.
         accuracies: tuple of float in 0…1, on test, by subset.
-        strengths: tuple of float. The C that validation chose, by subset.
-        converged: bool. Whether all fits did.
+        strengths: tuple of float. C chosen on validation, by subset.
+        converged: bool. Whether all fits converged.
     """
 
     features: str
@@ -63,12 +63,12 @@ class LowDataLine:
 
 @dataclass(frozen=True)
 class LowDataTable:
-    """Accuracies from few labels; printed, a table.
+    """Low-data accuracies; `str` makes a Markdown table.
 
     Attributes:
         lines: tuple of `LowDataLine`.
         num_classes: int.
-        num_validation: int. Pictures that chose depth and C; their labels are not among the few.
+        num_validation: int. Pictures for choosing depth and C, in addition to the few labels.
         num_test: int.
         which: `"normed"` or `"residual"`.
     """
@@ -95,11 +95,7 @@ class LowDataTable:
         return "\n".join(f"| {' | '.join(row)} |" for row in table)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table as JSON, whole or not at all.
-
-        Args:
-            path: file to write.
-        """
+        """Writes the table as JSON, atomically."""
         lines = [{**asdict(line), "mean": line.mean, "deviation": line.deviation} for line in self.lines]
         write_json(path, {**asdict(self), "lines": lines})
 
@@ -114,32 +110,31 @@ def low_data_table(
     strengths: Sequence[float] = REGULARIZATION_STRENGTHS,
     batch_size: int = 128,
 ) -> LowDataTable:
-    """Measures classification from few labels with the frozen features, and with raw pixels.
+    """Measures low-data classification with frozen features and with raw pixels.
 
-    Features of all pictures are computed once. For each number of labels and each seed, logistic regression is fitted
-    to a random subset of train with equally many pictures of each class: no augmentation, pseudo-labels or fine-tuning.
+    For each number of labels and each seed, logistic regression is fitted to a random, class-balanced subset of train,
+    without augmentation, pseudo-labels or fine-tuning.
 
-    The paper does not say how depth and C are chosen. Here the validation split chooses C for each subset, and the
-    depth for each number of labels by the mean over its subsets. That uses more labels than are fitted, which is common
-    in this field and flatters methods with choices; validation labels are never fitted, and raw pixels get the same
-    choice of C.
+    The paper does not say how depth and C are chosen. Here C is chosen on validation for each subset, and the depth for
+    each number of labels by the mean over subsets. This uses more labels than are fitted, which is common but flatters
+    methods with more choices; raw pixels get the same choice of C.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
-        data: `DataSplits` of `LabeledImages`, of `ImageFiles` (whose pixels all come to memory), or of `LabeledTokens`
-            of the model's palette.
+        data: `DataSplits` of `LabeledImages`, `ImageFiles` (which are loaded into memory) or `LabeledTokens` of the
+            model's palette.
         labels_per_class: sequence of int.
-        seeds: sequence of int, at least two. One subset each (`low_data_subset`), the same for all features.
-        layers: sequence of depths in 0…L to choose from; all of them by default.
-        which: `"normed"`, the paper's, or `"residual"`.
+        seeds: sequence of at least two int, one subset each (`low_data_subset`).
+        layers: sequence of depths in 0…L to choose from; all by default.
+        which: `"normed"`, as in the paper, or `"residual"`.
         strengths: sequence of float. Values of C to choose from.
-        batch_size: int. Pictures whose features are computed together.
+        batch_size: int. Batch size of feature extraction.
 
     Returns:
         A `LowDataTable`.
 
     Raises:
-        ValueError: if an argument is out of its range, or the pictures do not fit the model.
+        ValueError: if an argument is out of range, or the pictures do not fit the model.
 
     Example:
     ```python
@@ -163,7 +158,7 @@ def low_data_table(
         name: as_labeled_examples(extractor.language_model, part, f"data.{name}")
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
     }
-    for count in labels_per_class:  # each is possible, before anything is computed
+    for count in labels_per_class:  # raises before anything is computed
         for seed in seeds:
             low_data_subset(
                 LabeledFeatures(np.empty((len(data.train), 0, 0), np.float32), data.train.labels), count, seed
@@ -189,7 +184,7 @@ def _line(
     seeds: tuple[int, ...],
     strengths: Sequence[float],
 ) -> LowDataLine:
-    """Fits all subsets at every depth, and scores on test at the depth of the best mean on validation."""
+    """Fits all subsets at every depth, and tests at the depth with the best mean on validation."""
     subsets = [low_data_subset(parts["train"], labels_per_class, seed) for seed in seeds]
     validation, test = parts["validation"], parts["test"]
     fits = [
@@ -217,5 +212,5 @@ def _line(
 
 
 def _pixels(images: UInt8Images, labels: Labels) -> LabeledFeatures:
-    """Pixels in 0…1 as features of a single depth."""
+    """Returns pixels in 0…1 as features of a single depth."""
     return LabeledFeatures((images.reshape(len(images), 1, -1) / np.float32(255)).astype(np.float32), labels)

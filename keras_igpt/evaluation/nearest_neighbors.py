@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy of frozen features: a judgement without any fitting."""
+"""k-nearest-neighbour classification with frozen features."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from keras_igpt.support.checks import check_integer
 
 @dataclass(frozen=True)
 class NeighborResult:
-    """What the nearest neighbours say at one depth.
+    """Nearest-neighbour accuracies at one depth.
 
     Attributes:
-        num_neighbors: int. The k that validation chose, the smaller one of a tie.
+        num_neighbors: int. The k chosen on validation, the smallest in a tie.
         validation_accuracy: float in 0…1, with neighbours among train.
         test_accuracy: float in 0…1, with neighbours among train and validation.
-        correct: bool array of the test pictures, for `accuracy_interval` and `compare_accuracies`.
+        correct: bool array `(B,)` of test pictures, for `accuracy_interval` and `compare_accuracies`.
     """
 
     num_neighbors: int
@@ -36,10 +36,10 @@ def nearest_neighbors(
     test: LabeledFeatures,
     candidates: Sequence[int] = (1, 5, 10, 20, 50, 100, 200),
 ) -> tuple[NeighborResult, ...]:
-    """Classifies by a vote of the nearest neighbours in cosine similarity, at each depth.
+    """Classifies by a vote of the nearest neighbours by cosine similarity, at each depth.
 
-    k is chosen on validation; validation then joins the neighbours, and test is read once. Of classes with equally many
-    votes the lowest label wins. An extension: the paper has linear probes only.
+    k is chosen on validation, which then joins the neighbours for the test. In a tied vote the lowest label wins. This
+    is not in the paper.
 
     Args:
         train: `LabeledFeatures` `(B, depths, D)`, of `FeatureExtractor.extract_labeled`.
@@ -48,10 +48,10 @@ def nearest_neighbors(
         candidates: sequence of int. Values of k to choose from.
 
     Returns:
-        One `NeighborResult` a depth.
+        One `NeighborResult` per depth.
 
     Raises:
-        ValueError: if the features do not fit each other, or there are fewer training pictures than neighbours.
+        ValueError: if the features have different shapes, or there are fewer training pictures than neighbours.
         ImportError: if scikit-learn is absent.
 
     Example:
@@ -79,13 +79,13 @@ def nearest_neighbors(
 def _votes(
     known: npt.NDArray[np.float32], labels: npt.NDArray[Any], queries: npt.NDArray[np.float32], numbers: Sequence[int]
 ) -> list[npt.NDArray[Any]]:
-    """Classes `(B,)` of the queries, for each number of neighbours."""
+    """Returns the queries' classes `(B,)` for each number of neighbours."""
     try:
         from sklearn.neighbors import NearestNeighbors
         from sklearn.preprocessing import normalize
     except ImportError as error:
         raise ImportError("Neighbours need scikit-learn: pip install 'keras_igpt[palette]'") from error
-    # On the unit sphere the order of distances is that of cosines, and scikit-learn is fastest with distances.
+    # On the unit sphere, distances order like cosines, and scikit-learn computes them faster.
     index = NearestNeighbors(n_neighbors=numbers[-1], algorithm="brute").fit(normalize(known))
     neighbors = index.kneighbors(normalize(queries), return_distance=False)
     classes, numbered = np.unique(labels, return_inverse=True)

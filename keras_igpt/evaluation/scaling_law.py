@@ -1,4 +1,4 @@
-"""How the loss falls with model size and data: a parametric law fitted to runs."""
+"""A scaling law of the loss in model size and training tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_igpt.support.randomness import check_seed
 
 # The law has five coefficients.
 _FEWEST_RUNS = 6
-# Where residuals of log-losses turn from squared to absolute (Hoffmann et al., 2022, appendix D.2).
+# Threshold of the Huber loss of log-losses (Hoffmann et al., 2022, appendix D.2).
 _HUBER_DELTA = 1e-3
 
 Float64Array = npt.NDArray[np.float64]
@@ -28,7 +28,7 @@ class ScalingRun:
 
     Attributes:
         parameters: int. Trainable parameters `N`.
-        tokens: int. Tokens `D` trained on, repeated ones counted each time.
+        tokens: int. Training tokens `D`, repetitions included.
         loss: float. Nats per token on validation.
     """
 
@@ -39,7 +39,7 @@ class ScalingRun:
 
 @dataclass(frozen=True, eq=False)
 class ScalingLaw:
-    """`L(N, D) = E + A / N^alpha + B / D^beta`, with a bootstrap over the runs.
+    """The law `L(N, D) = E + A / N^alpha + B / D^beta`, with a bootstrap over the runs.
 
     Attributes:
         irreducible_loss: float. E, in nats per token.
@@ -47,7 +47,7 @@ class ScalingLaw:
         parameter_exponent: float. alpha.
         token_factor: float. B.
         token_exponent: float. beta.
-        resampled: float64 array `(resamples, 5)`: the same five of each resample.
+        resampled: float64 array `(resamples, 5)`, the five coefficients of each resample.
         confidence: float in (0, 1), of all intervals.
     """
 
@@ -77,7 +77,7 @@ class ScalingLaw:
         return {name: self._interval(value, column) for name, value, column in columns}
 
     def loss(self, parameters: int, tokens: int) -> float:
-        """Returns the law's loss of so many parameters and tokens, in nats per token."""
+        """Returns the law's loss in nats per token."""
         return _loss(self.coefficients, parameters, tokens)
 
     def forecast(self, parameters: int, tokens: int) -> Interval:
@@ -88,8 +88,7 @@ class ScalingLaw:
             tokens: int. Tokens trained on.
 
         Returns:
-            `Interval` in nats per token. It covers the doubt about the coefficients, not whether the law holds so far
-            out.
+            `Interval` in nats per token. It covers the uncertainty of the coefficients, not of the extrapolation.
 
         Raises:
             ValueError: if an argument is not positive.
@@ -110,13 +109,13 @@ class ScalingLaw:
 def fit_scaling_law(
     runs: Sequence[ScalingRun], resamples: int = 200, confidence: float = 0.95, seed: int = 0
 ) -> ScalingLaw:
-    """Fits `L(N, D) = E + A / N^alpha + B / D^beta` to runs by the Huber loss of log-losses.
+    """Fits `L(N, D) = E + A / N^alpha + B / D^beta` to runs with a Huber loss of log-losses.
 
     Args:
         runs: sequence of `ScalingRun`, at least six, of several sizes and several numbers of tokens.
         resamples: int. Bootstrap resamples of the runs, for the intervals.
         confidence: float in (0, 1).
-        seed: int. Of the resamples.
+        seed: int. Seed of the bootstrap.
 
     Returns:
         A `ScalingLaw`.
@@ -163,8 +162,8 @@ def fit_scaling_law(
 def _best_fit(
     minimize: Any, logs: Float64Array, starts: Sequence[npt.ArrayLike], centred_on: Float64Array | None = None
 ) -> Float64Array:
-    """The best of the minima that the starts lead to, in logarithms centred on the runs'."""
-    # Around the mean, the factor and the exponent of a term hardly move each other.
+    """Returns the best minimum over the starts, with logarithms centred on the runs'."""
+    # Centring decorrelates the factor and the exponent of a term.
     centre = (logs if centred_on is None else centred_on)[:, :2].mean(axis=0)
     n, d = (logs[:, :2] - centre).T
     observed = logs[:, 2]
@@ -179,7 +178,7 @@ def _best_fit(
         slope = np.clip(residual, -_HUBER_DELTA, _HUBER_DELTA)
         by_term = shares * slope
         gradient = [by_term[0].sum(), -(by_term[0] * n).sum(), by_term[1].sum(), -(by_term[1] * d).sum()]
-        # In units in which an optimizer's tolerances fit.
+        # Scaled to suit the optimizer's tolerances.
         return float(losses.sum()) / _HUBER_DELTA**2, np.array([*gradient, by_term[2].sum()]) / _HUBER_DELTA**2
 
     bounds = [(None, None), (0, None), (None, None), (0, None), (None, None)]
@@ -189,7 +188,7 @@ def _best_fit(
 
 
 def _coefficients(at: Float64Array, logs: Float64Array) -> tuple[float, float, float, float, float]:
-    """E, A, alpha, B and beta of a point in centred logarithms."""
+    """Converts a point in centred logarithms to E, A, alpha, B and beta."""
     centre = logs[:, :2].mean(axis=0)
     a, alpha, b, beta, e = at
     return float(np.exp(e)), float(np.exp(a + alpha * centre[0])), alpha, float(np.exp(b + beta * centre[1])), beta

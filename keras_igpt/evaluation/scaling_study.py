@@ -1,4 +1,4 @@
-"""A grid of small pre-training runs, the scaling law through them, and what it says of larger ones."""
+"""A grid of small pre-training runs and the scaling law fitted to them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ScalingReport:
-    """The runs of a scaling study, and the law through them.
+    """The runs of a scaling study, and the fitted law.
 
     Attributes:
-        runs: dict of tuples of `ScalingRun`, one a budget, by the name of the size.
+        runs: tuples of `ScalingRun`, one per budget, by the name of the size.
         law: `ScalingLaw`.
     """
 
@@ -41,7 +41,7 @@ class ScalingReport:
     law: ScalingLaw
 
     def plot(self) -> Figure:
-        """Draws losses against tokens trained on, a colour a size, with the law's curves.
+        """Plots losses against training tokens, one colour per size, with the law's curves.
 
         Returns:
             A Matplotlib figure.
@@ -71,28 +71,27 @@ def scaling_study(
     batch_size: int = 64,
     seed: int = 0,
 ) -> ScalingReport:
-    """Pre-trains each size with each budget of arithmetic, and fits the law `L(N, D)` to their validation losses.
+    """Pre-trains each size with each compute budget, and fits the law `L(N, D)` to the validation losses.
 
-    Each run has a schedule of its own that ends with it, as the law demands. A finished run is never repeated: called
-    again after a kill, the study goes on with the run that was under way, from its start.
+    Each run has its own schedule, which ends with it, as the law requires. If called again after an interruption, the
+    study skips finished runs and restarts the interrupted one.
 
     Args:
         train: `LabeledTokens` to train on.
-        validation: `LabeledTokens` that give the loss.
-        sizes: arguments of `ImageGPTBackbone` by the name of each size, without `image_size` and `vocabulary_size`,
-            which are those of the tokens.
-        budgets: sequence of float. Floating point operations of a run's training, as `estimate` counts them.
+        validation: `LabeledTokens` for the loss.
+        sizes: arguments of `ImageGPTBackbone` by name of the size, without `image_size` and `vocabulary_size`.
+        budgets: sequence of float. Floating point operations of each run, as counted by `estimate`.
         learning_rate: float. Peak rate of all runs.
         folder: folder for `runs.json`.
-        batch_size: int. Sequences of a step.
-        seed: int. Of initial weights and batches.
+        batch_size: int.
+        seed: int. Seed of initial weights and batches.
 
     Returns:
         A `ScalingReport`.
 
     Raises:
-        ValueError: if an argument is out of its range, a budget is less than two steps of a size, or the folder holds
-            runs with other settings.
+        ValueError: if an argument is out of range, a budget is less than two steps of a size, or the folder holds runs
+            with other settings.
 
     Example:
     ```python
@@ -103,8 +102,7 @@ def scaling_study(
     ```
 
     Reference:
-        [Hoffmann et al., 2022](https://arxiv.org/abs/2203.15556), section 3.3. The paper trains three sizes
-        and fits no law.
+        [Hoffmann et al., 2022](https://arxiv.org/abs/2203.15556), section 3.3. Chen et al. fit no law.
     """
     batch_size, seed = check_integer("batch_size", batch_size), check_seed(seed)
     rate = check_number("learning_rate", learning_rate, 0, above=True)
@@ -123,7 +121,7 @@ def scaling_study(
     runs: dict[str, tuple[ScalingRun, ...]] = {}
     for name, architecture in architectures.items():
         for count in steps[name]:
-            # A run is known by what it is, so that sizes and budgets can be added to a study later.
+            # Keyed by architecture and steps, so that sizes and budgets can be added later.
             key = json.dumps({**architecture, "steps": count}, sort_keys=True)
             if key not in finished:
                 finished[key] = _run(architecture, count, rate, train, validation, batch_size, seed)
@@ -134,7 +132,7 @@ def scaling_study(
 
 
 def _steps(name: str, architecture: Mapping[str, Any], budgets: Sequence[float], batch_size: int) -> tuple[int, ...]:
-    """Steps that each budget pays for."""
+    """Returns the number of steps of each budget."""
     flops = estimate(dict(architecture), batch_size).training_flops
     steps = tuple(int(check_number("budgets", budget, 0, above=True) / flops) for budget in budgets)
     if not steps or min(steps) < 2:
@@ -146,7 +144,7 @@ def _steps(name: str, architecture: Mapping[str, Any], budgets: Sequence[float],
 
 
 def _finished_runs(path: Path, settings: Mapping[str, Any]) -> dict[str, ScalingRun]:
-    """The runs of the file by what they are; it must be of the same settings."""
+    """Reads the finished runs by key; raises ValueError if the file has other settings."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return {}

@@ -14,14 +14,13 @@ from keras_igpt.support.files import write_json
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of a search and what came of it.
+    """One setting of a search and its result.
 
     Attributes:
         values: hyperparameters by name.
-        objective: float. Its value on validation at `epochs`; None where training diverged.
-        epochs: int. Epochs up to that value; 0 where training diverged.
-        history: one value an epoch of each metric, as `fit` returns them, None where it was not finite; empty where
-            the training loss was not finite.
+        objective: float. Value on validation at `epochs`; None if training diverged.
+        epochs: int. Epochs up to that value; 0 if training diverged.
+        history: one value per epoch of each metric, None if not finite; empty if the training loss was not finite.
     """
 
     values: dict[str, Any]
@@ -32,18 +31,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """What was chosen on validation, and from what.
+    """The trials of a search.
 
     Attributes:
-        objective: str. Name of the metric that decided.
+        objective: str. Name of the metric.
         direction: `"min"` or `"max"`.
-        to_beat: float. What the objective had to be better than: trials that did not beat it diverged.
-        trials: tuple of `Trial`, in their order.
-        steps_per_epoch: int. Batches an epoch.
-        seed: int. Of the weights that are drawn at random.
+        to_beat: float. Trials with no better objective count as diverged.
+        trials: tuple of `Trial`, in order.
+        steps_per_epoch: int.
+        seed: int. Seed of random initial weights.
         backend: str. Keras' backend.
-        num_train: int. Pictures trained on.
-        num_validation: int. Pictures the choice was made on.
+        num_train: int. Training pictures.
+        num_validation: int. Validation pictures.
     """
 
     objective: str
@@ -58,7 +57,7 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The trial of the best objective, the first of equal ones; raises `ValueError` if all diverged."""
+        """The trial with the best objective, the first in a tie; raises `ValueError` if all diverged."""
         sign = 1 if self.direction == "max" else -1
         scored = [(sign * trial.objective, trial) for trial in self.trials if trial.objective is not None]
         if not scored:
@@ -78,15 +77,15 @@ class Search:
 
 @dataclass(frozen=True)
 class TunedResult:
-    """A whole evaluation: what validation chose, and what the test set says of it.
+    """The result of a study: the choice on validation, and the test metrics of the refit.
 
     Attributes:
         chosen_on_validation: the `Search`.
         values: hyperparameters of the refit.
-        steps: int. Batches of the refit, as many as the best trial's.
-        num_refit: int. Pictures of train and validation together, which the refit saw.
-        num_test: int. Pictures tested on.
-        final_on_test: metric by name, of the refitted model.
+        steps: int. Steps of the refit, equal to the best trial's.
+        num_refit: int. Pictures of train and validation together.
+        num_test: int. Test pictures.
+        final_on_test: metrics of the refitted model by name.
     """
 
     chosen_on_validation: Search
@@ -106,16 +105,16 @@ class TunedResult:
 
 
 class Ledger:
-    """The finished trials of a search, in a file that is whole at any time.
+    """The finished trials of a search, in a file that is written atomically.
 
-    `description` decides whether the file is of this search. It has a hash of the model's settings; the settings
-    themselves, which files of earlier versions lack, only serve to name what differs.
+    `description`, which includes a hash of the model's settings, identifies the search. The settings themselves, which
+    older files lack, are only used to report differences.
     """
 
     def __init__(self, path: Path, description: dict[str, Any], settings: Any, bound: float) -> None:
         self._path, self._description, self._settings = path, json.loads(json.dumps(description)), settings
         self._trials: list[Trial] = []
-        # What the first trials were compared with: on a GPU its last bit may differ the next time.
+        # Reused from the file, since on a GPU the last bit may differ between runs.
         self.bound = bound
         if path.is_file():
             content = self._read(path)
@@ -145,11 +144,11 @@ class Ledger:
         return {**content, "trials": trials}
 
     def _compare(self, content: dict[str, Any]) -> None:
-        """Raises an error with the first difference, if the file is of another search."""
+        """Raises an error with the first difference if the file belongs to another search."""
         recorded = content["search"]
         for name, here in self._description.items():
             there = recorded.get(name)
-            # What earlier versions did not describe cannot be compared.
+            # Older files describe fewer values.
             if name == "batches" and isinstance(there, dict):
                 here = {key: value for key, value in here.items() if key in there}
             if here == there:
@@ -157,7 +156,7 @@ class Ledger:
             if name == "model" and "settings" in content:
                 path, here, there = _first_difference("", self._settings, content["settings"])
             elif name in ("train", "validation"):
-                # A number of pictures and a hash of them.
+                # Fingerprints are a number of pictures and a hash.
                 counts = [str(fingerprint).partition(" ")[0] for fingerprint in (here, there)]
                 if counts[0] == counts[1]:
                     raise self._other_search(
@@ -177,11 +176,11 @@ class Ledger:
     @staticmethod
     def _other_search(difference: str, received: str) -> ValueError:
         return ValueError(
-            f"`folder` must hold this search: {difference}. Give other settings another folder. Received: {received}"
+            f"`folder` must hold this search: {difference}. Use another folder for other settings. Received: {received}"
         )
 
     def recorded(self, index: int, values: dict[str, Any]) -> Trial | None:
-        """Returns the trial of that number, if it was finished before."""
+        """Returns the finished trial of an index, or None."""
         if index >= len(self._trials):
             return None
         trial = self._trials[index]
@@ -193,7 +192,7 @@ class Ledger:
         return trial
 
     def record(self, trial: Trial) -> None:
-        """Adds a trial that has finished."""
+        """Adds a finished trial."""
         self._trials.append(trial)
         content = {"search": self._description, "settings": self._settings, "bound": self.bound}
         write_json(self._path, {**content, "trials": [asdict(trial) for trial in self._trials]})
@@ -214,14 +213,14 @@ def _damaged(path: Path, what: str, remedy: str, fault: str) -> ValueError:
 
 
 def _first_difference(path: str, here: Any, there: Any) -> tuple[str, Any, Any]:
-    """The path to the first setting that differs, and its two values."""
+    """Returns the path of the first setting that differs, and both values."""
     if isinstance(here, dict) and isinstance(there, dict):
         pairs = [(f"{path}.{key}", here.get(key), there.get(key)) for key in sorted(here.keys() | there.keys())]
     elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
         pairs = [(f"{path}[{index}]", *pair) for index, pair in enumerate(zip(here, there, strict=True))]
     else:
         return path, here, there
-    # Keys that are absent on one side and None on the other differ too.
+    # If only one side has a key, with value None, the difference is reported here.
     return next((_first_difference(*pair) for pair in pairs if pair[1] != pair[2]), (path, here, there))
 
 
@@ -239,7 +238,7 @@ def read_report(path: Path, search: Search) -> TunedResult:
 
 
 def name_of(values: Mapping[str, Any]) -> str:
-    """Hyperparameters in one line."""
+    """Returns hyperparameters on one line."""
     return ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
     )

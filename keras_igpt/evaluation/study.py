@@ -1,4 +1,4 @@
-"""The paper's way to a result: search on validation, fold validation back in, refit, test once."""
+"""The paper's protocol: search on validation, refit on train and validation, test once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from keras_igpt.training.resume import ExactResume
 MakeModel = Callable[[Any], keras.Model]
 BatchesT = TypeVar("BatchesT", TrainingBatches, EvaluationBatches)
 
-# Ledgers have a hash of the model's settings, which name the module of each class as it was when the first ledgers were
-# written. Classes may move; hashes must not change.
+# Ledgers hold a hash of the model's settings, which include the modules of classes. These are the modules at the time
+# of the first ledgers, so that hashes stay the same when classes move.
 LEDGER_MODULES = {
     "ImageGPTBackbone": "keras_igpt.backbone",
     "ImageGPTCausalLM": "keras_igpt.pixel_models",
@@ -50,23 +50,22 @@ LEDGER_MODULES = {
 class Study:
     """Searches hyperparameters on validation, refits with the best ones on train and validation, and tests once.
 
-    Everything is kept in `folder`. After a kill, create the study and call `search` and `refit` again: finished trials
-    are read from `trials.json`, the interrupted one is trained from its beginning, and the refit resumes from its last
-    checkpoint.
+    After an interruption, create the study and call `search` and `refit` again: finished trials are read from
+    `folder`, the interrupted one starts over, and the refit resumes from its last checkpoint.
 
-    Every model must start with the same weights. The seed is set before each call of `make_model`, which has to rebuild
-    the model and reload what it starts from; the weights are compared.
+    Every model must start with the same weights, which is checked. The seed is set before each call of `make_model`,
+    which must rebuild the model and reload any pre-trained weights.
 
     Args:
         make_model: takes `keras_tuner.HyperParameters` (`hyperparameters.get("learning_rate")`), returns a compiled
-            model that takes tokens.
+            model of this package.
         data: `DataSplits`.
-        training_batches: takes examples, returns their `TrainingBatches`.
-        evaluation_batches: takes examples, returns their `EvaluationBatches`.
-        objective: str or `keras_tuner.Objective`. A metric that `fit` reports, such as `"val_loss"` or
-            `"val_accuracy"`; a metric that KerasTuner does not know needs its direction too.
-        folder: where the study is kept, one folder for each.
-        seed: int. Of the weights that are drawn at random.
+        training_batches: takes examples, returns `TrainingBatches`.
+        evaluation_batches: takes examples, returns `EvaluationBatches`.
+        objective: str or `keras_tuner.Objective`. A metric of `fit` such as `"val_loss"` or `"val_accuracy"`; metrics
+            unknown to KerasTuner need a direction.
+        folder: folder of this study.
+        seed: int. Seed of random initial weights.
 
     Raises:
         ValueError: if `seed` is out of range.
@@ -123,34 +122,31 @@ class Study:
         to_beat: float | None = None,
         verbose: int | str = 2,
     ) -> Search:
-        """Trains a model for each setting and compares them on validation; the test set is not looked at.
+        """Trains a model for each setting and compares them on validation, without the test set.
 
         By default learning rates are tried from large to small until the objective worsens, as in the paper
-        (`DescendingLearningRateOracle`). Any other of KerasTuner's oracles can be given, or one to sweep `beside` the
-        rates; `Hyperband`, whose trials go on from one another, cannot.
+        (`DescendingLearningRateOracle`). Other KerasTuner oracles work too, except `Hyperband`, whose trials continue
+        earlier ones.
 
-        A trial whose loss is not finite, or whose model is not better than `to_beat`, has diverged: it has no score,
-        and a descent of rates passes it over. Any other error is raised. Trials leave no weights on disk, and models
-        and compiled programs are freed before the next trial.
+        A trial whose loss is not finite, or whose objective is not better than `to_beat`, has diverged: it has no score
+        and is skipped by a descent of rates. Other errors are raised. Trials save no weights.
 
         Args:
-            epochs: int. Epochs of each trial, at most.
-            oracle: a new `keras_tuner.Oracle` of the same objective. One that draws at random needs a seed, a positive
-                one.
-            patience: int. Epochs without a better objective after which a trial ends; its value is then the best
-                epoch's. If None, all epochs are run and the last one counts, which is right with a schedule that ends
-                there.
-            steps_per_epoch: int. Batches an epoch; by default one pass through the training set.
-            to_beat: float. What the objective must be better than; by default its value before training, and for an
-                accuracy also that of always saying the most frequent class, as a spoilt model does.
+            epochs: int. Maximum number of epochs of each trial.
+            oracle: a new `keras_tuner.Oracle` with the same objective. A random one needs a positive seed.
+            patience: int. Ends a trial after this many epochs without improvement; its best epoch counts. If None, all
+                epochs are run and the last one counts, as suits a schedule that ends there.
+            steps_per_epoch: int. By default one pass over the training set.
+            to_beat: float. The objective must be better than this; by default its value before training, and for an
+                accuracy at least the share of the most frequent class.
             verbose: as in `fit`.
 
         Returns:
             A `Search`.
 
         Raises:
-            ValueError: if the objective is not among the metrics, the models of two trials begin with different
-                weights, or `folder` is of another search.
+            ValueError: if the objective is not among the metrics, two models start with different weights, or `folder`
+                holds another search.
             ImportError: if KerasTuner is absent.
 
         Example:
@@ -170,7 +166,7 @@ class Study:
         training = _Training(batches, held_out, epochs, patience, verbose)
         objective, space = oracle.objective, oracle.get_space()
         untrained, start, settings = self._untrained(space, held_out, objective.name)
-        # What `make_model` asked for beyond what was declared.
+        # Includes hyperparameters that `make_model` declared.
         oracle.update_space(space)
         search = Search(
             objective=objective.name,
@@ -199,25 +195,24 @@ class Study:
         evaluate: Callable[[keras.Model, Any], Mapping[str, float]] | None = None,
         verbose: int | str = 2,
     ) -> TunedResult:
-        """Trains the best setting of `search` on train and validation together, and tests the model once.
+        """Trains with the best setting of `search` on train and validation together, and tests the model once.
 
-        The refit begins with the weights that each trial began with, and takes as many steps as the best trial did
-        until its value. The set being larger, these are a little less than as many epochs; a schedule counted in steps
-        stays right. The model is written to `model.keras` in `folder`, the report to `report.json`; where the report is
-        there already, nothing is trained again, nor tested.
+        The refit starts from the same weights as the trials and takes as many steps as the best trial, which keeps
+        schedules valid. The model is written to `model.keras` in `folder` and the report to `report.json`. If the
+        report exists, it is returned without training or testing again.
 
         Args:
-            checkpoint_every: int. Steps between checkpoints; by default an epoch's.
+            checkpoint_every: int. Steps between checkpoints; by default one epoch.
             evaluate: takes the refitted model and the test examples, returns metrics by name; by default
-                `model.evaluate` on their evaluation batches.
+                `model.evaluate` on the evaluation batches.
             verbose: as in `fit`.
 
         Returns:
             A `TunedResult`.
 
         Raises:
-            ValueError: before `search`, if every trial diverged, if the report in `folder` is of another search, or if
-                a metric is no finite number.
+            ValueError: before `search`, if every trial diverged, `folder` holds another search's report, or a metric is
+                not a finite number.
 
         Example:
         ```python
@@ -264,10 +259,7 @@ class Study:
         return result
 
     def _untrained(self, space: Any, held_out: EvaluationBatches, objective: str) -> tuple[float, dict[str, str], str]:
-        """The objective before training, digests of the weights, and all settings of the model as JSON.
-
-        A wrong objective is found here, before work is lost.
-        """
+        """Returns the objective before training, digests of the weights, and the model's settings as JSON."""
         keras.utils.set_random_seed(self._seed)
         model = self._make_model(space)
         if not isinstance(model, TokenModel) or not model.compiled:
@@ -284,23 +276,23 @@ class Study:
         return metrics[objective], _digest(model), _settings(model)
 
     def _make(self, hyperparameters: Any, start: dict[str, str]) -> keras.Model:
-        """Makes a model and compares the weights it begins with to those of the first model."""
+        """Makes a model and checks that it starts with the first model's weights."""
         keras.utils.set_random_seed(self._seed)
         model = self._make_model(hyperparameters)
         digest = _digest(model)
-        # Hyperparameters may add weights or leave some out; those there were must be the same.
+        # Hyperparameters may add or remove weights; the common ones must be equal.
         changed = [name for name, value in digest.items() if start.get(name, value) != value]
         if changed:
             raise ValueError(
                 "`make_model` must return a model that begins with the same weights each time: rebuild it, and reload "
-                f"what it starts from. Received: other weights in {changed[0]}"
+                f"any pre-trained weights. Received: other weights in {changed[0]}"
             )
         return model
 
     def _ledger(
         self, search: Search, training: _Training, to_beat: float | None, start: dict[str, str], settings: str
     ) -> Ledger:
-        """Opens the ledger in the folder; raises `ValueError` where it is of another search."""
+        """Opens the ledger in the folder; raises `ValueError` if it belongs to another search."""
         description = {
             "objective": search.objective,
             "epochs": training.epochs,
@@ -319,11 +311,11 @@ class Study:
         return Ledger(self._folder / "trials.json", description, readable, search.to_beat)
 
     def _refitted(self, examples: Any, search: Search, checkpoint_every: int, verbose: int | str) -> keras.Model:
-        """Trains the best setting on the examples, from the last checkpoint if there is one."""
+        """Trains with the best setting on the examples, resuming from the last checkpoint."""
         chosen = search.best
         print(f"Refit on train and validation: {name_of(chosen.values)}, {chosen.epochs} epoch(s)", flush=True)
         model = self._make(_hyperparameters(chosen.values), self._start)
-        # Of this choice alone: a search that is taken further may choose another.
+        # A folder for each choice, since an extended search may choose another setting.
         choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
         checkpoints = self._folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
         model.fit(
@@ -338,7 +330,7 @@ class Study:
 
 @dataclass(frozen=True)
 class _Training:
-    """How each trial is trained and validated; see `Study.search`."""
+    """Training and validation of each trial; see `Study.search`."""
 
     batches: TrainingBatches
     held_out: EvaluationBatches
@@ -347,7 +339,7 @@ class _Training:
     verbose: int | str
 
     def run(self, model: keras.Model, values: dict[str, Any], search: Search) -> Trial:
-        """Trains a model and says how it did."""
+        """Trains a model and returns its trial."""
         callbacks = []
         if self.patience is not None:
             callbacks.append(
@@ -380,12 +372,12 @@ class _Training:
 
 
 def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any], Trial]) -> tuple[Trial, ...]:
-    """Trains what the oracle proposes, or takes it from the ledger, until the oracle stops."""
-    # KerasTuner's own files cannot be read back after a kill in mid-write: they are rewritten, and finished trials are
-    # replayed to the oracle from the ledger. KerasTuner's tuner sets the folder by this private method too.
+    """Trains what the oracle proposes, or replays it from the ledger, until the oracle stops."""
+    # KerasTuner's own files are not written atomically, so finished trials are replayed from the ledger instead.
+    # KerasTuner's tuners set the folder by this private method too.
     oracle._set_project_dir(str(folder), "oracle")
     oracle.verbose = 0
-    # However many settings fail, the next one may do; KerasTuner's own oracles give up after three.
+    # KerasTuner's oracles would give up after three failed trials.
     oracle.max_consecutive_failed_trials = -1
     objective = oracle.objective.name
     trials: list[Trial] = []
@@ -395,7 +387,7 @@ def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any]
         if trial is None:
             print(f"Trial {len(trials)}: {name_of(values)}", flush=True)
             trial = train(proposed.hyperparameters)
-            # Models refer to themselves: only the collector frees their memory for the next one.
+            # Models contain reference cycles; this frees their memory.
             gc.collect()
             ledger.record(trial)
             shown = "diverged" if trial.objective is None else f"{objective} {trial.objective:.6g}"
@@ -414,7 +406,7 @@ def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any]
 
 
 def _new_oracle(oracle: Any, objective: Any) -> Any:
-    """Returns the oracle, or the paper's where there is none; refuses one that has been asked before."""
+    """Returns the oracle, by default the paper's; raises ValueError for a used one."""
     import keras_tuner
 
     from keras_igpt.evaluation.learning_rate_descent import DescendingLearningRateOracle
@@ -425,11 +417,11 @@ def _new_oracle(oracle: Any, objective: Any) -> Any:
         raise ValueError(f"`oracle` must be a keras_tuner.Oracle. Received: {type(oracle).__name__}")
     if oracle.objective != DescendingLearningRateOracle(objective).objective:
         raise ValueError(f"`oracle` must have the objective {objective}. Received: {oracle.objective}")
-    # A used oracle would go on where it was and, at its end, propose nothing.
+    # A used oracle would continue, or propose nothing at its end.
     asked = oracle.trials or getattr(getattr(oracle, "beside", None), "trials", None)
     if asked:
         raise ValueError(
-            "`oracle` must be new: make another one for each search, to resume one too. "
+            "`oracle` must be new: create one for each search, also to resume a search. "
             f"Received: one that has proposed {len(asked)} trial(s)"
         )
     return oracle
@@ -443,7 +435,7 @@ def _batches(name: str, make: Callable[[Any], BatchesT], examples: Any, kind: ty
 
 
 def _finite_metrics(metrics: Any, saved: Path) -> dict[str, float]:
-    """Metrics of the test as floats; errors say that the refitted model is kept."""
+    """Returns test metrics as floats; errors mention that the refitted model is saved."""
     kept = f"The refitted model is kept in {saved}: run the same again, and nothing is trained again"
     if not isinstance(metrics, Mapping):
         raise ValueError(f"`evaluate` must return metrics by name. {kept}. Received: {type(metrics).__name__}")
@@ -467,7 +459,7 @@ def _bound(untrained: float, objective: str, validation: Any) -> float:
 
 
 def _fingerprint(examples: Any) -> str:
-    """How many examples there are and, where they are in memory, a hash of them."""
+    """Returns the number of examples and, if they are in memory, a hash of them."""
     in_memory = isinstance(examples, (LabeledImages, LabeledTokens, UnlabeledTokens))
     return f"{len(examples)} {examples.digest()}" if in_memory else f"{len(examples)}"
 
@@ -478,7 +470,7 @@ def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float
 
 
 def _settings(model: keras.Model) -> str:
-    """All settings of a model as JSON, the same text in any process and wherever this package's classes live."""
+    """Returns a model's settings as JSON, independent of the process and of the modules of this package's classes."""
 
     def as_in_ledgers(found: re.Match[str]) -> str:
         module, name = found.groups()
@@ -486,12 +478,12 @@ def _settings(model: keras.Model) -> str:
 
     settings = json.dumps([model.get_config(), model.get_compile_config()], sort_keys=True, default=str)
     settings = re.sub(r'"module": "([^"]*)", "registered_name": "keras_igpt>(\w+)"', as_in_ledgers, settings)
-    # Keras numbers the names of what a process makes.
+    # Keras appends a counter to names.
     return re.sub(r'_\d+(?=")', "", settings)
 
 
 def _digest(model: keras.Model) -> dict[str, str]:
-    """A hash of each weight's values by its path, its shape and how many there were of that path before."""
+    """Returns a hash of each weight by path, shape and a counter of equal paths."""
     digest: dict[str, str] = {}
     for weight in model.weights:
         path = f"{re.sub(r'_[0-9]+', '', weight.path)} {tuple(weight.shape)}"

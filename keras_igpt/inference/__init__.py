@@ -1,1 +1,1 @@
-"""Compiled programs over rows of any number: drawing, filling and scoring pictures."""
+"""Compiled programs that draw, fill and score pictures."""

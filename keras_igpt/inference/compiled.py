@@ -1,4 +1,4 @@
-"""Running a model over rows of any number with one compiled batch size."""
+"""Running a model over any number of rows with one compiled batch size."""
 
 from __future__ import annotations
 
@@ -20,33 +20,25 @@ from keras_igpt.support.checks import check_integer
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-# Outputs that are computed before they go to their place: what is in memory twice.
+# Size of the outputs that are computed before they are yielded.
 _SEGMENT_BYTES = 1 << 27
 
 
 class Program(WholeStepModel):
-    """A function of a language model as a model of its own, so that `predict` compiles it on each backend.
+    """A function of a language model wrapped as a Keras model, so that `predict` compiles it on each backend.
 
-    Everything a caller may change from one call to the next is an input: nothing but a new shape compiles anew.
-
-    Args:
-        language_model: the model; its weights are read, never changed.
+    All settings are inputs, so only new shapes are recompiled. The language model's weights are not changed.
     """
 
     def __init__(self, language_model: LanguageModel) -> None:
-        # float32, or Keras would round uniform numbers to the compute dtype on their way in.
+        # float32, since Keras casts inputs such as noise to the compute dtype.
         super().__init__(dtype="float32", name=type(self).__name__.lower())
         self.language_model = language_model
         self.built = True
 
     @classmethod
     def of(cls, language_model: LanguageModel, *options: int) -> Self:
-        """Returns a model's program, which is made on first use and kept with the model; quantising it drops it.
-
-        Args:
-            language_model: the model.
-            *options: further arguments of the program's constructor.
-        """
+        """Returns a model's program, cached on the model until that is quantised; `options` go to the constructor."""
         attribute = "_".join(["", cls.__name__.lower(), *map(str, options)])
         kept: Untracked[Self] | None = getattr(language_model, attribute, None)
         if kept is None:
@@ -56,18 +48,7 @@ class Program(WholeStepModel):
 
 
 def check_finite(outputs: npt.NDArray[Any], purpose: str) -> npt.NDArray[Any]:
-    """Refuses what a model computed where its weights are no numbers any more.
-
-    Args:
-        outputs: float array `(B, ...)`.
-        purpose: str. What they are for, such as `"score"`.
-
-    Returns:
-        The same array.
-
-    Raises:
-        ValueError: if there is NaN or infinity.
-    """
+    """Returns outputs `(B, ...)`; raises ValueError, naming the purpose, if any is NaN or infinite."""
     lost = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(axis=-1).sum())
     if lost:
         raise ValueError(
@@ -86,23 +67,21 @@ def computed_rows(
     palette: ColorPalette | None = None,
     purpose: str = "predict",
 ) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Runs a model over rows, some at a time, all in batches of one size.
+    """Runs a model over rows in batches of equal size.
 
-    A shorter last batch would be traced and compiled anew on JAX and TensorFlow. The last row fills it up, and what
-    comes of the filling is dropped.
+    The last batch is padded, since a shorter one would be recompiled on JAX and TensorFlow.
 
     Args:
-        model: a model with one output `(B, ...)`, which takes a dictionary.
-        arrays: its inputs `(B, ...)` by name, those that are in memory.
-        batch_size: int. Rows a batch, at most.
-        row_bytes: int. What the output of a row takes; some batches are computed at once, as many as memory has room
-            for. None computes one batch at a time, where each takes long.
-        examples: pictures or tokens, read and encoded as they are needed: `"token_ids"` of the inputs.
+        model: a model with dictionary inputs and one output `(B, ...)`.
+        arrays: inputs `(B, ...)` by name.
+        batch_size: int. Maximum number of rows per batch.
+        row_bytes: int. Output size of a row, to compute several batches at once. None computes one batch at a time.
+        examples: pictures or tokens, read and encoded on demand as the input `"token_ids"`.
         palette: `ColorPalette` to encode them with; may be None for tokens.
-        purpose: str. The function that is called.
+        purpose: str. The calling function's name, for errors.
 
     Returns:
-        Iterator of rows and their outputs, in order.
+        Iterator over slices of rows and their outputs, in order.
 
     Raises:
         ValueError: if `batch_size` is not positive.
@@ -110,7 +89,7 @@ def computed_rows(
     batch_size = check_integer("batch_size", batch_size)
     check_one_process(purpose)
     rows = len(next(iter(arrays.values()))) if examples is None else len(examples)
-    # Equal shares for all devices, if need be by more filling.
+    # A multiple of the number of devices.
     divisor = batch_divisor()
     batch_size = -(-min(batch_size, rows) // divisor) * divisor
     together = batch_size * (1 if row_bytes is None else max(1, _SEGMENT_BYTES // (row_bytes * batch_size)))
@@ -133,7 +112,7 @@ def computed_rows(
 
 
 class _BatchesWithArrays(keras.utils.PyDataset):
-    """Batches of tokens as a model's inputs, each with its rows of other inputs."""
+    """Batches of tokens, joined with the matching rows of other inputs."""
 
     def __init__(self, batches: EvaluationBatches, arrays: Arrays) -> None:
         super().__init__(workers=batches.workers, max_queue_size=batches.max_queue_size)
@@ -151,5 +130,5 @@ class _BatchesWithArrays(keras.utils.PyDataset):
 
 
 def _filled(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """The array and its last row so many times more."""
+    """Repeats an array's last row `rows` times more."""
     return np.pad(array, [(0, rows), *[(0, 0)] * (array.ndim - 1)], mode="edge")

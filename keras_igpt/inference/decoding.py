@@ -25,27 +25,27 @@ from keras_igpt.inference.sampling import (
 from keras_igpt.palette.color_palette import TokenIds, UInt8Images
 from keras_igpt.support.checks import check_integer
 
-# A step's attention reads all keys that there is room for. The room grows this many times, or less where that would be
-# in parts of less than so many positions: each is another loop to compile.
+# Attention reads the whole cache, so the cache grows in at most this many stages of at least this many positions. Each
+# stage compiles another loop.
 _MOST_STAGES = 4
 _SHORTEST_STAGE = 256
 
-# A trained model draws half of a picture's pixels in passes of this many; twice as many save it a tenth more. They pay
-# where a pass takes less than twice as long for them: up to this many rows of all pictures together, measured on a CPU.
+# With this many positions per pass, a trained model takes half as many passes; doubling it saves only a tenth more. It
+# pays off while a pass takes less than twice as long: up to this many rows over all pictures, measured on a CPU.
 _LOOKAHEAD = 8
 _ROWS_WHERE_COMPILED = 8
 _ROWS_WHERE_EAGER = 64
 
 
 def _cache_lengths(num_tokens: int) -> tuple[int, ...]:
-    """Lengths of the key-value cache, one after the other; the last is all there is."""
-    # Where nothing is compiled, a step attends to as many positions as there are.
+    """Returns the increasing lengths of the key-value cache; the last is `num_tokens`."""
+    # Eager steps slice the cache instead.
     stages = 1 if runs_eagerly() else max(1, min(_MOST_STAGES, num_tokens // _SHORTEST_STAGE))
     return tuple(-(-num_tokens * (stage + 1) // stages) for stage in range(stages))
 
 
 def _grown_cache(cache: list[Any], filled: list[Any], length: int) -> list[Any]:
-    """The cache with room for `length` positions, those that are new as they were filled."""
+    """Grows the cache to `length` positions; the new ones are taken from `filled`."""
     if not cache:
         return [(keys[:, :, :length], values[:, :, :length]) for keys, values in filled]
     grown = []
@@ -60,17 +60,16 @@ def _grown_cache(cache: list[Any], filled: list[Any], length: int) -> list[Any]:
 class Decoder(Program):
     """The decoding loop over windows of positions.
 
-    Given the noise, each token is a function of those before it. A pass over the next positions of a row, with guesses
-    as inputs, draws the first of them right, and each following one as long as the guess before it was; what it draws
-    further on are the next pass's guesses. The tokens are those of one pass a position, except where two colours are
-    equal within rounding.
+    Given the noise, each token is a function of the previous ones. A pass over a window, with guesses as inputs, draws
+    correct tokens up to and including the one after the first wrong guess; the rest become the next pass's guesses. The
+    tokens equal those of one pass per position, except where two colours tie within rounding.
 
-    The inputs are a prompt `(B, T)`, `NOT_DRAWN` where there is none, and those of `Sampling`; the output is that of
-    `draw_rows`.
+    The inputs are a prompt `(B, T)`, with `NOT_DRAWN` for tokens to draw, and those of `Sampling`; the output is that
+    of `draw_rows`.
 
     Args:
         language_model: the model.
-        window: int in 1…T. Positions of a row in one pass.
+        window: int in 1…T. Positions per row and pass.
 
     Reference:
         [Wiggers and Hoogeboom, 2020](https://arxiv.org/abs/2002.09928)
@@ -80,14 +79,14 @@ class Decoder(Program):
         super().__init__(language_model)
         self.window = window
         if copies_state_of_loops():
-            # Or the cache would be copied for each token.
+            # Otherwise the cache would be copied for each token.
             self.jit_compile = True
 
     def call(self, inputs: dict[str, Any]) -> Any:
         prompt, tokens = inputs["prompt"], self.language_model.backbone.num_tokens
         first, filled = self._prefilled(prompt)
         zeros = ops.zeros_like(prompt[:, 0])
-        # Without guesses every token that is looked up is there, but for the one before the first.
+        # Without guesses, only drawn tokens are looked up, so no marker is needed.
         token_ids = prompt if self.window > 1 else ops.maximum(prompt, 0)
         state: Any = (zeros + first, token_ids, ops.equal(zeros, 0), zeros)
         cache: list[Any] = []
@@ -103,7 +102,7 @@ class Decoder(Program):
         return ops.concatenate([token_ids, ops.expand_dims(passes, -1)], axis=1)
 
     def _prefilled(self, prompt: Any) -> tuple[Any, Any]:
-        """The first position that any row has to draw, and a cache of those before it, from one pass."""
+        """Returns the first position that any row has to draw, and a cache of the earlier ones from one pass."""
         backbone = self.language_model.backbone
         missing = ops.any(prompt < 0, axis=0)
         first = ops.where(ops.any(missing), ops.argmax(ops.cast(missing, "int32")), backbone.num_tokens)
@@ -116,7 +115,7 @@ class Decoder(Program):
         return first, cache
 
     def _has_work(self, index: Any, length: int) -> Any:
-        """Whether rows are left, and the one that is furthest has room in a cache of this length."""
+        """Whether rows are unfinished, and the most advanced one fits into a cache of this length."""
         tokens = self.language_model.backbone.num_tokens
         left = ops.any(index < tokens)
         if length == tokens:
@@ -126,7 +125,7 @@ class Decoder(Program):
     def _pass(
         self, inputs: dict[str, Any], index: Any, token_ids: Any, finite: Any, passes: Any, cache: Any
     ) -> tuple[Any, ...]:
-        """One pass of the model: each row's next positions, all of them that are sure, and guesses of the others."""
+        """Runs one pass: draws each row's next positions and updates the guesses of the later ones."""
         backbone, window = self.language_model.backbone, self.window
         start = ops.minimum(index, backbone.num_tokens - window)
         offsets = ops.arange(window, dtype="int32")
@@ -148,14 +147,14 @@ class Decoder(Program):
         drawn = ops.where(given < 0, drawn, given)
         if guesses is None:
             return index + 1, _placed(token_ids, drawn, start), finite, passes, cache
-        # At the end of a picture a window begins with positions that are done.
+        # At the end of a picture, a window starts with finished positions.
         drawn = ops.where(positions < ops.expand_dims(index, -1), guesses, drawn)
         first_wrong = ops.min(ops.where(ops.equal(drawn, guesses), window, offsets), axis=-1)
         index = start + ops.minimum(first_wrong + 1, window)
         return index, _placed(token_ids, drawn, start), finite, passes, cache
 
     def _guesses(self, token_ids: Any, positions: Any) -> Any:
-        """What is there at some positions `(B, w)`, or the colour of the pixel above."""
+        """Returns the tokens at some positions `(B, w)`, or the pixel above where not drawn yet."""
         above = ops.maximum(positions - self.language_model.backbone.image_size, 0)
         there = ops.take_along_axis(token_ids, positions, axis=1)
         guesses = ops.where(there < 0, ops.take_along_axis(token_ids, above, axis=1), there)
@@ -163,12 +162,12 @@ class Decoder(Program):
 
 
 def _common_index(index: Any) -> Any:
-    """The position of all rows, fetched from the device once a step where nothing is compiled, not by every layer."""
+    """Returns the position shared by all rows; eagerly, as an int, so that it is fetched once per step."""
     return int(index[0]) if runs_eagerly() else index[0]
 
 
 def _seen_where_eager(cache: Any, stop: Any) -> Any:
-    """The cache up to the furthest row's last position where nothing is compiled; elsewhere shapes are static."""
+    """Slices the cache to the last position needed if running eagerly; compiled shapes are static."""
     if not runs_eagerly():
         return cache
     length = int(ops.max(stop))
@@ -176,7 +175,7 @@ def _seen_where_eager(cache: Any, stop: Any) -> Any:
 
 
 def _placed(token_ids: Any, window: Any, start: Any) -> Any:
-    """Tokens `(B, T)` with those of a window `(B, w)` from each row's start on."""
+    """Writes a window `(B, w)` into tokens `(B, T)` at each row's start."""
     size = window.shape[1]
     offsets = ops.arange(token_ids.shape[1], dtype="int32") - ops.expand_dims(start, -1)
     if size == 1:
@@ -186,11 +185,11 @@ def _placed(token_ids: Any, window: Any, start: Any) -> Any:
 
 
 class Drawing(NamedTuple):
-    """Sequences that were drawn.
+    """Drawn sequences.
 
     Attributes:
         token_ids: int32 array `(B, T)`.
-        passes: int32 array `(B,)`. Passes of the model that each one took, besides the one over its prompt.
+        passes: int32 array `(B,)`. Passes of the model per sequence, not counting the one over the prompt.
     """
 
     token_ids: TokenIds
@@ -198,9 +197,9 @@ class Drawing(NamedTuple):
 
 
 def _window(lookahead: int | None, batch_size: int, num_tokens: int) -> int:
-    """Positions of a row in one pass."""
+    """Returns the number of positions per row and pass."""
     if lookahead is None:
-        # Rows are shared out among devices, and each one's own positions would be looked up across them.
+        # With several devices, per-row positions would need look-ups across devices.
         one_device = keras.distribution.distribution() is None
         rows = _ROWS_WHERE_EAGER if runs_eagerly() else _ROWS_WHERE_COMPILED
         lookahead = _LOOKAHEAD if one_device and batch_size * _LOOKAHEAD <= rows else 1
@@ -215,7 +214,7 @@ def generate_images(
     lookahead: int | None = None,
     verbose: int = 0,
 ) -> UInt8Images:
-    """Draws pictures from nothing; `ImageGPTCausalLM.generate`."""
+    """Draws pictures unconditionally; `ImageGPTCausalLM.generate`."""
     num_images = check_integer("num_images", num_images)
     palette = palette_of(language_model, without="continue_tokens")
     prompt = np.zeros((num_images, language_model.backbone.num_tokens), np.int32)
@@ -226,7 +225,7 @@ def generate_images(
 
 
 def pixels_kept(keep_rows: int | None, keep_pixels: int | None, side: int) -> int:
-    """Returns how many pixels of a picture are kept, of which rows or pixels were given, or says what is wrong."""
+    """Returns how many pixels are kept; raises ValueError unless exactly one of rows and pixels is given."""
     if (keep_rows is None) == (keep_pixels is None):
         raise ValueError(
             "`keep_rows` or `keep_pixels` must be given, and not both. "

@@ -1,4 +1,4 @@
-"""Filling hidden pixels with a BERT model, some at a time in random order: beyond the paper, which draws with L_AR."""
+"""Filling hidden pixels with a BERT model in rounds of random order; not in the paper, which samples from L_AR."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from keras_igpt.support.randomness import random_bits
 
 
 class Filler(Program):
-    """The rounds of filling; their number is an input like all else."""
+    """The loop over filling rounds, whose number is an input."""
 
     def call(self, inputs: dict[str, Any]) -> Any:
         rounds, prompt = inputs["rounds"], inputs["prompt"]
@@ -60,7 +60,7 @@ def fill_images(
     batch_size: int,
     quantize: bool = False,
 ) -> UInt8Images:
-    """Draws the hidden pixels of pictures anew; `ImageGPTMaskedLM.fill`."""
+    """Draws the hidden pixels of pictures; `ImageGPTMaskedLM.fill`."""
     palette = palette_of(language_model, without="fill_tokens")
     side = language_model.backbone.image_size
     array = as_pictures(language_model, images)
@@ -85,7 +85,7 @@ def fill_tokens(
     sampling: Sampling,
     batch_size: int,
 ) -> TokenIds:
-    """Draws the hidden tokens of sequences anew; `ImageGPTMaskedLM.fill_tokens`."""
+    """Draws the hidden tokens of sequences; `ImageGPTMaskedLM.fill_tokens`."""
     backbone = language_model.backbone
     prompt, mask = check_prompt(backbone, {"token_ids": token_ids}, {"position_mask": position_mask}, drawn=True)
     num_rounds = check_integer("num_rounds", num_rounds)
@@ -95,19 +95,19 @@ def fill_tokens(
 
 
 def filling_rounds(position_mask: npt.NDArray[np.bool_], num_rounds: int, seed: int) -> npt.NDArray[np.int32]:
-    """Shares the hidden positions of each row out among rounds, in random order and equal parts.
+    """Assigns the hidden positions of each row to rounds of equal size, in random order.
 
     Args:
         position_mask: bool array `(B, T)`.
-        num_rounds: int. No row takes more rounds than it has hidden positions.
+        num_rounds: int. A row with fewer hidden positions takes fewer rounds.
         seed: int. The order in row i is a function of `(seed, i)`.
 
     Returns:
-        int32 array `(B, T)`: 1, 2, … for the round in which a position is drawn, 0 where it is known.
+        int32 array `(B, T)`: the round from 1 on in which a position is drawn, 0 if it is known.
     """
     rows, tokens = position_mask.shape
     bits = random_bits("filling order", seed, np.arange(rows)[:, None], np.arange(tokens))
-    # Ranks among the hidden positions, which come first: their keys are halved, the others' upper bit is set.
+    # Hidden positions rank first: their keys are halved, the others' top bit is set.
     keys = np.where(position_mask, bits >> np.uint64(1), bits | np.uint64(1 << 63))
     ranks = np.argsort(np.argsort(keys, axis=-1, kind="stable"), axis=-1)
     counts = position_mask.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What drawing, filling and scoring need of a language model."""
+"""The language model interface for drawing, filling and scoring."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from keras_igpt.palette.color_palette import ColorPalette
 
 
 class LanguageModel(Protocol):
-    """A model of palette pixels; `ImageGPTCausalLM` and `ImageGPTMaskedLM` are such.
+    """A model of palette pixels, such as `ImageGPTCausalLM` and `ImageGPTMaskedLM`.
 
     Attributes:
         backbone: its `ImageGPTBackbone`.
-        palette: the `ColorPalette` whose colours the tokens are; None if it is not known.
+        palette: the `ColorPalette` of the tokens, or None.
         pixel_head: layer from features `(…, D)` to float32 logits `(…, V)`.
     """
 
@@ -31,7 +31,7 @@ class LanguageModel(Protocol):
 
 
 class MaskedLanguageModel(LanguageModel, Protocol):
-    """A language model whose inputs may come with a `position_mask`.
+    """A language model that accepts a `position_mask`.
 
     Attributes:
         mask_rate: float in [0, 1]. Probability that a position is hidden.
@@ -41,21 +41,10 @@ class MaskedLanguageModel(LanguageModel, Protocol):
 
 
 def palette_of(language_model: LanguageModel, without: str) -> ColorPalette:
-    """Returns the palette that turns a model's tokens into pictures.
-
-    Args:
-        language_model: the model.
-        without: str. Its method that draws tokens and needs none.
-
-    Returns:
-        `ColorPalette`.
-
-    Raises:
-        ValueError: if the model has none.
-    """
+    """Returns a model's palette; raises ValueError if it is None, suggesting the method `without` palette."""
     if language_model.palette is None:
         raise ValueError(
-            "`palette` is needed to turn tokens into pictures: make the model with "
+            "`palette` is needed to turn tokens into pictures: create the model with "
             f"`palette=ColorPalette(...)`, or draw tokens with `{without}`. Received: palette=None"
         )
     return language_model.palette

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits: temperature, top-k, top-p and noise as inputs of the compiled program."""
+"""Drawing tokens from logits with temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from keras_igpt.palette.color_palette import ColorPalette, TokenIds, UInt8Images
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.randomness import check_seed, mixed_words, random_bits, signed_word
 
-# In place of a token that is not there yet, and of the tokens of a sequence that met NaN or infinity.
+# Marks tokens not drawn yet, and sequences whose logits were not finite.
 NOT_DRAWN = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """How tokens are drawn: the model's distribution, made sharper or cut off, and the noise.
+    """Settings for drawing tokens.
 
-    The token at a position is the one with the highest sum of logit and `temperature` times Gumbel noise: a draw from
-    `softmax(logits / temperature)`.
+    The token with the highest logit plus `temperature` times Gumbel noise is a draw from `softmax(logits /
+    temperature)`.
 
     Args:
         temperature: float. 1 draws from the model's distribution, as in the paper; 0 takes the most probable token.
-        top_k: int in 1…V. Draw among the k most probable tokens only; all by default.
-        top_p: float in (0, 1]. Draw among the most probable tokens that make up p only; all by default.
+        top_k: int in 1…V. Draw only from the k most probable tokens; all by default.
+        top_p: float in (0, 1]. Draw only from the most probable tokens that sum to p; all by default.
         seed: int. The noise is a function of `(seed, row, position, colour)`.
-        noise: float array `(B, T, V)` in place of the seed's.
+        noise: float array `(B, T, V)` to use instead of the seed's.
     """
 
     temperature: float = 1.0
@@ -44,18 +44,18 @@ class Sampling:
     noise: npt.ArrayLike | None = None
 
     def inputs(self, shape: tuple[int, ...], vocabulary_size: int) -> dict[str, npt.NDArray[Any]]:
-        """Checks all of it, and makes the arrays that the compiled program takes.
+        """Checks the settings and makes the compiled program's inputs.
 
         Args:
-            shape: `(B, T)`, sequences and positions of each.
+            shape: `(B, T)`.
             vocabulary_size: int. Palette colours `V`.
 
         Returns:
-            Arrays by name: `"noise"` float32 `(B, T, V)`, or what `noise_at` makes it of, int32 `(B, T)`;
-            `"temperature"`, `"top_k"` and `"top_p"`, `(B, 1, 1)` each.
+            Arrays by name: `"noise"`, float32 `(B, T, V)`, or int32 `(B, T)` keys for `noise_at`; `"temperature"`,
+            `"top_k"` and `"top_p"`, `(B, 1, 1)` each.
 
         Raises:
-            ValueError: if one is out of its range.
+            ValueError: if a setting is out of range.
         """
         temperature = check_number("temperature", self.temperature, 0)
         top_k = vocabulary_size if self.top_k is None else check_integer("top_k", self.top_k, 1, vocabulary_size)
@@ -81,9 +81,7 @@ class Sampling:
 
 
 def noise_at(noise: Any, positions: Any, vocabulary_size: int) -> Any:
-    """Makes the Gumbel noise of some positions.
-
-    The uniform numbers inside are equal bit for bit on all backends.
+    """Computes the Gumbel noise at some positions, from uniform numbers that are bit-equal on all backends.
 
     Args:
         noise: tensor `"noise"` of `Sampling.inputs`.
@@ -97,7 +95,7 @@ def noise_at(noise: Any, positions: Any, vocabulary_size: int) -> Any:
         return ops.take_along_axis(noise, ops.expand_dims(positions, -1), axis=1)
     keys = ops.expand_dims(ops.take_along_axis(noise, positions, axis=1), -1)
     colors = ops.arange(1, vocabulary_size + 1, dtype="int32") * signed_word(0x9E3779B9)
-    # 23 bits and a half: float32 holds these numbers, and none is 0 or 1.
+    # 23 bits plus a half are exact in float32 and never 0 or 1.
     bits = ops.bitwise_and(mixed_words(keys + colors), (1 << 23) - 1)
     uniforms = (ops.cast(bits, "float32") + 0.5) * 2.0**-23
     return -ops.log(-ops.log(uniforms))
@@ -109,16 +107,15 @@ def draw_tokens(logits: Any, noise: Any, temperature: Any, top_k: Any, top_p: An
     Args:
         logits: float32 tensor `(B, T, V)`.
         noise: float32 tensor `(B, T, V)`, Gumbel noise.
-        temperature: float32 tensor `(B, 1, 1)`, not negative; noise is multiplied by it.
-        top_k: int32 tensor `(B, 1, 1)`, 1…V. Only the k most probable tokens can be drawn; of equal ones the lower ids.
-        top_p: float32 tensor `(B, 1, 1)` in (0, 1]. Only the most probable tokens whose predecessors sum to less than p
-            can be drawn.
+        temperature: float32 tensor `(B, 1, 1)`, at least 0.
+        top_k: int32 tensor `(B, 1, 1)`, 1…V. In ties the lower ids are kept.
+        top_p: float32 tensor `(B, 1, 1)` in (0, 1]. Tokens are kept while the more probable ones sum to less than p.
 
     Returns:
         int32 tensor `(B, T)`.
     """
     restricted = ops.logical_or(ops.any(top_k < logits.shape[-1]), ops.any(top_p < 1.0))
-    # Sorting takes XLA on CPU nearly as long as all products of a small network: it is left out where it can be.
+    # Sorting is skipped if possible: with XLA on CPU it takes nearly as long as a small network's products.
     possible = ops.cond(
         restricted,
         lambda: ops.where(_kept(logits, temperature, top_k, top_p), logits, float("-inf")),
@@ -128,16 +125,16 @@ def draw_tokens(logits: Any, noise: Any, temperature: Any, top_k: Any, top_p: An
 
 
 def _kept(logits: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
-    """Which tokens top-k and top-p leave: as many of the most probable ones as both allow; one at least."""
+    """Returns which tokens both top-k and top-p keep; at least one."""
     descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
-    # Differences to the highest divided, so that nothing overflows at any temperature.
+    # Relative to the maximum, so that no temperature causes an overflow.
     probabilities = ops.softmax((descending - descending[..., :1]) / ops.maximum(temperature, 1e-30), axis=-1)
     before = ops.cumsum(probabilities, axis=-1) - probabilities
     allowed = ops.sum(ops.cast(before < top_p, "int32"), axis=-1, keepdims=True)
     count = ops.maximum(ops.minimum(ops.cast(allowed, "int32"), top_k), 1)
     least = ops.take_along_axis(descending, count - 1, axis=-1)
     more, equal = logits > least, ops.equal(logits, least)
-    # Of equal ones, the lower ids fill the places that are left.
+    # Lower ids win ties for the remaining places.
     places = count - ops.cast(ops.sum(ops.cast(more, "int32"), axis=-1, keepdims=True), "int32")
     rank = ops.cast(ops.cumsum(ops.cast(equal, "int32"), axis=-1), "int32")
     return ops.logical_or(more, ops.logical_and(equal, rank <= places))
@@ -146,20 +143,19 @@ def _kept(logits: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
 def check_prompt(
     backbone: ImageGPTBackbone, token_ids: dict[str, npt.ArrayLike], mask: dict[str, npt.ArrayLike], drawn: bool
 ) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
-    """Checks the tokens that are given and which of them are meant.
+    """Checks a prompt and its mask.
 
     Args:
         backbone: the model's `ImageGPTBackbone`.
-        token_ids: int array `(B, T)` by the name of the caller's argument.
-        mask: bool array `(B, T)` or `(T,)` by the name of the caller's argument.
-        drawn: bool. Whether tokens are drawn where the mask is True, or where it is False. What is given there may be
-            anything.
+        token_ids: int array `(B, T)` by the caller's argument name.
+        mask: bool array `(B, T)` or `(T,)` by the caller's argument name.
+        drawn: bool. Mask value of the tokens to draw, whose given values are ignored.
 
     Returns:
         int32 array, zero where tokens are drawn, and bool array, `(B, T)` each.
 
     Raises:
-        ValueError: if one is of another shape or kind.
+        ValueError: if an array has another shape or type.
     """
     ((name, given),) = token_ids.items()
     prompt, tokens = np.asarray(given), backbone.num_tokens
@@ -177,14 +173,14 @@ def check_prompt(
 
 
 def draw_rows(program: Program, inputs: Arrays, batch_size: int, verbose: int = 0) -> tuple[TokenIds, TokenIds]:
-    """Runs a program that draws tokens over all sequences, a batch at a time.
+    """Runs a program that draws tokens over all sequences in batches.
 
     Args:
         program: a `Program` whose output is `(B, T + 1)`: tokens, `NOT_DRAWN` for a sequence that met NaN or infinity,
             and how many passes of the model each sequence took.
         inputs: its inputs by name, `"prompt"` `(B, T)` among them.
         batch_size: int. Sequences drawn together.
-        verbose: int. 1 shows how many sequences are done, and their mean number of passes.
+        verbose: int. 1 shows progress and the mean number of passes.
 
     Returns:
         int32 arrays: tokens `(B, T)` and passes `(B,)`.
@@ -210,15 +206,15 @@ def redraw_pictures(
     quantize: bool,
     draw: Callable[[TokenIds, npt.NDArray[np.bool_]], TokenIds],
 ) -> UInt8Images:
-    """Draws some pixels of pictures, several times each, and keeps the others.
+    """Redraws the hidden pixels of pictures, several times each.
 
     Args:
         palette: the model's `ColorPalette`.
         images: uint8 array `(B, H, W, C)` of the model's size.
         hidden: bool array `(H, W)` or `(B, H, W)`, True where a pixel is drawn.
-        num_samples: int. Drawings of each picture.
-        quantize: bool. Whether the pixels kept are shown in palette colours, and not as they were given.
-        draw: function of tokens and which of them to draw, `(B * num_samples, T)` each.
+        num_samples: int. Samples per picture.
+        quantize: bool. Whether to return the kept pixels in palette colours rather than unchanged.
+        draw: function of tokens and a mask of those to draw, `(B * num_samples, T)` each.
 
     Returns:
         uint8 array `(B, num_samples, H, W, C)`.

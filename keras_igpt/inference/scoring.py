@@ -1,4 +1,4 @@
-"""How surprising pictures are to a model, picture by picture and pixel by pixel."""
+"""Scoring pictures: the loss of each picture and pixel."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ Float32Array = npt.NDArray[np.float32]
 class Scores:
     """Losses of pictures under a model.
 
-    They are about the palette picture. Bits per pixel are not comparable with the bits per dimension of models of 8-bit
-    RGB: what the palette throws away costs nothing here.
+    They refer to the quantised picture, so bits per pixel are not comparable with bits per dimension of 8-bit RGB.
 
     Attributes:
         nats_per_token: float64 array `(B,)`. Mean loss of each picture's predicted pixels.
-        surprise: float32 array `(B, H, W)`, the loss of each pixel in nats, where asked for; else None. NaN where no
-            mask of a BERT model hid the pixel.
+        surprise: float32 array `(B, H, W)`, the loss of each pixel in nats, if requested, else None. NaN where no mask
+            of a BERT model hid the pixel.
     """
 
     nats_per_token: Float64Array
@@ -40,11 +39,11 @@ class Scores:
 
     @property
     def bits_per_pixel(self) -> Float64Array:
-        """The same in bits, `(B,)`; of the palette picture, and not comparable with 8-bit RGB bits per dimension."""
+        """The same in bits `(B,)`, of the quantised picture; not comparable with 8-bit RGB bits per dimension."""
         return self.nats_per_token / math.log(2)
 
     def __str__(self) -> str:
-        # A picture of which no mask hid anything has no score.
+        # A picture of which no mask hid a pixel has no score.
         scored = np.isfinite(self.nats_per_token)
         left_out = len(scored) - int(scored.sum())
         return (
@@ -56,25 +55,25 @@ class Scores:
 
 
 class Scorer(Program):
-    """The loss of each pixel; the logits stay on the device."""
+    """Computes the loss of each pixel; the logits stay on the device."""
 
     def call(self, inputs: dict[str, Any]) -> Any:
         return self.language_model.token_losses(inputs["token_ids"], self.language_model(inputs))
 
 
 def score_images(language_model: LanguageModel, inputs: Any, per_pixel: bool, batch_size: int) -> Scores:
-    """Computes how surprising each picture is; `ImageGPTCausalLM.score`."""
+    """Computes the loss of each picture; `ImageGPTCausalLM.score`."""
     return _mean_scores(language_model, as_examples(language_model, inputs), [None], per_pixel, batch_size)
 
 
 def score_hidden_pixels(
     language_model: MaskedLanguageModel, inputs: Any, num_masks: int, seed: int, per_pixel: bool, batch_size: int
 ) -> Scores:
-    """Computes how surprising each picture's hidden pixels are; `ImageGPTMaskedLM.score`."""
+    """Computes the loss of each picture's hidden pixels; `ImageGPTMaskedLM.score`."""
     num_masks, seed = check_integer("num_masks", num_masks), check_seed(seed)
     examples = as_examples(language_model, inputs)
     shape = (len(examples), language_model.backbone.num_tokens)
-    # The masks of a whole set are in memory one at a time.
+    # A generator, so that one mask is in memory at a time.
     masks = (vote_mask(shape, language_model.mask_rate, seed, index) for index in range(num_masks))
     return _mean_scores(language_model, examples, masks, per_pixel, batch_size, num_masks)
 
@@ -87,7 +86,7 @@ def _mean_scores(
     batch_size: int,
     num_masks: int = 1,
 ) -> Scores:
-    """The mean over masks of their hidden pixels; of all pixels where a mask is None."""
+    """Averages the loss over masks and their hidden pixels; over all pixels if a mask is None."""
     rows, tokens, side = len(examples), language_model.backbone.num_tokens, language_model.backbone.image_size
     nats, scored = np.zeros(rows), np.zeros(rows, np.int64)
     surprise = np.zeros((rows, tokens), np.float32) if per_pixel else None
@@ -106,7 +105,7 @@ def _mean_scores(
             check_finite(losses, "score")
             counted = np.ones(losses.shape, bool) if mask is None else mask[part]
             predicted = counted.sum(axis=-1)
-            # A mask that hides nothing of a picture says nothing about it.
+            # A mask that hides no pixel of a picture does not count.
             scored[part] += predicted > 0
             nats[part] += (losses * counted).sum(axis=-1, dtype=np.float64) / np.maximum(predicted, 1)
             if surprise is not None and times_hidden is not None:

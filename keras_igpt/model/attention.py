@@ -1,4 +1,4 @@
-"""Multi-head self-attention as a layer."""
+"""The multi-head self-attention layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from keras_igpt.model.attention_kernels import (
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention without biases, whole or one cached step at a time.
+    """Multi-head self-attention without biases, over whole sequences or cached steps.
 
-    Queries, keys and values are initialised with standard deviation `1/sqrt(D)`, the output projection with
-    `1/sqrt(D L)`: the only depth-dependent initialisation of the released code.
+    As in the released code, queries, keys and values are initialised with standard deviation `1/sqrt(D)`, the output
+    projection with `1/sqrt(D L)`.
 
     Args:
         num_heads: int. Heads `N`; must divide the width.
@@ -33,10 +33,10 @@ class SelfAttention(keras.layers.Layer):
     Call arguments:
         inputs: tensor `(B, T, D)`.
         cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions.
-        index: with `cache`: int or int tensor, the position of all rows' single input; or int tensor `(B, T)`.
+        index: with `cache`: int or scalar tensor, the position of all rows' single input; or int tensor `(B, T)`.
 
     Returns:
-        Tensor `(B, T, D)`, and keys and values: of the inputs, `(B, N, T, H)` each, or the cache with theirs in it.
+        Tensor `(B, T, D)`, and the keys and values of the inputs, `(B, N, T, H)` each, or the updated cache.
 
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 3.3
@@ -60,7 +60,7 @@ class SelfAttention(keras.layers.Layer):
         width = input_shape[-1]
         head_dim = width // self.num_heads
         heads = (self.num_heads, head_dim)
-        # One product for all three, (D, 3, N, H), so that heads can be shared out along N.
+        # One kernel (D, 3, N, H) for all three, which can be sharded along N.
         self.query_key_value = keras.layers.EinsumDense(
             "btd,dcnh->btcnh",
             output_shape=(None, 3, *heads),

@@ -1,4 +1,4 @@
-"""Attention: the fused kernel of a backend where it has one, exact and memory-light everywhere else."""
+"""Attention kernels: the backend's fused one if available, else exact blockwise attention."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Kernel = Literal["auto", "fused", "blocks"]
 
 
 def attention_kernel(choice: Kernel, dtype: str, head_dim: int) -> str:
-    """Says which kernel `dot_product_attention` runs on this backend and device.
+    """Returns the kernel that `dot_product_attention` runs on this backend and device.
 
     Args:
-        choice: `"auto"`, the fused kernel where there is one; `"fused"`; or `"blocks"`.
-        dtype: str. That of queries, keys and values.
+        choice: `"auto"` (fused if available), `"fused"` or `"blocks"`.
+        dtype: str. Dtype of queries, keys and values.
         head_dim: int. Width `H` of a head.
 
     Returns:
-        `"torch"` (SDPA, whose own choice depends on the device), `"cudnn"` or `"blocks"`.
+        `"torch"` (SDPA), `"cudnn"` or `"blocks"`.
 
     Raises:
-        ValueError: if `"fused"` is asked for where there is none.
+        ValueError: if `"fused"` is requested but not available.
     """
     if choice == "blocks":
         return "blocks"
@@ -53,13 +53,13 @@ def dot_product_attention(projected: Any, *, causal: bool, kernel: Kernel = "aut
     Args:
         projected: tensor `(B, T, 3, N, H)`: queries, keys and values.
         causal: bool. Whether position i attends to positions 0…i only.
-        kernel: what runs, as in `attention_kernel`. No kernel keeps `T x T` weights for the backward pass.
+        kernel: as in `attention_kernel`. No kernel keeps `T x T` weights for the backward pass.
 
     Returns:
         Tensor `(B, T, N, H)` of the dtype of `projected`.
 
     Raises:
-        ValueError: if a fused kernel is asked for where there is none.
+        ValueError: if `"fused"` is requested but not available.
     """
     runs = attention_kernel(kernel, keras.backend.standardize_dtype(projected.dtype), projected.shape[-1])
     if runs == "blocks":
@@ -170,7 +170,7 @@ def _add_to_first(total: Any, product: Any) -> Any:
 
 
 def swap_time_and_heads(tensor: Any) -> Any:
-    """Turns `(B, T, N, H)` into `(B, N, T, H)`, and back."""
+    """Transposes `(B, T, N, H)` to `(B, N, T, H)`, and back."""
     return ops.transpose(tensor, (0, 2, 1, 3))
 
 
@@ -183,33 +183,32 @@ def _where_visible(scores: Any, visible: Any) -> Any:
 
 
 def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any, KeyValue]:
-    """Attends from new positions over a cache, which gets their keys and values.
+    """Attends from new positions over a cache, and adds their keys and values to it.
 
-    Heads come before time in the cache, so that a head's keys lie together: products of transposed caches would copy
-    them for every token.
+    Heads precede time in the cache, since products of transposed caches would copy them for every token.
 
     Args:
         projected: tensor `(B, T, 3, N, H)`: queries, keys and values of the new positions.
-        cache: pair of tensors `(B, N, S, H)`, keys and values of the positions before. PyTorch changes them.
-        index: int or int tensor, the new position of all rows, `T` being 1; or int tensor `(B, T)`, those of each row,
-            one after the other.
+        cache: pair of tensors `(B, N, S, H)`, keys and values. PyTorch updates them in place.
+        index: int or scalar tensor, the new position of all rows if `T` is 1; or int tensor `(B, T)` of consecutive
+            positions.
 
     Returns:
-        Tensor `(B, T, N, H)`, and the cache with these positions in it.
+        Tensor `(B, T, N, H)`, and the updated cache.
     """
     if runs_eagerly():
         return attend_in_place(projected, cache, index)
     query, key, value = (swap_time_and_heads(projected[:, :, part]) for part in range(3))
     keys, values = _written(cache, (key, value), index)
     scores = ops.cast(ops.einsum("bnth,bnsh->bnts", query * _scale_of(query), keys), "float32")
-    # `is_causal` would align the first query with the first key, so what each one sees is given as a mask.
+    # `is_causal` would align the first query with the first key, so a mask is used.
     visible = ops.arange(keys.shape[2]) <= ops.reshape(index, (-1, 1, query.shape[2], 1))
     weights = ops.cast(ops.softmax(_where_visible(scores, visible), axis=-1), values.dtype)
     return swap_time_and_heads(ops.matmul(weights, values)), (keys, values)
 
 
 def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
-    """The cache with keys and values `(B, N, T, H)` of new positions in it."""
+    """Writes keys and values `(B, N, T, H)` of new positions into the cache."""
     if not len(index.shape):
         keys, values = (ops.slice_update(whole, (0, 0, index, 0), part) for whole, part in zip(cache, new, strict=True))
         return keys, values
@@ -222,6 +221,6 @@ def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
         )
         return keys, values
 
-    # Row by row: XLA on CPU writes such a loop in place, where a scatter is one of single vectors.
+    # A loop over rows is updated in place by XLA on CPU; a scatter would write single vectors.
     written: KeyValue = ops.fori_loop(0, ops.shape(index)[0], write, cache)
     return written

@@ -39,10 +39,10 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         hidden: tensor `(B, T, D)`, the residual stream.
         cache: optional pair of tensors `(B, N, S, H)`, keys and values of earlier positions.
-        index: with `cache`: int or int tensor, the position of all rows' single input; or int tensor `(B, T)`.
+        index: with `cache`: int or scalar tensor, the position of all rows' single input; or int tensor `(B, T)`.
 
     Returns:
-        Tensor `(B, T, D)`, and keys and values: of the inputs, or the cache with theirs in it.
+        Tensor `(B, T, D)`, and the keys and values of the inputs or the updated cache.
 
     Reference:
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 2.3
@@ -94,10 +94,10 @@ class TransformerBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class ImageGPTBackbone(QuantizableModel):
-    """The transformer of Image GPT, from palette tokens to features; built when constructed.
+    """The Image GPT transformer, from palette tokens to features; built on construction.
 
     Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation
-    of the released code. The arguments are attributes too; `architecture` has those that decide the weights.
+    of the released code. The arguments are attributes; `architecture` holds those that determine the weights.
 
     Args:
         vocabulary_size: int. Palette colours `V`.
@@ -107,12 +107,12 @@ class ImageGPTBackbone(QuantizableModel):
         hidden_dim: int. Width `D`.
         attention: `"causal"` for the autoregressive objective (inputs are shifted behind a start vector) or
             `"bidirectional"` for BERT's.
-        normalization: `"layer_norm"`, the paper's text, or `"rms_norm"`, what the released weights were trained with.
-        kernel: of attention. `"auto"` is the backend's fused kernel where it has one (SDPA on PyTorch; cuDNN on JAX
+        normalization: `"layer_norm"`, as in the paper's text, or `"rms_norm"`, as in the released weights.
+        kernel: attention kernel. `"auto"` is the backend's fused kernel if available (SDPA on PyTorch; cuDNN on JAX
             with a GPU, in half precision), else `"blocks"`: exact attention in blocks of queries. `"fused"` raises if
-            there is none. No kernel keeps `T x T` weights. The property `attention_kernel` says which one runs.
-        remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory and
-            costs a third of the time.
+            not available. No kernel keeps `T x T` weights. The property `attention_kernel` is the one in use.
+        remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory for
+            about a third more time.
         dtype: dtype policy of the blocks, such as `"mixed_bfloat16"`. Norm statistics and softmax are always float32.
         **kwargs: of `keras.Model`.
 
@@ -124,7 +124,7 @@ class ImageGPTBackbone(QuantizableModel):
         Tensor `(B, T, D)`: the final norm's output n^L at each position.
 
     Raises:
-        ValueError: if an argument is out of its range, or inputs do not fit.
+        ValueError: if an argument is out of range, or inputs do not fit.
 
     Example:
     ```python
@@ -157,7 +157,7 @@ class ImageGPTBackbone(QuantizableModel):
         )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
-        # An absent fused kernel fails here and not in the first step.
+        # Raises here, not in the first step, if there is no fused kernel.
         attention_kernel(kernel, self.compute_dtype, architecture.head_dim)
 
         # === Layers ===
@@ -184,7 +184,7 @@ class ImageGPTBackbone(QuantizableModel):
 
         # === Config ===
         self.architecture = architecture
-        # `vocabulary_size`, `num_layers` and so on are attributes of the backbone too.
+        # `vocabulary_size`, `num_layers` and so on.
         for name, value in architecture.arguments.items():
             setattr(self, name, value)
         self.kernel: Kernel = kernel
@@ -194,20 +194,20 @@ class ImageGPTBackbone(QuantizableModel):
 
     @classmethod
     def from_preset(cls, name: str, load_weights: bool | None = None, **overrides: Any) -> ImageGPTBackbone:
-        """Makes a backbone of a preset, with its trained weights or random ones.
+        """Makes a preset's backbone, with trained or random weights.
 
         Args:
             name: str. A preset (`keras_igpt.get_preset`): `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
                 `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop; or a
                 trained one.
-            load_weights: bool. Whether to load the preset's weights; by default if it has some.
-            **overrides: constructor arguments that differ from the preset's; with its weights, none that they fix.
+            load_weights: bool. Whether to load the preset's weights; by default if it has any.
+            **overrides: constructor arguments that replace the preset's; they must fit its weights.
 
         Returns:
             An `ImageGPTBackbone`.
 
         Raises:
-            ValueError: if there is no such preset, or it has no weights, or an override does not fit them.
+            ValueError: if the preset is unknown or has no weights, or an override does not fit them.
 
         Example:
         ```python
@@ -225,7 +225,7 @@ class ImageGPTBackbone(QuantizableModel):
 
     @property
     def _default_save_signature(self) -> None:
-        """No signature of its own inside a SavedModel: Keras on TensorFlow would trace one with float tokens."""
+        """None inside a SavedModel, since Keras on TensorFlow would trace a signature with float tokens."""
 
     @property
     def num_tokens(self) -> int:
@@ -234,7 +234,7 @@ class ImageGPTBackbone(QuantizableModel):
 
     @property
     def attention_kernel(self) -> str:
-        """The attention kernel that runs here: `"torch"` (SDPA), `"cudnn"` or `"blocks"`."""
+        """The attention kernel in use: `"torch"` (SDPA), `"cudnn"` or `"blocks"`."""
         return attention_kernel(self.kernel, self.compute_dtype, self.head_dim)
 
     @property
@@ -253,9 +253,9 @@ class ImageGPTBackbone(QuantizableModel):
         return self.normed_states(token_ids, (self.num_layers,), position_mask)[0]
 
     def normed_states(self, token_ids: Any, layers: Sequence[int], position_mask: Any | None = None) -> list[Any]:
-        """Computes n^l, the normed input of block l, at some depths in one pass; n^L is what `call` gives.
+        """Computes n^l, the normed input of block l, at some depths; n^L is the output of `call`.
 
-        No block above the deepest one is run.
+        Blocks above the deepest one are not run.
 
         Args:
             token_ids: int tensor `(B, T)`.
@@ -266,7 +266,7 @@ class ImageGPTBackbone(QuantizableModel):
             A tensor `(B, T, D)` for each of `layers`.
 
         Raises:
-            ValueError: if there is no such depth, or inputs do not fit.
+            ValueError: if a depth is out of range, or inputs do not fit.
 
         Example:
         ```python
@@ -280,7 +280,7 @@ class ImageGPTBackbone(QuantizableModel):
         return self._read_states(depths, token_ids, position_mask, lambda norm, hidden: norm(hidden))
 
     def layers_above(self, layer: int) -> list[keras.layers.Layer]:
-        """Names the layers whose weights n^l does not depend on: those that `normed_states` leaves out.
+        """Returns the layers whose weights do not influence n^l.
 
         Args:
             layer: int in 0…L. The depth.
@@ -292,7 +292,7 @@ class ImageGPTBackbone(QuantizableModel):
         if layer == self.num_layers:
             return []
         block = self.blocks[layer]
-        # Of block l itself, n^l has passed the first norm.
+        # n^l is the output of block l's first norm.
         rest = [block.attention, block.feed_forward_norm, block.feed_forward]
         return [*rest, *self.blocks[layer + 1 :], self.final_norm]
 
@@ -308,15 +308,15 @@ class ImageGPTBackbone(QuantizableModel):
         Args:
             token_ids: int tensor `(B, T)`.
             position_mask: as in `call`.
-            which: `"normed"` takes n^l, the normalised input of block l, and for l = L the final norm's output: the
-                paper's choice. `"residual"` takes the residual stream h^l itself.
-            layers: sequence of int in 0…L. The depths, all of them by default. No block above the deepest one is run.
+            which: `"normed"` takes n^l, the normed input of block l (for l = L the final norm's output), as in the
+                paper. `"residual"` takes the residual stream h^l.
+            layers: sequence of int in 0…L. The depths; all by default. Blocks above the deepest one are not run.
 
         Returns:
-            float32 tensor `(B, len(layers), D)`; of all depths, entry l is f^l.
+            float32 tensor `(B, len(layers), D)`.
 
         Raises:
-            ValueError: if `which` or a depth is not one there is.
+            ValueError: if `which` is unknown or a depth is out of range.
 
         Example:
         ```python
@@ -337,11 +337,11 @@ class ImageGPTBackbone(QuantizableModel):
         return ops.stack(self._read_states(depths, token_ids, position_mask, pooled), axis=1)
 
     def fill_cache(self, token_ids: Any) -> list[KeyValue]:
-        """Computes keys and values of all positions in one pass, to decode on from any of them.
+        """Computes keys and values of all positions in one pass, so that decoding can continue from any of them.
 
         Args:
-            token_ids: int tensor `(B, T)`. Entries of positions not known yet may be anything: what depends on them is
-                written anew before a later step sees it.
+            token_ids: int tensor `(B, T)`. Unknown positions may hold any token; their entries are overwritten before
+                they are read.
 
         Returns:
             A pair of tensors `(B, N, T, H)` for each block.
@@ -350,7 +350,7 @@ class ImageGPTBackbone(QuantizableModel):
         return [(contiguous(key), contiguous(value)) for _, (key, value) in islice(states, 1, None)]
 
     def empty_cache(self, batch_size: Any) -> list[KeyValue]:
-        """Makes a cache for decoding from the first pixel on.
+        """Makes a cache for decoding from the first pixel.
 
         Args:
             batch_size: int or int tensor `B`.
@@ -362,17 +362,16 @@ class ImageGPTBackbone(QuantizableModel):
         return [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
 
     def decode_step(self, token_ids: Any, index: Any, cache: Sequence[KeyValue]) -> tuple[Any, list[KeyValue]]:
-        """Computes the features of some positions from the cached ones before them.
+        """Computes the features of some positions from the cached earlier ones.
 
         Args:
             token_ids: int tensor `(B, T)`, known before `index`.
-            index: int or int tensor, the position of all rows; or int tensor `(B, w)`, those of each row, one after
-                the other.
-            cache: a pair of tensors `(B, N, S, H)` for each block, filled before `index`, S being more than that and at
-                most T. PyTorch writes the positions into these tensors.
+            index: int or scalar tensor, the position of all rows; or int tensor `(B, w)` of consecutive positions.
+            cache: a pair of tensors `(B, N, S, H)` for each block, filled before `index`, with `index < S <= T`.
+                PyTorch updates them in place.
 
         Returns:
-            Tensor `(B, 1, D)` or `(B, w, D)`, what `call` gives at `index`, and the cache with these positions in it.
+            Tensor `(B, 1, D)` or `(B, w, D)`, the output of `call` at `index`, and the updated cache.
         """
         states = self._residual_states(self.pixel_embedding.embed_step(token_ids, index), cache, index)
         hiddens, updated = zip(*states, strict=True)
@@ -389,13 +388,7 @@ class ImageGPTBackbone(QuantizableModel):
     def _residual_states(
         self, hidden: Any, cache: Sequence[KeyValue] | None = None, index: Any | None = None
     ) -> Iterator[tuple[Any, KeyValue]]:
-        """Yields h^0 … h^L, each with the keys and values of the block it comes from; h^0 with none.
-
-        Args:
-            hidden: tensor `(B, T, D)`, h^0.
-            cache: as in `decode_step`.
-            index: as in `decode_step`.
-        """
+        """Yields h^0 … h^L with the keys and values of each one's block; None for h^0. Args as in `decode_step`."""
         yield hidden, (None, None)
         for layer, block in enumerate(self.blocks):
             if cache is not None:
@@ -413,7 +406,7 @@ class ImageGPTBackbone(QuantizableModel):
         position_mask: Any | None,
         read: Callable[[Normalization, Any], Any],
     ) -> list[Any]:
-        """What a function makes of h^l and the norm above it, at some depths; no block above them is run."""
+        """Applies a function to h^l and the norm above it at some depths; blocks above are not run."""
         self._check_inputs(token_ids, position_mask)
         norms = [*(block.attention_norm for block in self.blocks), self.final_norm]
         states = self._residual_states(self.pixel_embedding(token_ids, position_mask=position_mask))
@@ -425,7 +418,7 @@ class ImageGPTBackbone(QuantizableModel):
         shape = tuple(token_ids.shape)
         if len(shape) != 2 or shape[1] != self.num_tokens:
             raise ValueError(
-                f"`token_ids` must have shape (B, {self.num_tokens}), one token a pixel "
+                f"`token_ids` must have shape (B, {self.num_tokens}), one token per pixel "
                 f"(`ColorPalette.encode` makes them from images). Received: shape {shape}"
             )
         dtype = keras.backend.standardize_dtype(token_ids.dtype)

@@ -1,4 +1,4 @@
-"""Palette tokens and their positions as vectors: the network's input."""
+"""Embeddings of palette tokens and positions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from keras_igpt.backend.gradients import with_dense_gradient
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class TokenEmbedding(keras.layers.Embedding):
-    """`keras.layers.Embedding` whose gradient is one tensor on every backend.
+    """`keras.layers.Embedding` with a dense gradient on every backend.
 
-    TensorFlow's would be a list of rows, a token's as often as it occurs, and Keras' Adam and clipping would square
-    each row before they are added up.
+    TensorFlow's sparse gradient repeats rows of repeated tokens, which Keras' Adam and clipping square before adding.
     """
 
     @property
@@ -28,19 +27,18 @@ class TokenEmbedding(keras.layers.Embedding):
 class PixelEmbedding(keras.layers.Layer):
     """Embeds palette tokens and their positions: the network's input h^0.
 
-    With a start vector (autoregressive) the sequence is shifted by one: position i carries pixel i-1, position 0 the
-    start vector, and the last pixel is never an input. Without one (BERT) pixels stay where they are, and the content
-    of masked positions is zero while their position embedding stays.
+    With `shift` (autoregressive), position i holds pixel i-1, and position 0 a learned start vector. Without it (BERT),
+    the content embedding of masked positions is zero; their position embedding stays.
 
     Args:
         vocabulary_size: int. Palette colours `V`.
         hidden_dim: int. Width `D`.
-        shift: bool. Whether to put the start vector first and drop the last pixel.
+        shift: bool. Whether to prepend the start vector and drop the last pixel.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
         token_ids: int tensor `(B, T)`.
-        position_mask: optional bool tensor `(B, T)`, True where the content is hidden; only without `shift`.
+        position_mask: optional bool tensor `(B, T)`, True where the content is hidden; ignored with `shift`.
 
     Returns:
         Tensor `(B, T, D)`.
@@ -87,11 +85,11 @@ class PixelEmbedding(keras.layers.Layer):
         return content + ops.cast(self.position_embedding, content.dtype)
 
     def embed_step(self, token_ids: Any, index: Any) -> Any:
-        """Embeds the inputs of some positions of shifted sequences: what `call` puts at `index`.
+        """Embeds some positions of shifted sequences: the output of `call` at `index`.
 
         Args:
             token_ids: int tensor `(B, T)`; only the pixels at `index - 1` are read.
-            index: int or int tensor, the position of all rows; or int tensor `(B, w)`, those of each row.
+            index: int or scalar tensor, the position of all rows; or int tensor `(B, w)`.
 
         Returns:
             Tensor `(B, 1, D)` or `(B, w, D)`.

@@ -1,4 +1,4 @@
-"""The parts of the network that are not attention."""
+"""Layers other than attention: activation, normalisation and feed-forward."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def quick_gelu(inputs: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class Normalization(keras.layers.Layer):
-    """Normalises each position over its width, with statistics in float32 under any dtype policy.
+    """Normalises each position over its width, with float32 statistics under any dtype policy.
 
     Args:
-        kind: `"layer_norm"`, the paper's text: centred, with gain and bias; or `"rms_norm"`, the released code:
-            `x / sqrt(mean(x^2) + 1e-5) * gain`.
+        kind: `"layer_norm"`, as in the paper's text: centred, with gain and bias; or `"rms_norm"`, as in the released
+            code: `x / sqrt(mean(x^2) + 1e-5) * gain`.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:

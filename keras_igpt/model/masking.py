@@ -1,4 +1,4 @@
-"""BERT's masks: of a training step, of evaluation and of a vote; the same on every backend."""
+"""BERT masks for training, evaluation and voting; the same on every backend."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.
     """Draws one of the masks of a vote.
 
     Args:
-        shape: `(B, T)`, pictures and positions of each.
+        shape: `(B, T)`.
         rate: float in [0, 1]. Probability that a position is hidden.
         seed: int.
-        mask: int. Which of the masks of a picture.
+        mask: int. Index of the mask.
 
     Returns:
         bool array `(B, T)`, True where the pixel is hidden. A row is a function of `(seed, mask, row)`.
@@ -34,9 +34,9 @@ def vote_mask(shape: tuple[int, ...], rate: float, seed: int, mask: int) -> npt.
 
 
 def majority(votes: npt.NDArray[Any], seed: int) -> npt.NDArray[np.int64]:
-    """Finds the most frequent class `(B,)` among the votes `(B, K)` of each row; ties are broken by `(seed, row)`."""
+    """Returns the most frequent class `(B,)` of votes `(B, K)`; ties are broken at random by `(seed, row)`."""
     supporters = (votes[:, :, None] == votes[:, None, :]).sum(axis=-1)  # (B, K), of each vote's class
-    # Classes in a tie have equally many votes, so drawing one of these votes draws each class with equal probability.
+    # Tied classes have equally many votes, so a random vote among them is fair.
     rows, places = np.indices(votes.shape)
     draws = uniforms("vote tie", seed, rows, places)
     chosen = np.where(supporters == supporters.max(axis=-1, keepdims=True), draws, -1.0).argmax(axis=-1)
@@ -87,21 +87,21 @@ class RandomPositionMask(keras.layers.Layer):
     def call(self, token_ids: Any, training: bool | None = None) -> Any:
         token_ids = ops.cast(token_ids, "int32")
         positions = ops.arange(token_ids.shape[-1], dtype="int32")
-        # A picture's key: the sum of one hash a (position, token), so that any changed pixel gives other masks.
+        # The picture's key is a sum of hashes of (position, token), so masks change with any pixel.
         words = mixed_words(token_ids + signed_word(0x9E3779B9) * (positions + 1))
         picture = ops.cast(ops.sum(words, axis=-1, keepdims=True), "int32")  # (B, 1)
         draw = mixed_words(ops.convert_to_tensor(signed_word(self.seed), "int32"))
         if training:
-            # The evaluation draw is no training step's: steps count from one here.
+            # From 1, so that no step shares the evaluation mask.
             draw = mixed_words(draw + self.step + 1)
         key = mixed_words(ops.bitwise_xor(picture, draw))
         bits = mixed_words(key + signed_word(0x85EBCA77) * (positions + 1))  # (B, T)
-        # 24 bits are a uniform number in steps of 2^-24.
+        # A uniform number in multiples of 2^-24.
         uniform = ops.bitwise_and(bits, 0xFFFFFF)
         return uniform < round(self.rate * (1 << 24))
 
     def advance(self) -> None:
-        """Counts one training step, so that the next one hides other positions."""
+        """Counts a training step, so that the next one has other masks."""
         self.step.assign(self.step + 1)
 
     def get_config(self) -> dict[str, Any]:

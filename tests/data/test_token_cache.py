@@ -80,7 +80,7 @@ def test_a_cache_of_something_else_is_made_anew(tmp_path, files, palette, reads)
         (ImageFiles(files._reader, 3), other, "another examples and count and image_size"),
     ):
         reads.clear()
-        with pytest.warns(UserWarning, match=f"made anew: it was made of {fault}"):
+        with pytest.warns(UserWarning, match=f"rebuilt: it was made from {fault}"):
             tokens = igpt.cache_tokens(examples, colors, folder)
         assert len(reads) == len(examples)
         assert_right(tokens, examples, colors)
@@ -106,7 +106,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, files, palette, name, harm):
         path.write_bytes(content[: len(content) // 2])
     else:
         path.unlink()
-    with pytest.warns(UserWarning, match="made anew"):
+    with pytest.warns(UserWarning, match="rebuilt"):
         tokens = igpt.cache_tokens(files, palette, folder)
     assert_right(tokens, files, palette)
 
@@ -181,7 +181,7 @@ def test_killed_while_the_finished_cache_is_put_in_place(tmp_path, files, palett
             patch.setattr(token_cache.os, "replace", die)
         else:
             patch.setattr(token_cache.Path, "unlink", die_at_unlink)
-        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="made anew"):
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="rebuilt"):
             igpt.cache_tokens(files, palette, folder)
     reads.clear()
     with warnings.catch_warnings():
@@ -202,7 +202,7 @@ def test_damaged_notes_of_progress_start_the_work_again(tmp_path, files, palette
             with pytest.raises(ZeroDivisionError):
                 igpt.cache_tokens(files, palette, tmp_path / "cache")
         damage(tmp_path / ".cache.tokens-unfinished")
-    with pytest.warns(UserWarning, match="begins again: .*labels.npy"):
+    with pytest.warns(UserWarning, match="is restarted: .*labels.npy"):
         tokens = igpt.cache_tokens(files, palette, tmp_path / "cache")
     assert_right(tokens, files, palette)
 
@@ -228,7 +228,7 @@ def test_a_damaged_manifest_is_not_believed(tmp_path, files, palette, manifest):
     written = json.loads(path.read_text())
     path.write_text(manifest if isinstance(manifest, str) else json.dumps({**written, **manifest}))
     (folder / "tokens.npy").write_bytes(b"other things")
-    with pytest.warns(UserWarning, match="made anew: its manifest is missing or cannot be read"):
+    with pytest.warns(UserWarning, match="rebuilt: its manifest is missing or cannot be read"):
         tokens = igpt.cache_tokens(files, palette, folder)
     assert_right(tokens, files, palette)
 
@@ -253,7 +253,7 @@ def test_unfinished_arrays_of_another_kind_are_not_gone_on_with(tmp_path, files,
         with pytest.raises(ZeroDivisionError):
             igpt.cache_tokens(files, palette, tmp_path / "cache")
     np.save(tmp_path / ".cache.tokens-unfinished" / "tokens.npy", np.zeros((9, 16), "uint8"))
-    with pytest.warns(UserWarning, match="begins again: arrays of another kind"):
+    with pytest.warns(UserWarning, match="is restarted: arrays of another kind"):
         assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
 
 
@@ -286,7 +286,7 @@ def test_links_that_were_planted_are_not_followed(tmp_path, files, palette):
         (victim / name).write_text("years of work")
     lock = tmp_path / ".cache.tokens-lock"
     lock.symlink_to(victim / "thesis.tex")
-    with pytest.raises(ValueError, match=r"`folder` must not have a link in the place of its lock. .*tokens-lock"):
+    with pytest.raises(ValueError, match=r"`folder` must not have a link in place of its lock file. .*tokens-lock"):
         igpt.cache_tokens(files, palette, tmp_path / "cache")
     lock.unlink()
     for purpose in ("unfinished", "replaced"):
@@ -316,7 +316,9 @@ def test_a_finished_cache_opens_where_nothing_can_be_written(files, palette, sma
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     opened = igpt.cache_tokens(files, palette, small_disk / "cache")
     np.testing.assert_array_equal(opened.token_ids, made.token_ids)
-    with pytest.raises(OSError, match=r"Read-only file system, and there is no such cache \(it was made of another ex"):
+    with pytest.raises(
+        OSError, match=r"Read-only file system, and there is no such cache \(it was made from another ex"
+    ):
         igpt.cache_tokens(files.take(range(3)), palette, small_disk / "cache")
 
 

@@ -145,7 +145,7 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_read(folder):
     shards = TokenShards(folder)
     shards[[3]]
     os.truncate(path, len(content) - 32)
-    with pytest.raises(ValueError, match=r"2\.npy .*become shorter"):
+    with pytest.raises(ValueError, match=r"2\.npy .*truncated"):
         shards[[7]]
 
 

@@ -61,9 +61,9 @@ def test_what_does_not_fit_is_refused(shards, palette):
         lambda: igpt.UnlabeledImages(IMAGES).join(igpt.UnlabeledImages(IMAGES[:, 1:])): "`other` must be an array like",
         lambda: shards.join(UNLABELED): "`other` must be an array like this one, TokenShards .*ndarray",
         lambda: shards.join(igpt.UnlabeledTokens(TOKENS, 17)): "`other` must have tokens of 16 colours",
-        lambda: igpt.TrainingBatches(shards, other, 4): "`palette` must be the one that `examples` were made with",
+        lambda: igpt.TrainingBatches(shards, other, 4): "`palette` must be the one that `examples` were encoded with",
         lambda: igpt.TrainingBatches(igpt.UnlabeledImages(IMAGES), None, 4): "`palette` must be given",
-        lambda: igpt.TrainingBatches(UNLABELED, None, 4, augmentation=igpt.RandomResizedCrop()): "in files only",
+        lambda: igpt.TrainingBatches(UNLABELED, None, 4, augmentation=igpt.RandomResizedCrop()): "for ImageFiles only",
         lambda: igpt.TrainingBatches(TOKENS, None, 4): "`examples` must be .* UnlabeledImages or UnlabeledTokens",
     }.items():
         with pytest.raises(ValueError, match=message):

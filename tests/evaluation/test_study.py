@@ -360,7 +360,7 @@ def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
     said = message(make_model=other_model)
     assert "compile.optimizer.config.learning_rate.config.decay_steps is 8 here" in said
     assert "decay_steps=7 in " in said
-    assert "Give other settings another folder" in said
+    assert "Use another folder for other settings" in said
     said = message(training_batches=lambda examples: igpt.TrainingBatches(examples, None, 12, seed=3))
     assert "batches.seed is 3 here" in said
     assert "batches.seed=0 in " in said
