@@ -8,7 +8,7 @@ with fused attention and fused Adam. Each contestant is a process of its own, fo
 run one after the other, since two large models would not fit; on a CPU they take turns.
 
 A round is several steps dispatched one after the other, with one wait at its end. Model FLOPs utilisation counts matrix
-products, causal attention once, the backward pass twice the forward, and nothing computed anew; it is given of the
+products, causal attention once, the backward pass twice the forward, and nothing recomputed; it is given of the
 device's nominal peak and of the rate measured on large bfloat16 products. Batches are the largest powers of two that
 `keras_igpt.estimate` says fit in 80 GB, at most 128.
 
@@ -385,7 +385,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=8, help="of a round")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing runs any more")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16, where the device is not known by name")
-    parser.add_argument("--output", type=Path, help="JSON file, written anew after each contestant")
+    parser.add_argument("--output", type=Path, help="JSON file, rewritten after each contestant")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve is not None:

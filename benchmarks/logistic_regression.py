@@ -118,7 +118,7 @@ def warm_up(name: str, train: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def forget_peak() -> float:
-    """Starts the measurement of peak memory anew (Linux); megabytes in use."""
+    """Resets the peak memory measurement (Linux); returns the megabytes in use."""
     Path("/proc/self/clear_refs").write_text("5")
     return megabytes("VmRSS")
 

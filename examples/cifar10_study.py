@@ -8,7 +8,7 @@ Command, for models that examples/pretrain.py has written to RUNS/ar, RUNS/bert 
     python examples/cifar10_study.py pictures --runs RUNS --data-dir FOLDER     # once the others are done
 
 Needs: pip install "keras_igpt[jax,data,tune,plot]"
-Each part writes JSON and pictures to RUNS/study and can be killed and started again: what is there is not done anew.
+Each part writes JSON and pictures to RUNS/study and can be interrupted and restarted: finished parts are skipped.
 
 Expected figures, their spread, machine and time: RESULTS.md.
 """

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> igpt.TunedResult:
     steps = options.epochs * (len(tokens.train) // options.batch_size)
 
     def make_model(hyperparameters: Any) -> igpt.ImageGPTImageClassifier:
-        # Opened anew for each trial: all begin with the same weights.
+        # Reloaded for each trial, so that all begin with the same weights.
         language_model = keras.saving.load_model(options.model, compile=False)
         classes, rate = len(data.class_names), hyperparameters.get("learning_rate")
         if options.frozen:
