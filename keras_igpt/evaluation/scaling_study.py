@@ -92,8 +92,8 @@ def scaling_study(
         A `ScalingReport`.
 
     Raises:
-        ValueError: if an argument is out of its range, a budget is less than two steps of a size, the runs are too few
-            for a law, or the folder holds runs with other settings.
+        ValueError: if an argument is out of its range, a budget is less than two steps of a size, or the folder holds
+            runs with other settings.
 
     Example:
     ```python
