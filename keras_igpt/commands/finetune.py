@@ -22,7 +22,7 @@ from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
     load_data,
-    load_model,
+    load_language_model,
     pixels_of,
     read_log,
     say_what_next,
@@ -61,10 +61,16 @@ def best_epoch(log: Path) -> int:
     return max(lines, key=lambda epoch: (lines[epoch]["val_accuracy"], -epoch))
 
 
+def epochs_to_train(log: Path, epochs: int, patience: int) -> int:
+    """Returns how many epochs a run has, which is as many as it had once it has stopped."""
+    last = max(read_log(log), default=-1)
+    return min(epochs, last + 1) if last >= 0 and last - best_epoch(log) >= patience else epochs
+
+
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     keras.utils.set_random_seed(options.seed)
-    language_model = load_model(options.model)
+    language_model = load_language_model(options.model)
     palette, size = language_model.palette, language_model.backbone.image_size
     data = load_data(options, size)
     train, validation, test = (
@@ -82,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
     classifier.fit(
         batches,
-        epochs=options.epochs,
+        epochs=epochs_to_train(log, options.epochs, options.patience),
         validation_data=igpt.EvaluationBatches(validation, palette, options.batch_size),
         callbacks=[
             TimeLeft(options.epochs * batches.steps_per_epoch),

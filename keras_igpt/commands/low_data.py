@@ -13,7 +13,7 @@ from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
     load_data,
-    load_model,
+    load_language_model,
     say_what_next,
     write_config,
 )
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    model = load_model(options.model)
+    model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
     table = igpt.low_data_table(
         model, data, options.labels, range(options.subsets), options.layers, batch_size=options.batch_size

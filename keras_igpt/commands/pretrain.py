@@ -9,6 +9,7 @@ With several rates the paper's search comes first: from the largest down, until 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--objective", choices=("ar", "bert"), default="ar")
     parser.add_argument("--image-size", type=int, default=16, help="side of the pictures in pixels")
-    parser.add_argument("--colors", type=int, default=256)
+    colors = parser.add_mutually_exclusive_group()
+    colors.add_argument("--colors", type=int, default=256, help="of a palette fitted to the pictures")
+    colors.add_argument("--palette", type=Path, help="file of a palette, such as that of keras-igpt palette")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--width", type=int, default=96)
@@ -51,7 +54,8 @@ def run(options: argparse.Namespace) -> None:
     train, validation = load_training_pictures(options, options.image_size)
     palette = _palette(options, train)
     tokens = igpt.DataSplits(train.encode(palette), validation.encode(palette), validation.encode(palette), ())
-    epoch_steps = len(tokens.train) // options.batch_size
+    batches = igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed)
+    epoch_steps = batches.steps_per_epoch
     steps = options.epochs * epoch_steps
     model = _make_model(options, palette, options.rates[0], steps)
     _say_plan(options, model, len(tokens.train), steps)
@@ -60,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     model = _make_model(options, palette, rate, steps)
     write_config(options, learning_rate=rate, parameters=model.count_params(), pictures=len(tokens.train))
     model.fit(
-        igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed),
+        batches,
         epochs=options.epochs,
         validation_data=igpt.EvaluationBatches(tokens.validation, palette, options.batch_size),
         callbacks=[
@@ -86,13 +90,18 @@ def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
     path = options.output / "palette.npy"
     if path.is_file():
         palette = igpt.ColorPalette.load(path)
-        if palette.num_colors != options.colors:
+        if options.palette and igpt.ColorPalette.load(options.palette) != palette:
+            raise ValueError(f"--palette must be that of the run in {options.output}. Received: {options.palette}")
+        if not options.palette and palette.num_colors != options.colors:
             raise ValueError(
                 f"--colors must be that of the run in {options.output}, {palette.num_colors}. "
                 f"Received: {options.colors}"
             )
         return palette
-    palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
+    if options.palette:
+        palette = igpt.ColorPalette.load(options.palette)
+    else:
+        palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     palette.save(path)
     return palette

@@ -17,7 +17,7 @@ from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
     load_data,
-    load_model,
+    load_language_model,
     pixels_of,
     say_what_next,
     write_config,
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    model = load_model(options.model)
+    model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
     print(
         f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test pictures",

@@ -9,7 +9,13 @@ import argparse
 import json
 
 from keras_igpt import plotting
-from keras_igpt.commands.shared import add_model_argument, add_output_argument, load_model, open_pictures, say_what_next
+from keras_igpt.commands.shared import (
+    add_model_argument,
+    add_output_argument,
+    load_language_model,
+    open_pictures,
+    say_what_next,
+)
 from keras_igpt.data.inputs import pictures_of_size
 
 
@@ -23,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    model = load_model(options.model)
+    model = load_language_model(options.model)
     images = pictures_of_size(open_pictures(options.pictures), model.backbone.image_size, model.palette.num_channels)
     scores = model.score(images, per_pixel=True, batch_size=options.batch_size)
     for name, nats in zip(options.pictures, scores.nats_per_token, strict=True):

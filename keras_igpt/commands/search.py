@@ -18,7 +18,7 @@ from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
     load_data,
-    load_model,
+    load_language_model,
     pixels_of,
     say_what_next,
     write_config,
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    pretrained = load_model(options.model)
+    pretrained = load_language_model(options.model)
     palette, size = pretrained.palette, pretrained.backbone.image_size
     data = load_data(options, size)
     train, validation, test = (
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
 
     def make_model(hyperparameters: Any) -> igpt.ImageGPTImageClassifier:
         # Opened for each trial: all begin with the same weights.
-        language_model, rate = load_model(options.model), hyperparameters.get("learning_rate")
+        language_model, rate = load_language_model(options.model), hyperparameters.get("learning_rate")
         classifier = igpt.ImageGPTImageClassifier(
             language_model,
             len(data.class_names),

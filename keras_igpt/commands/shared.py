@@ -87,7 +87,11 @@ def load_training_pictures(options: argparse.Namespace, image_size: int) -> tupl
         pictures = igpt.load_unlabeled_folder(options.images, image_size)
         return igpt.split_off(pictures, 0.1, options.seed)
     data = load_data(options, image_size)
-    return data.train, data.validation
+    train, validation = (
+        igpt.UnlabeledImages(part) if isinstance(part, igpt.ImageFiles) else part
+        for part in (data.train, data.validation)
+    )
+    return train, validation
 
 
 def pixels_of(examples: Any, at_most: int = 20_000) -> UInt8Images:
@@ -148,6 +152,24 @@ def load_model(name: str) -> Any:
         presets = ", ".join(igpt.trained_presets())
         raise ValueError(f"--model must be a .keras file or one of {presets}. Received: {name}")
     return keras.saving.load_model(name, compile=False)
+
+
+def load_language_model(name: str) -> Any:
+    """Opens a language model with its palette.
+
+    Args:
+        name: str. Path or name.
+
+    Returns:
+        An `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
+
+    Raises:
+        ValueError: if the model is of another kind.
+    """
+    model = load_model(name)
+    if not isinstance(model, (igpt.ImageGPTCausalLM, igpt.ImageGPTMaskedLM)) or model.palette is None:
+        raise ValueError(f"--model must be a language model with its palette, no classifier. Received: {name}")
+    return model
 
 
 def load_causal_lm(name: str) -> igpt.ImageGPTCausalLM:

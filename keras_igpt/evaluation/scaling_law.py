@@ -135,15 +135,8 @@ def fit_scaling_law(
     """
     check_number("confidence", confidence, 0, 1, above=True, below=True)
     resamples, seed = check_integer("resamples", resamples), check_seed(seed)
-    table = np.array([(run.parameters, run.tokens, run.loss) for run in runs], np.float64).reshape(-1, 3)
-    kinds = [len(np.unique(table[:, column])) for column in (0, 1)]
-    if len(table) < _FEWEST_RUNS or min(kinds) < 2 or not (np.isfinite(table) & (table > 0)).all():
-        raise ValueError(
-            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of several sizes and numbers of "
-            f"tokens. Received: {len(table)} runs of {kinds[0]} sizes and {kinds[1]} numbers of tokens"
-        )
+    logs = np.log(check_runs(runs))
     minimize = _scipy_minimize()
-    logs = np.log(table)
     starts = [
         (logs[:, 2].mean() - below_n, alpha, logs[:, 2].mean() - below_d, beta, logs[:, 2].min() - below_e)
         for alpha, beta in product((0.1, 0.3, 0.8), repeat=2)
@@ -157,6 +150,18 @@ def fit_scaling_law(
         if min(len(np.unique(chosen[:, column])) for column in (0, 1)) > 1:
             resampled.append(_coefficients(_best_fit(minimize, chosen, [best], logs), logs))
     return ScalingLaw(*_coefficients(best, logs), resampled=np.array(resampled), confidence=confidence)
+
+
+def check_runs(runs: Sequence[ScalingRun]) -> Float64Array:
+    """Returns N, D and loss of each run, or says why no law can be fitted to them."""
+    table = np.array([(run.parameters, run.tokens, run.loss) for run in runs], np.float64).reshape(-1, 3)
+    kinds = [len(np.unique(table[:, column])) for column in (0, 1)]
+    if len(table) < _FEWEST_RUNS or min(kinds) < 2 or not (np.isfinite(table) & (table > 0)).all():
+        raise ValueError(
+            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of several sizes and numbers of "
+            f"tokens. Received: {len(table)} runs of {kinds[0]} sizes and {kinds[1]} numbers of tokens"
+        )
+    return table
 
 
 def _best_fit(

@@ -14,7 +14,8 @@ import numpy as np
 
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
 from keras_igpt.data.examples import LabeledTokens
-from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, fit_scaling_law
+from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, check_runs, fit_scaling_law
+from keras_igpt.model.architecture import check_architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.cost import estimate
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
@@ -109,6 +110,14 @@ def scaling_study(
     shape = {"image_size": train.image_size, "vocabulary_size": train.num_colors}
     architectures = {name: {**size, **shape} for name, size in sizes.items()}
     steps = {name: _steps(name, architecture, budgets, batch_size) for name, architecture in architectures.items()}
+    # Whatever their losses will be: too few runs are refused before any is trained.
+    check_runs(
+        [
+            ScalingRun(check_architecture("sizes", architecture).num_parameters, count * batch_size, loss=1.0)
+            for name, architecture in architectures.items()
+            for count in steps[name]
+        ]
+    )
     settings = {
         "learning_rate": rate,
         "batch_size": batch_size,

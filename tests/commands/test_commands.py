@@ -3,11 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_igpt.commands.finetune import StopAfterBest, best_epoch
+import keras_igpt as igpt
+from keras_igpt.commands.finetune import StopAfterBest, best_epoch, epochs_to_train
 from keras_igpt.commands.main import COMMANDS, main, make_parser
 from keras_igpt.commands.shared import TimeLeft, read_log
 
@@ -64,6 +66,8 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     assert (tmp_path / "finetune" / "results.json").read_text() == results
 
     picture = f"{folders.flat}/dark-0.png"
+    with pytest.raises(SystemExit, match="keras-igpt score: --model must be a language model"):
+        main(["score", picture, "--model", str(tmp_path / "finetune" / "classifier.keras")])
     main(["complete", picture, *model, "--num-samples", "2", "--output", str(tmp_path / "complete")])
     main(["score", picture, *model, "--output", str(tmp_path / "score")])
     assert list(json.loads((tmp_path / "score" / "scores.json").read_text())) == [picture]
@@ -71,6 +75,19 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
         assert np.asarray(Image.open(tmp_path / path)).std() > 1
     main(["describe", str(pretrained / "igpt.keras")])
     assert "ImageGPTCausalLM" in capsys.readouterr().out
+
+
+def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path):
+    palette, output = tmp_path / "palette" / "palette.npy", tmp_path / "pretrained"
+    main(
+        ["palette", "--images", folders.classes, "--image-size", "4", "--colors", "8", "--output", str(palette.parent)]
+    )
+    sizes = [*SIZES[:2], *SIZES[4:]]  # without the number of colours
+    command = ["pretrain", "--images", folders.classes, *sizes, "--epochs", "1", "--objective", "bert"]
+    main([*command, "--palette", str(palette), "--output", str(output)])
+    assert keras.saving.load_model(output / "igpt.keras").palette == igpt.ColorPalette.load(palette)
+    with pytest.raises(SystemExit, match="`batch_size` must be at most the number of examples, 32"):
+        main([*command, "--batch-size", "99", "--output", str(tmp_path / "too_large")])
 
 
 def test_every_command_says_how_to_call_it(capsys):
@@ -108,6 +125,9 @@ def test_stopping_survives_a_kill(tmp_path):
     assert not stop.model.stop_training
     stop.on_epoch_end(4)
     assert stop.model.stop_training
+    # Called again, a run that has stopped is not trained on, unless with more patience.
+    assert [epochs_to_train(log, 9, patience) for patience in (1, 2, 3)] == [4, 4, 9]
+    assert epochs_to_train(tmp_path / "none.csv", 9, patience=1) == 9
 
 
 def test_the_time_left_is_told(capsys):

@@ -21,6 +21,7 @@ def study(folder, **changes):
 
 def test_a_run_trains_for_what_its_budget_pays(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "fit_scaling_law", lambda runs, seed: None)
+    monkeypatch.setattr(module, "check_runs", lambda runs: None)
     size = {"width 8": SIZES["width 8"]}
     flops = igpt.estimate({**SIZES["width 8"], "image_size": 4, "vocabulary_size": 16}, 8).training_flops
     (run,) = study(tmp_path, sizes=size, budgets=(3.5 * flops,)).runs["width 8"]
@@ -52,7 +53,9 @@ def test_finished_runs_are_not_repeated_and_others_are_added(tmp_path, monkeypat
         study(tmp_path, learning_rate=0.001)
 
 
-def test_a_budget_too_small_is_refused_before_any_run(tmp_path):
+def test_budgets_too_small_or_too_few_are_refused_before_any_run(tmp_path):
     with pytest.raises(ValueError, match="`budgets` must pay for two steps"):
         study(tmp_path, budgets=(1e9, 1e3))
+    with pytest.raises(ValueError, match=r"`runs` must be at least 6 .*3 runs of 3 sizes"):
+        study(tmp_path, budgets=(1e9,))
     assert not list(tmp_path.iterdir())
