@@ -386,7 +386,7 @@ def test_benchmark_of_normalization(monkeypatch):
     assert set(medians) == {"Keras operation", "matrix products"}
 
 
-def test_benchmark_of_curation(benchmarks, tmp_path, monkeypatch, capsys):
+def test_benchmark_of_curation(tmp_path, monkeypatch, capsys):
     pytest.importorskip("apache_beam")
     from curation_process import encoded, photograph
 
@@ -410,7 +410,7 @@ def test_benchmark_of_curation(benchmarks, tmp_path, monkeypatch, capsys):
         def fingerprint(self):
             return {}
 
-    benchmark = load(benchmarks / "curation.py")
+    benchmark = load(BENCHMARKS / "curation.py")
     for module in (benchmark, sys.modules["web_pictures"]):
         monkeypatch.setattr(module, "prepared", Photographs)
     monkeypatch.setattr(benchmark, "REFERENCE", 40)

@@ -380,6 +380,9 @@ def per_image(sample_weight: Any | None) -> Any | None:
     """Returns sample weights `(B,)` or `(B, 1)` as `(B,)`; raises `ValueError` for another shape."""
     if sample_weight is None:
         return None
+    if getattr(sample_weight.shape, "rank", 0) is None:
+        # Fitted with `(B,)` before and `(B, 1)` now, TensorFlow traces both at once. They were checked on entry.
+        return ops.reshape(sample_weight, (-1,))
     shape = tuple(sample_weight.shape)
     if len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):
         raise ValueError(f"`sample_weight` must have shape (B,), one number an image. Received: shape {shape}")
