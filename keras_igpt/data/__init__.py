@@ -1,4 +1,9 @@
-"""Data sets with the paper's splits, augmentation, tokenisation and reproducible batches."""
+"""Data sets with the paper's splits, augmentation, tokenisation and reproducible batches.
+
+There are five kinds of examples: `LabeledImages` and `LabeledTokens` in memory, `ImageFiles`, which are decoded when
+they are read, and `UnlabeledImages` and `UnlabeledTokens`. `token_source` reads rows of any of them as tokens, for
+`batches` and `mixture`. `inputs` is the one door for pictures and tokens that are handed to a model's methods.
+"""
 
 from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
