@@ -14,7 +14,6 @@ same command again after a crash: it goes on from the last checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
@@ -22,17 +21,15 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+from arguments import load_data, make_parser
 
 import keras_igpt as igpt
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Trains, and returns loss and bits per pixel on the validation pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "pretrain_mixture_output", ("imagenet2012",), default="imagenet2012")
     parser.add_argument("--web", required=True, help="folder of token shards")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", help="folder with a subfolder of pictures for each class")
-    source.add_argument("--data-dir", help="folder of prepared TensorFlow Datasets, imagenet2012 among them")
     parser.add_argument("--web-weight", type=float, default=4.0, help="web pictures for each of the others")
     parser.add_argument("--objective", choices=("ar", "bert"), default="ar")
     parser.add_argument("--preset", default="igpt_tiny", help="architecture and recipe")
@@ -40,18 +37,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--updates", type=int, default=10_000)
     parser.add_argument("--updates-per-epoch", type=int, default=1000, help="between validations and checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="pretrain_mixture_output")
     options = parser.parse_args(arguments)
     if options.updates % options.updates_per_epoch:
         parser.error(f"--updates must be a multiple of --updates-per-epoch; received {options.updates}")
 
     web = igpt.UnlabeledTokens.open(options.web)
     palette = web.palette
-    if options.images:
-        data = igpt.load_image_folder(options.images, web.image_size)
-    else:
-        data = igpt.load_dataset("imagenet2012", options.data_dir, web.image_size)
+    data = load_data(options, web.image_size, in_memory=False)
     batches = igpt.MixedBatches(
         {
             "pictures": igpt.Source(data.train, augmentation=igpt.RandomResizedCrop(), weight=1),

@@ -13,11 +13,10 @@ from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
     drawing,
-    load_causal_lm,
+    load_language_model,
     open_pictures,
     say_what_next,
 )
-from keras_igpt.data.inputs import pictures_of_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    model = load_causal_lm(options.model)
-    assert model.palette is not None
+    model = load_language_model(options.model, autoregressive=True)
     size = model.backbone.image_size
     keep = size // 2 if options.keep_rows is None else options.keep_rows
-    originals = pictures_of_size(open_pictures(options.pictures), size, model.palette.num_channels)
+    originals = open_pictures(options.pictures, model)
     completions = model.complete(
         originals, keep_rows=keep, num_samples=options.num_samples, verbose=1, **drawing(options)
     )

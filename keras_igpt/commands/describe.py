@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import keras_igpt as igpt
-from keras_igpt.commands.shared import load_model
+from keras_igpt.objectives.open_model import open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,4 +20,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    print(igpt.describe(load_model(options.name) if Path(options.name).is_file() else options.name))
+    print(igpt.describe(open_model(options.name, "name") if Path(options.name).is_file() else options.name))

@@ -14,7 +14,7 @@ from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
     drawing,
-    load_causal_lm,
+    load_language_model,
     say_what_next,
 )
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    model = load_causal_lm(options.model)
+    model = load_language_model(options.model, autoregressive=True)
     images = model.generate(options.num_images, verbose=1, **drawing(options))
     options.output.mkdir(parents=True, exist_ok=True)
     plotting.plot_grid(images).savefig(options.output / "samples.png")

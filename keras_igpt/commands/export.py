@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 import keras_igpt as igpt
-from keras_igpt.commands.shared import add_model_argument, load_model
+from keras_igpt.commands.shared import add_model_argument
+from keras_igpt.objectives.open_model import open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    model = load_model(options.model)
+    model = open_model(options.model, "--model")
     if not isinstance(model, igpt.ImageGPTImageClassifier):
         model = igpt.FeatureExtractor(model, options.layers or "all")
     elif options.layers:

@@ -8,7 +8,6 @@ Stops at the best validation accuracy and tests its weights once. `keras-igpt se
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from keras_igpt.commands.shared import (
     add_output_argument,
     load_data,
     load_language_model,
-    pixels_of,
+    padded_crop,
     read_log,
     say_what_next,
     write_config,
 )
+from keras_igpt.support.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,24 +72,22 @@ def run(options: argparse.Namespace) -> None:
     keras.utils.set_random_seed(options.seed)
     language_model = load_language_model(options.model)
     palette, size = language_model.palette, language_model.backbone.image_size
-    data = load_data(options, size)
-    train, validation, test = (
-        igpt.LabeledImages(pixels_of(part, len(part)), part.labels) for part in (data.train, data.validation, data.test)
-    )
+    data = load_data(options, size, in_memory=True)
     classifier = igpt.ImageGPTImageClassifier(
         language_model, len(data.class_names), options.generative_weight, layer=options.layer
     )
     classifier.compile(**igpt.finetuning_recipe(options.rate))
-    # The paper pads pictures of 32 pixels by 4.
-    augmentation = igpt.PaddedCrop(padding=max(1, round(4 * size / 32)))
-    batches = igpt.TrainingBatches(train, palette, options.batch_size, seed=options.seed, augmentation=augmentation)
+    augmentation = padded_crop(size)
+    batches = igpt.TrainingBatches(
+        data.train, palette, options.batch_size, seed=options.seed, augmentation=augmentation
+    )
     write_config(options, classes=data.class_names, layer=classifier.layer, augmentation=repr(augmentation))
     log, best = options.output / "log.csv", options.output / "best.keras"
     so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
     classifier.fit(
         batches,
         epochs=epochs_to_train(log, options.epochs, options.patience),
-        validation_data=igpt.EvaluationBatches(validation, palette, options.batch_size),
+        validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
         callbacks=[
             TimeLeft(options.epochs * batches.steps_per_epoch),
             # Before the log, so that what it calls the best is in the file.
@@ -105,14 +103,14 @@ def run(options: argparse.Namespace) -> None:
     chosen = keras.saving.load_model(best)
     epoch = best_epoch(log)
     results: dict[str, Any] = {"best epoch": epoch + 1, "validation accuracy": read_log(log)[epoch]["val_accuracy"]}
-    tokens = test.encode(palette)
+    tokens = data.test.encode(palette)
     test_batches = igpt.EvaluationBatches(tokens, None, options.batch_size)
     results["test accuracy"] = chosen.evaluate(test_batches, verbose=0, return_dict=True)["accuracy"]
     if isinstance(language_model, igpt.ImageGPTMaskedLM):
         voted = chosen.vote(tokens.token_ids, num_masks=5, seed=options.seed, batch_size=options.batch_size)
         results["test accuracy, vote of 5 masks"] = float(np.mean(voted == tokens.labels))
     chosen.save(options.output / "classifier.keras")
-    (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(options.output / "results.json", results)
     for name, value in results.items():
         print(f"{name}: {value if isinstance(value, int) else format(value, '.2%')}")
     say_what_next(

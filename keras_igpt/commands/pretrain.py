@@ -53,7 +53,9 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     train, validation = load_training_pictures(options, options.image_size)
     palette = _palette(options, train)
-    tokens = igpt.DataSplits(train.encode(palette), validation.encode(palette), validation.encode(palette), ())
+    held_out = validation.encode(palette)
+    # The search reads no test set.
+    tokens = igpt.DataSplits(train.encode(palette), held_out, held_out, ())
     batches = igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed)
     epoch_steps = batches.steps_per_epoch
     steps = options.epochs * epoch_steps

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import numpy as np
-
 import keras_igpt as igpt
 from keras_igpt.commands.shared import (
     add_data_arguments,
@@ -18,10 +16,11 @@ from keras_igpt.commands.shared import (
     add_output_argument,
     load_data,
     load_language_model,
-    pixels_of,
     say_what_next,
     write_config,
 )
+from keras_igpt.data.inputs import as_pictures
+from keras_igpt.evaluation.low_data import pixel_features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         )
     found: dict[str, Any] = {}
     if not options.no_pixels:
-        found["raw pixels, test accuracy"] = _raw_pixels(data)
+        found["raw pixels, test accuracy"] = _raw_pixels(model, data)
         print(f"raw pixels, logistic regression: {found['raw pixels, test accuracy']:.2%} on test")
     write_config(options, **found)
     probe.report.save(options.output / "report.json")
@@ -83,10 +82,9 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def _raw_pixels(data: igpt.DataSplits[Any]) -> float:
+def _raw_pixels(model: Any, data: igpt.DataSplits[Any]) -> float:
     """Test accuracy of logistic regression on pixels, C chosen as for the features."""
-    parts = []
-    for part in (data.train, data.validation, data.test):
-        images = pixels_of(part, len(part))
-        parts.append(((images.reshape(len(images), -1) / np.float32(255)).astype(np.float32), part.labels))
-    return igpt.fit_logistic_regression(parts[0], parts[1]).score(*parts[2])
+    parts = (data.train, data.validation, data.test)
+    features = (pixel_features(as_pictures(model, part), part.labels) for part in parts)
+    train, validation, test = ((part.at(0), part.labels) for part in features)
+    return igpt.fit_logistic_regression(train, validation).score(*test)

@@ -6,7 +6,6 @@ keras-igpt score cat.jpg dog.png --model run/igpt.keras
 from __future__ import annotations
 
 import argparse
-import json
 
 from keras_igpt import plotting
 from keras_igpt.commands.shared import (
@@ -16,7 +15,7 @@ from keras_igpt.commands.shared import (
     open_pictures,
     say_what_next,
 )
-from keras_igpt.data.inputs import pictures_of_size
+from keras_igpt.support.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     model = load_language_model(options.model)
-    images = pictures_of_size(open_pictures(options.pictures), model.backbone.image_size, model.palette.num_channels)
+    images = open_pictures(options.pictures, model)
     scores = model.score(images, per_pixel=True, batch_size=options.batch_size)
     for name, nats in zip(options.pictures, scores.nats_per_token, strict=True):
         print(f"{name}: {nats:.3f} nats per token")
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     plotting.plot_surprise(images, scores.surprise).savefig(options.output / "surprise.png")
     results = dict(zip(options.pictures, scores.nats_per_token.tolist(), strict=True))
-    (options.output / "scores.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(options.output / "scores.json", results)
     say_what_next(
         f"surprise.png and scores.json to {options.output}/",
         f"complete {' '.join(options.pictures)} --model {options.model}",

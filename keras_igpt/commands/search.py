@@ -19,7 +19,7 @@ from keras_igpt.commands.shared import (
     add_output_argument,
     load_data,
     load_language_model,
-    pixels_of,
+    padded_crop,
     say_what_next,
     write_config,
 )
@@ -44,13 +44,10 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     pretrained = load_language_model(options.model)
     palette, size = pretrained.palette, pretrained.backbone.image_size
-    data = load_data(options, size)
-    train, validation, test = (
-        igpt.LabeledImages(pixels_of(part, len(part)), part.labels).encode(palette)
-        for part in (data.train, data.validation, data.test)
-    )
+    data = load_data(options, size, in_memory=True)
+    train, validation, test = (part.encode(palette) for part in (data.train, data.validation, data.test))
     tokens = igpt.DataSplits(train, validation, test, data.class_names)
-    augmentation = igpt.PaddedCrop(max(1, round(4 * size / 32)))
+    augmentation = padded_crop(size)
     steps = options.epochs * (len(train) // options.batch_size)
 
     def make_model(hyperparameters: Any) -> igpt.ImageGPTImageClassifier:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,11 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
+from keras_igpt.data.image_files import open_picture
+from keras_igpt.data.inputs import as_pictures
+from keras_igpt.objectives.open_model import open_model
 from keras_igpt.palette.color_palette import UInt8Images
+from keras_igpt.support.files import write_json
 
 DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
 
@@ -58,19 +61,22 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "batch_size")}
 
 
-def load_data(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
+def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = False) -> igpt.DataSplits[Any]:
     """Opens the labelled pictures that the command line names.
 
     Args:
         options: with the arguments of `add_data_arguments`.
         image_size: int. Side that the pictures get.
+        in_memory: bool. Whether pictures that come as files are read at once.
 
     Returns:
-        `DataSplits`; pictures stay in their files until they are read, where they come as files.
+        `DataSplits`.
     """
     if options.images:
-        return igpt.load_image_folder(options.images, image_size, seed=options.seed)
-    return igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
+        data: igpt.DataSplits[Any] = igpt.load_image_folder(options.images, image_size, seed=options.seed)
+    else:
+        data = igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
+    return igpt.load_splits(data) if in_memory and isinstance(data.train, igpt.ImageFiles) else data
 
 
 def load_training_pictures(options: argparse.Namespace, image_size: int) -> tuple[Any, Any]:
@@ -104,61 +110,21 @@ def pixels_of(examples: Any, at_most: int = 20_000) -> UInt8Images:
     return images
 
 
-def open_pictures(paths: Sequence[str]) -> list[Any]:
-    """Opens picture files.
-
-    Args:
-        paths: sequence of str.
-
-    Returns:
-        List of Pillow images.
-
-    Raises:
-        ValueError: if a file is no picture or damaged.
-        FileNotFoundError: if a file is missing.
-        ImportError: if Pillow is absent.
-    """
-    from PIL import Image
-
+def open_pictures(paths: Sequence[str], model: Any) -> UInt8Images:
+    """Reads picture files as an array `(B, H, W, C)` of a model's size; raises `ValueError` for one that is damaged."""
     pictures = []
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-                pictures.append(picture)
-        except FileNotFoundError:
-            raise
-        except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
-            raise ValueError(f"{path} cannot be read as a picture ({error})") from error
-    return pictures
+        with open_picture(Path(path).read_bytes(), path) as picture:
+            pictures.append(picture.copy())
+    return as_pictures(model, pictures)
 
 
-def load_model(name: str) -> Any:
-    """Opens a model's file, or a trained preset by its name.
-
-    Args:
-        name: str. Path or name.
-
-    Returns:
-        A language model or a classifier.
-
-    Raises:
-        ValueError: if there is neither.
-    """
-    if name in igpt.trained_presets():
-        bert = igpt.get_preset(name).attention == "bidirectional"
-        return (igpt.ImageGPTMaskedLM if bert else igpt.ImageGPTCausalLM).from_preset(name)
-    if not Path(name).is_file():
-        presets = ", ".join(igpt.trained_presets())
-        raise ValueError(f"--model must be a .keras file or one of {presets}. Received: {name}")
-    return keras.saving.load_model(name, compile=False)
-
-
-def load_language_model(name: str) -> Any:
+def load_language_model(name: str, autoregressive: bool = False) -> Any:
     """Opens a language model with its palette.
 
     Args:
-        name: str. Path or name.
+        name: str. Path, or trained preset.
+        autoregressive: bool. Whether a BERT model is refused.
 
     Returns:
         An `ImageGPTCausalLM` or `ImageGPTMaskedLM`.
@@ -166,37 +132,25 @@ def load_language_model(name: str) -> Any:
     Raises:
         ValueError: if the model is of another kind.
     """
-    model = load_model(name)
-    if not isinstance(model, (igpt.ImageGPTCausalLM, igpt.ImageGPTMaskedLM)) or model.palette is None:
-        raise ValueError(f"--model must be a language model with its palette, no classifier. Received: {name}")
+    model = open_model(name, "--model")
+    kinds = igpt.ImageGPTCausalLM if autoregressive else (igpt.ImageGPTCausalLM, igpt.ImageGPTMaskedLM)
+    if not isinstance(model, kinds) or model.palette is None:
+        wanted = "an autoregressive model" if autoregressive else "a language model"
+        raise ValueError(f"--model must be {wanted} with its palette, no classifier. Received: {name}")
     return model
 
 
-def load_causal_lm(name: str) -> igpt.ImageGPTCausalLM:
-    """Opens an autoregressive model with its palette.
-
-    Args:
-        name: str. Path or name.
-
-    Returns:
-        An `ImageGPTCausalLM`.
-
-    Raises:
-        ValueError: if the model is of another kind.
-    """
-    model = load_model(name)
-    if not isinstance(model, igpt.ImageGPTCausalLM) or model.palette is None:
-        raise ValueError(f"--model must be an autoregressive model with its palette. Received: {name}")
-    return model
+def padded_crop(image_size: int) -> igpt.PaddedCrop:
+    """Returns the paper's augmentation for fine-tuning, which pads pictures of 32 pixels by 4."""
+    return igpt.PaddedCrop(padding=max(1, round(4 * image_size / 32)))
 
 
 def write_config(options: argparse.Namespace, **found: Any) -> None:
     """Writes `config.json` into the output folder: the command's arguments, the backend and what was found out."""
-    options.output.mkdir(parents=True, exist_ok=True)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     del given["run"]
     config = {**given, "backend": keras.backend.backend(), "keras_igpt": igpt.__version__, **found}
-    (options.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(options.output / "config.json", config)
 
 
 class TimeLeft(keras.callbacks.Callback):

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
@@ -17,9 +16,7 @@ import numpy.typing as npt
 from keras_igpt.curation.pictures import Pictures, pictures_of
 from keras_igpt.data.image_files import resize_images
 from keras_igpt.evaluation.features import FeatureExtractor
-from keras_igpt.model.presets import get_preset, trained_presets
-from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
-from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
+from keras_igpt.objectives.open_model import open_model
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.support.checks import check_integer, check_number
@@ -142,14 +139,7 @@ def load_features(model: str | os.PathLike[str], layer: int | None = None) -> Pi
     Raises:
         ValueError: if there is no such model, or a `layer` is given for one that has none.
     """
-    name = os.fspath(model)
-    if name in trained_presets():
-        bert = get_preset(name).objective == "bert"
-        loaded = (ImageGPTMaskedLM if bert else ImageGPTCausalLM).from_preset(name)
-    elif Path(name).is_file():
-        loaded = keras.saving.load_model(name)
-    else:
-        raise ValueError(f"`model` must be a `.keras` file or a trained preset. Received: model={name!r}")
+    loaded = open_model(model, "`model`")
     if isinstance(loaded, PixelModel):
         return PictureFeatures(FeatureExtractor(loaded, [loaded.backbone.num_layers // 2 if layer is None else layer]))
     if layer is not None:

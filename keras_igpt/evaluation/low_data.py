@@ -165,7 +165,7 @@ def low_data_table(
             )
     classes = check_classes(data.train.labels, data.validation.labels)
     pixels = {
-        name: _pixels(as_pictures(language_model, part, f"data.{name}"), parts[name].labels)
+        name: pixel_features(as_pictures(language_model, part, f"data.{name}"), parts[name].labels)
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
     }
     features = {name: extractor.extract_labeled(part, batch_size) for name, part in parts.items()}
@@ -211,6 +211,6 @@ def _line(
     )
 
 
-def _pixels(images: UInt8Images, labels: Labels) -> LabeledFeatures:
+def pixel_features(images: UInt8Images, labels: Labels) -> LabeledFeatures:
     """Returns pixels in 0…1 as features of a single depth."""
     return LabeledFeatures((images.reshape(len(images), 1, -1) / np.float32(255)).astype(np.float32), labels)
