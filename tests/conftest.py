@@ -183,3 +183,16 @@ def small_disk(tmp_path):
         pytest.skip("only root can mount a disk of its own")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def weights_trained_in_parts(batches_from, *parts):
+    """Trains a small model for several runs of steps, each with `batches_from(first_step)`; its weights."""
+    keras.utils.set_random_seed(1)
+    model = make_masked_lm(num_layers=1)
+    model.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
+    step = 0
+    for steps in parts:
+        model.fit(batches_from(step), epochs=1, steps_per_epoch=steps, verbose=0)
+        step += steps
+    assert int(to_numpy(model.optimizer.iterations)) == step
+    return [to_numpy(weight) for weight in model.trainable_weights]

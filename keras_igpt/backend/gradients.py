@@ -73,7 +73,7 @@ def product_of_rows(inputs: Any, kernel: Any) -> Any:
 
     Args:
         inputs: tensor `(…, D)`.
-        kernel: tensor `(D, E)`.
+        kernel: tensor or variable `(D, E)`.
 
     Returns:
         Tensor `(…, E)`.
@@ -92,7 +92,7 @@ def product_of_rows(inputs: Any, kernel: Any) -> Any:
         return upstream @ kernel.T, jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
 
     product.defvjp(lambda inputs, kernel: (inputs @ kernel, (inputs, kernel)), backward)
-    return product(inputs, kernel)
+    return product(inputs, ops.convert_to_tensor(kernel))
 
 
 def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:

@@ -85,8 +85,10 @@ def _first(rows: npt.NDArray[np.intp], by: npt.NDArray[np.float64], shard: int) 
 def _read(job: Job, shards: Sequence[Shard], places: list[_Place]) -> list[UInt8Images]:
     """Reads pictures again, from where the shards lie."""
     pictures = []
+    shown = {number for _, number, _ in places}
+    records_of = {number: Records.load(Path(job.output) / f"{shards[number].name}.npz") for number in shown}
     for _, number, row in places:
-        records = Records.load(Path(job.output) / f"{shards[number].name}.npz")
+        records = records_of[number]
         key, offset, size = records.key(row), int(records.offsets[row]), int(records.sizes[row])
         member = Member(key, offset, size, read_member(shards[number], key, offset, size))
         with warnings.catch_warnings():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.palette.color_palette import ColorPalette, check_token_ids, token_dtype
+from keras_igpt.data.examples import check_square_tokens
+from keras_igpt.palette.color_palette import ColorPalette, token_dtype
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import whole_file, write_json
 
@@ -70,9 +70,8 @@ def write_token_shard(
     ```
     """
     _check_file("file", file)
-    tokens = check_token_ids(token_ids, num_colors)
-    if tokens.ndim != 2 or math.isqrt(tokens.shape[1]) ** 2 != tokens.shape[1]:
-        raise ValueError(f"`token_ids` must have shape (B, S * S). Received: shape {tokens.shape}")
+    tokens = np.asarray(token_ids)
+    check_square_tokens(tokens, num_colors)
     tokens = np.ascontiguousarray(tokens, token_dtype(num_colors))
     with whole_file(Path(folder) / file) as partial:
         np.save(partial, tokens)

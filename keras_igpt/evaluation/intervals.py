@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Inter
     confidence = _check_confidence(confidence)
     accuracy = float(right.mean())
     tail = (1 - confidence) / 2
-    low, high = _scipy_stats().binom.ppf([tail, 1 - tail], len(right), accuracy) / len(right)
+    low, high = import_scipy("stats").binom.ppf([tail, 1 - tail], len(right), accuracy) / len(right)
     return Interval(accuracy, float(low), float(high), confidence)
 
 
@@ -130,7 +131,7 @@ def compare_accuracies(
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
     disagreed = only_one + only_two
-    p_value = 1.0 if disagreed == 0 else float(_scipy_stats().binomtest(only_one, disagreed).pvalue)
+    p_value = 1.0 if disagreed == 0 else float(import_scipy("stats").binomtest(only_one, disagreed).pvalue)
     difference = Interval((only_one - only_two) / len(one), float(low), float(high), confidence)
     return PairedComparison(difference, only_one, only_two, p_value)
 
@@ -159,7 +160,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         raise ValueError(f"`values` must be at least two finite numbers. Received: values={values}")
     confidence = _check_confidence(confidence)
     mean, error = float(results.mean()), float(results.std(ddof=1) / np.sqrt(len(results)))
-    reach = error * float(_scipy_stats().t.ppf((1 + confidence) / 2, len(results) - 1))
+    reach = error * float(import_scipy("stats").t.ppf((1 + confidence) / 2, len(results) - 1))
     return Interval(mean, mean - reach, mean + reach, confidence)
 
 
@@ -177,11 +178,11 @@ def _check_confidence(confidence: float) -> float:
     return float(check_number("confidence", confidence, 0, 1, above=True, below=True))
 
 
-def _scipy_stats() -> Any:
+def import_scipy(module: str) -> Any:
+    """Imports one of SciPy's modules; raises ImportError that names the extra if SciPy is absent."""
     try:
-        from scipy import stats
+        return import_module(f"scipy.{module}")
     except ImportError as error:
         raise ImportError(
-            "Intervals need SciPy, which scikit-learn brings: pip install 'keras_igpt[palette]'"
+            "Intervals and fits need SciPy, which scikit-learn brings: pip install 'keras_igpt[palette]'"
         ) from error
-    return stats

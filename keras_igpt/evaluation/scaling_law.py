@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.evaluation.intervals import Interval
+from keras_igpt.evaluation.intervals import Interval, import_scipy
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.randomness import check_seed
 
@@ -136,19 +135,18 @@ def fit_scaling_law(
     check_number("confidence", confidence, 0, 1, above=True, below=True)
     resamples, seed = check_integer("resamples", resamples), check_seed(seed)
     logs = np.log(check_runs(runs))
-    minimize = _scipy_minimize()
     starts = [
         (logs[:, 2].mean() - below_n, alpha, logs[:, 2].mean() - below_d, beta, logs[:, 2].min() - below_e)
         for alpha, beta in product((0.1, 0.3, 0.8), repeat=2)
         for below_n, below_d, below_e in product((1.0, 3.0), (1.0, 3.0), (0.3, 0.05))
     ]
-    best = _best_fit(minimize, logs, starts)
+    best = _best_fit(logs, starts)
     random = np.random.default_rng(seed)
     resampled: list[tuple[float, ...]] = []
     while len(resampled) < resamples:
         chosen = logs[random.integers(0, len(logs), len(logs))]
         if min(len(np.unique(chosen[:, column])) for column in (0, 1)) > 1:
-            resampled.append(_coefficients(_best_fit(minimize, chosen, [best], logs), logs))
+            resampled.append(_coefficients(_best_fit(chosen, [best], logs), logs))
     return ScalingLaw(*_coefficients(best, logs), resampled=np.array(resampled), confidence=confidence)
 
 
@@ -165,7 +163,7 @@ def check_runs(runs: Sequence[ScalingRun]) -> Float64Array:
 
 
 def _best_fit(
-    minimize: Any, logs: Float64Array, starts: Sequence[npt.ArrayLike], centred_on: Float64Array | None = None
+    logs: Float64Array, starts: Sequence[npt.ArrayLike], centred_on: Float64Array | None = None
 ) -> Float64Array:
     """Returns the best minimum over the starts, with logarithms centred on the runs'."""
     # Centring decorrelates the factor and the exponent of a term.
@@ -187,6 +185,7 @@ def _best_fit(
         return float(losses.sum()) / _HUBER_DELTA**2, np.array([*gradient, by_term[2].sum()]) / _HUBER_DELTA**2
 
     bounds = [(None, None), (0, None), (None, None), (0, None), (None, None)]
+    minimize = import_scipy("optimize").minimize
     fits = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
     best: Float64Array = min(fits, key=lambda fit: fit.fun).x
     return best
@@ -202,13 +201,3 @@ def _coefficients(at: Float64Array, logs: Float64Array) -> tuple[float, float, f
 def _loss(coefficients: Sequence[float], parameters: int, tokens: int) -> float:
     e, a, alpha, b, beta = coefficients
     return float(e + a * parameters**-alpha + b * tokens**-beta)
-
-
-def _scipy_minimize() -> Any:
-    try:
-        from scipy.optimize import minimize
-    except ImportError as error:
-        raise ImportError(
-            "The fit needs SciPy, which scikit-learn brings: pip install 'keras_igpt[palette]'"
-        ) from error
-    return minimize

@@ -15,7 +15,7 @@ import numpy as np
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
 from keras_igpt.data.examples import LabeledTokens
 from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, check_runs, fit_scaling_law
-from keras_igpt.model.architecture import check_architecture
+from keras_igpt.model.architecture import Architecture, check_architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.cost import estimate
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
@@ -108,12 +108,12 @@ def scaling_study(
     batch_size, seed = check_integer("batch_size", batch_size), check_seed(seed)
     rate = check_number("learning_rate", learning_rate, 0, above=True)
     shape = {"image_size": train.image_size, "vocabulary_size": train.num_colors}
-    architectures = {name: {**size, **shape} for name, size in sizes.items()}
+    architectures = {name: check_architecture("sizes", {**size, **shape}) for name, size in sizes.items()}
     steps = {name: _steps(name, architecture, budgets, batch_size) for name, architecture in architectures.items()}
     # Whatever their losses will be: too few runs are refused before any is trained.
     check_runs(
         [
-            ScalingRun(check_architecture("sizes", architecture).num_parameters, count * batch_size, loss=1.0)
+            ScalingRun(architecture.num_parameters, count * batch_size, loss=1.0)
             for name, architecture in architectures.items()
             for count in steps[name]
         ]
@@ -131,7 +131,7 @@ def scaling_study(
     for name, architecture in architectures.items():
         for count in steps[name]:
             # Keyed by architecture and steps, so that sizes and budgets can be added later.
-            key = json.dumps({**architecture, "steps": count}, sort_keys=True)
+            key = json.dumps({**architecture.arguments, "steps": count}, sort_keys=True)
             if key not in finished:
                 finished[key] = _run(architecture, count, rate, train, validation, batch_size, seed)
                 record = {known: asdict(run) for known, run in finished.items()}
@@ -140,9 +140,9 @@ def scaling_study(
     return ScalingReport(runs, fit_scaling_law([run for several in runs.values() for run in several], seed=seed))
 
 
-def _steps(name: str, architecture: Mapping[str, Any], budgets: Sequence[float], batch_size: int) -> tuple[int, ...]:
+def _steps(name: str, architecture: Architecture, budgets: Sequence[float], batch_size: int) -> tuple[int, ...]:
     """Returns the number of steps of each budget."""
-    flops = estimate(dict(architecture), batch_size).training_flops
+    flops = estimate(architecture, batch_size).training_flops
     steps = tuple(int(check_number("budgets", budget, 0, above=True) / flops) for budget in budgets)
     if not steps or min(steps) < 2:
         raise ValueError(
@@ -167,7 +167,7 @@ def _finished_runs(path: Path, settings: Mapping[str, Any]) -> dict[str, Scaling
 
 
 def _run(
-    architecture: Mapping[str, Any],
+    architecture: Architecture,
     steps: int,
     learning_rate: float,
     train: LabeledTokens,
@@ -176,7 +176,7 @@ def _run(
     seed: int,
 ) -> ScalingRun:
     keras.utils.set_random_seed(seed)
-    lm = ImageGPTCausalLM(ImageGPTBackbone(**architecture))
+    lm = ImageGPTCausalLM(ImageGPTBackbone(**architecture.arguments))
     lm.compile(**pretraining_recipe("igpt_nano", "ar", steps, learning_rate=learning_rate))
     lm.fit(TrainingBatches(train, None, batch_size, seed), steps_per_epoch=steps, epochs=1, verbose=0)
     loss = lm.evaluate(EvaluationBatches(validation, None, batch_size), verbose=0, return_dict=True)["loss"]

@@ -135,8 +135,8 @@ class FeedForward(keras.layers.Layer):
         self.contraction.build((*input_shape[:-1], 4 * width))
 
     def call(self, inputs: Any) -> Any:
-        if reduces_rows_slowly() and self.expansion.quantization_mode is None:
-            expanded = quick_gelu(product_of_rows(inputs, ops.convert_to_tensor(self.expansion.kernel)))
+        if self.expansion.quantization_mode is None:
+            expanded = quick_gelu(product_of_rows(inputs, self.expansion.kernel))
         else:
             expanded = call_directly(self.expansion, inputs)
         return call_directly(self.contraction, expanded)

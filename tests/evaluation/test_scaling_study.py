@@ -33,10 +33,10 @@ def test_finished_runs_are_not_repeated_and_others_are_added(tmp_path, monkeypat
     made = []
 
     def run(architecture, steps, *others):
-        made.append((architecture["hidden_dim"], steps))
+        made.append((architecture.hidden_dim, steps))
         if len(made) == 4:
             raise KeyboardInterrupt
-        width, count = architecture["hidden_dim"], steps * 128
+        width, count = architecture.hidden_dim, steps * 128
         return igpt.ScalingRun(width**2, count, 2 + 3 / width + 5 / count**0.3)
 
     monkeypatch.setattr(module, "_run", run)
