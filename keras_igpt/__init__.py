@@ -78,6 +78,7 @@ from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.cost import Estimate, estimate, forward_flops
 from keras_igpt.model.preset_weights import save_preset_weights
 from keras_igpt.model.presets import get_preset, trained_presets
+from keras_igpt.model.suggestion import Suggestion, suggest
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
@@ -127,6 +128,7 @@ __all__ = [
     "ServingModel",
     "Source",
     "Study",
+    "Suggestion",
     "TokenShard",
     "TokenShards",
     "TrainingBatches",
@@ -169,6 +171,7 @@ __all__ = [
     "save_preset_weights",
     "scaling_study",
     "split_off",
+    "suggest",
     "trained_presets",
     "write_token_manifest",
     "write_token_shard",

@@ -114,6 +114,14 @@ def test_what_is_wrong_is_said_in_one_line(arguments, message):
     assert "\n" not in str(ended.value.code)
 
 
+def test_what_is_suggested_can_be_run(folders, capsys):
+    main(["suggest", "--images", folders.flat, "--minutes", "5", "--flops-per-second", "5e10"])
+    told = capsys.readouterr().out
+    assert told.startswith("36 pictures, 5 minutes:")
+    command = told.splitlines()[-1].removeprefix("Next: keras-igpt ").split()
+    assert make_parser().parse_args(command).image_size == 8
+
+
 def test_stopping_survives_a_kill(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text("epoch,val_accuracy\n0,0.5\n1,0.7\n1,0.7\n2,0.7\n3,0.6\n")
