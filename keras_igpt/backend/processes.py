@@ -153,6 +153,12 @@ def replica_count() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
+def divides_batches(model: keras.Model) -> bool:
+    """Whether a model's batches are divided among devices."""
+    replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
+    return replicas > 1 or keras.distribution.distribution() is not None
+
+
 def infers_shapes_of_replicas() -> bool:
     """Whether Keras is inferring shapes under `tf.distribute`, for which it averages token ids to non-integers."""
     if keras.backend.backend() != "tensorflow":

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.backend.processes import batch_divisor, check_one_process
+from keras_igpt.backend.processes import batch_divisor, check_one_process, divides_batches
 from keras_igpt.backend.untracked import Untracked
 from keras_igpt.backend.whole_steps import WholeStepModel
 from keras_igpt.data.batches import EvaluationBatches
@@ -101,6 +101,9 @@ def computed_rows(
             return model.predict(_BatchesWithArrays(batches, inputs), verbose=0)
         filling = -(part.stop - part.start) % batch_size
         whole = {name: _filled(array, filling) for name, array in inputs.items()}
+        if together == batch_size and not divides_batches(model):
+            # On TensorFlow, the data pipeline of `predict` takes longer than a small model.
+            return model.predict_on_batch(whole)
         return model.predict(whole, batch_size=batch_size, verbose=0)
 
     def segments() -> Iterator[tuple[slice, npt.NDArray[Any]]]:

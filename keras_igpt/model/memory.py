@@ -10,6 +10,7 @@ import keras
 
 from keras_igpt.backend.devices import device_memory
 from keras_igpt.backend.optimizers import innermost
+from keras_igpt.backend.processes import divides_batches
 from keras_igpt.model.cost import BYTES_BY_POLICY, estimate
 
 # The rest is for the framework itself, fragmentation and a compiler's freedom.
@@ -54,9 +55,8 @@ def _training_memory(model: Any, batch_size: int) -> int | None:
     """Bytes that a training step of a compiled model takes, or None if unknown."""
     backbone, optimizer = model.backbone, getattr(model, "optimizer", None)
     policy = backbone.dtype_policy.name
-    replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
-    divided = replicas > 1 or keras.distribution.distribution() is not None
-    if optimizer is None or policy not in BYTES_BY_POLICY or getattr(model, "frozen", False) or divided:
+    unknown = policy not in BYTES_BY_POLICY or getattr(model, "frozen", False) or divides_batches(model)
+    if optimizer is None or unknown:
         return None
     architecture = backbone.architecture
     if not getattr(model, "generative_weight", 1):
