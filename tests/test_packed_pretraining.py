@@ -2,11 +2,13 @@
 
 import importlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from conftest import make_causal_lm, random_tokens
 
 import keras_igpt as igpt
 from keras_igpt.training.checkpoint_file import read_checkpoint
@@ -113,3 +115,58 @@ def test_the_packed_run(benchmark, tmp_path, monkeypatch, capsys):
     assert set(judged["probe"]["accuracies"]) == {"0", "1"}
     files = {path.name for path in (tmp_path / "judgement").iterdir()}
     assert files == {"judged.json", "depth_curve.png", "samples.png", "completions.png", "finetuning.csv"}
+
+
+def test_utilisation_counts_attention_both_ways(benchmark):
+    """By llm-foundry's formula in full: 6 N + 12 L D T a token, N without the embeddings, which are looked up."""
+    counted = importlib.import_module("utilisation")
+    large = igpt.get_preset("igpt_large").architecture
+    layers, width, tokens = large["num_layers"], large["hidden_dim"], large["image_size"] ** 2
+    matrices = 12 * layers * width**2 + width * large["vocabulary_size"]
+    flops = counted.training_flops_per_token(large)
+    assert flops["full"] == 6 * matrices + 12 * layers * width * tokens
+    assert flops["causal"] == 6 * matrices + 12 * layers * width * (tokens + 1) / 2
+    shares = counted.utilisation(large, 1e12 / flops["full"], peak=4.0)
+    assert shares["full"] == pytest.approx(0.25)
+    assert counted.peak_tflops("NVIDIA H100 80GB HBM3") == 989
+    assert counted.utilisation(large, 1.0, counted.peak_tflops("cpu")) == {"causal": None, "full": None}
+
+
+def test_the_benchmark_of_the_gpu_draws_with_the_packed_model(benchmark, palette, tmp_path, capsys):
+    gpu = importlib.import_module("gpu")
+    # Of an untrained model every guess is right.
+    igpt.save_preset_weights(make_causal_lm(palette, num_layers=1), tmp_path / "weights.npz")
+    drawn = gpu.drawings({"packed": str(tmp_path / "weights.npz")}, "jax")
+    assert {(drawing.num_images, drawing.lookahead) for drawing in drawn.values()} == {
+        (num_images, lookahead) for num_images in (1, 32) for lookahead in (1, None, 8)
+    }
+    drawing = drawn["draw packed, jax, 1 at a time, lookahead"]
+    task = {"contestant": asdict(drawing), "draws": True, "batch_size": 1, "shape": {}}
+    run, num_tokens, _ = gpu.make_run(task)
+    assert num_tokens == 16
+    assert 1 <= run(2) <= 4
+    result = {"tokens": 16, "seconds": [0.5, 0.5], "passes": 2.0, "peak_memory": 2**30, "first_step": 3.0}
+    result |= gpu.rates(task, result, {})
+    assert result["tokens_per_second"] == 32
+    gpu.print_row("packed", task, result)
+    assert capsys.readouterr().out == "| packed | 1 | 32 | 32 to 32 | 2.0 | 1.0 | 3 |\n"
+
+
+def test_the_benchmark_of_the_gpu_gives_utilisation_both_ways(benchmark, capsys):
+    gpu = importlib.import_module("gpu")
+    task = {"draws": False, "batch_size": 2, "shape": gpu.SHAPES["large-1024"]}
+    result = {"tokens": 2048, "seconds": [0.01, 0.01], "kernel": "cudnn", "peak_memory": 2**30, "first_step": 3.0}
+    result |= gpu.rates(task, result, {"tflops": 494.5, "peak_tflops": 989})
+    shares = result["utilisation"]
+    assert 0 < shares["causal"] < shares["full"]
+    assert result["of_measured_products"] == pytest.approx(2 * shares["causal"])
+    gpu.print_row("large", task, result)
+    assert f"| {shares['causal']:.1%} | {shares['full']:.1%} |" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_the_gpu_opens_random_and_trained_models(benchmark):
+    gpu = importlib.import_module("gpu")
+    assert gpu.open_language_model("igpt_cifar10_8x8", {}).backbone.num_tokens == 64
+    random = gpu.open_language_model("random", gpu.TOY_SHAPES["toy"])
+    # Neither flat nor the same at each position.
+    assert np.ptp(random.predict(random_tokens(2), verbose=0)[0, 1]) > 0.1
