@@ -8,11 +8,13 @@ Commands, the first on a machine with the data, the others on the one with the G
     python3 benchmarks/packed_pretraining.py judge --output OUT         # nine minutes at most
 
 Needs for pack: pip install "keras_igpt[jax,data,palette]". The GPU's machine needs Python 3.12 with jax, NumPy, SciPy,
-Matplotlib, absl-py, h5py, ml-dtypes, packaging and rich; the wheels of what else Keras needs (`WHEELS`) are packed.
+Matplotlib, absl-py, h5py, ml-dtypes, packaging, rich and typing-extensions; the wheels of Keras and of what else it
+needs are packed: keras, namex and optree (`WHEELS`).
 
 `pack` writes 60,000 pictures as tokens of 512 colours, their labels, the palette and the wheels: with the working tree
 they must stay below 64 MiB. Measured for CIFAR-10's tokens: 66 MiB at 9 bits each, 107 as PNG sheets, 47 in lossless
-WebP (an hour), 40 with bzip2, and 38.0 with xz as it is set here, 5.2 bits a token. In all it was 47.7 MiB.
+WebP (an hour), 40 with bzip2, these three by 2,000 pictures, and 38.0 with xz as it is set here, 5.2 bits a token. With
+wheels and working tree it was 47.7 MiB.
 
 `train` pre-trains `igpt_mini` (12 layers, width 256) in mixed bfloat16 and brings back float16 weights in parts of at
 most 15 MiB, `log.csv`, `results.json` with model FLOPs utilisation, and pictures that it draws. It stops after the last
@@ -25,8 +27,9 @@ epoch that fits. What a later call goes on from:
   do not fit: in float32 weights and moments take 114 MiB. At β2 = 0.95 moments remember some twenty steps.
 
 `judge` measures the loss on the test set in float32, probes every depth, draws, and fine-tunes with the joint loss for
-as many epochs as fit, each result with a 95% interval. It takes the weights from `--run`, or from `--weights`, which do
-not fit beside data and working tree in one call: copy packed/ to a folder that stays there first (`--packed`).
+as many epochs as fit, each result with a 95% interval. It takes the weights from `--run`, or from `--weights`. These
+take 17.6 MiB more, too much for one call beside data and working tree: on another machine copy packed/ to a folder that
+stays there in a call of its own, and name it in the next one (`--packed`).
 """
 
 from __future__ import annotations
@@ -267,7 +270,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 def start_from(options: argparse.Namespace, language_model: igpt.ImageGPTCausalLM, steps: int) -> int:
     """Takes up what came back from another machine; returns its number of epochs."""
     if (options.run / "checkpoints").is_dir():
-        raise SystemExit(f"--weights is for a machine without checkpoints. Received: some in {options.run}")
+        raise SystemExit(
+            f"--weights must be left out where there are checkpoints to go on from. Received: some in {options.run}"
+        )
     epoch: int = json.loads((options.weights / "results.json").read_text())["epoch"]
     read_model(joined(options.weights, options.run / "weights.npz")).restore(language_model)
     shutil.copy(options.weights / "log.csv", options.run)
