@@ -27,6 +27,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from timing import make_unpredictable
 
 import keras_igpt as igpt
 from keras_igpt.inference.decoding import continue_tokens
@@ -150,11 +151,8 @@ def bytes_of_a_step(shape: dict[str, int], batch_size: int) -> float:
 def save_models(shape: dict[str, int], preset: str | None, folder: Path) -> None:
     """Writes a model whose predictions are neither flat nor certain, and for us the preset in its place."""
     keras.utils.set_random_seed(0)
-    language_model = igpt.ImageGPTCausalLM(igpt.ImageGPTBackbone(**shape, normalization="rms_norm"))
-    # Position embeddings large enough for one to draw another colour than the next.
-    positions = language_model.backbone.pixel_embedding.position_embedding
-    for weight, scale in ((language_model.pixel_head.kernel, shape["hidden_dim"] ** -0.5), (positions, 0.1)):
-        weight.assign(np.random.default_rng(0).normal(size=weight.shape, scale=scale))
+    backbone = igpt.ImageGPTBackbone(**shape, normalization="rms_norm")
+    language_model = make_unpredictable(igpt.ImageGPTCausalLM(backbone))
     igpt.save_huggingface_checkpoint(language_model, folder)
     ours = language_model if preset is None else igpt.ImageGPTCausalLM.from_preset(preset)
     ours.save(folder / "model.keras")

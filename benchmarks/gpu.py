@@ -1,4 +1,4 @@
-"""How much of a GPU does a training step use?
+"""How much of a GPU does a training step use, and how fast does it draw?
 
 Command: python benchmarks/gpu.py --output gpu.json   (--toy: the same at tiny sizes on a CPU)
 
@@ -8,9 +8,14 @@ with fused attention and fused Adam. Each contestant is a process of its own, fo
 run one after the other, since two large models would not fit; on a CPU they take turns.
 
 A round is several steps dispatched one after the other, with one wait at its end. Model FLOPs utilisation counts matrix
-products, causal attention once, the backward pass twice the forward, and nothing recomputed; it is given of the
-device's nominal peak and of the rate measured on large bfloat16 products. Batches are the largest powers of two that
-`keras_igpt.estimate` says fit in 80 GB, at most 128.
+products, the backward pass twice the forward, and nothing recomputed. It is given of the device's nominal peak with the
+pairs that causal attention needs, and with all T² pairs as llm-foundry counts them; and, causally, of the rate measured
+on large bfloat16 products. Batches are the largest powers of two that `keras_igpt.estimate` says fit in 80 GB, at most
+128.
+
+Whole pictures are drawn with one pass a pixel, with the library's choice of lookahead, which was made on a CPU, and
+with 8 pixels a pass, 1 and 32 pictures at a time: by iGPT-S with random weights, of which no pixel can be guessed; by
+the trained `igpt_cifar10_8x8`; and with `--packed FILE` by the `weights.npz` of packed_pretraining.py.
 
 What is not done when `--minutes` are over is stopped and named: the contestants stand in the order of their importance,
 and `--only 'large-1024*' ...` picks some. JAX_COMPILATION_CACHE_DIR, if set, saves later calls the compiling.
@@ -36,6 +41,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 import numpy as np
+from drawing import Drawing, drawings, make_drawing_run, open_language_model
+from utilisation import device_of, peak_tflops, utilisation
 
 import keras_igpt as igpt
 from keras_igpt.model.attention_kernels import attention_kernel
@@ -44,9 +51,6 @@ MEMORY = 80e9
 # Fragments, the compiler's own work space and what the estimate does not see.
 USABLE_SHARE = 0.9
 LARGEST_BATCH = 128
-
-# Dense bfloat16 TFLOP/s as NVIDIA states them, the more special name first.
-PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
 
 SHAPES = {
     f"{size}-{side**2}": {**igpt.get_preset(f"igpt_{size}").architecture, "image_size": side}
@@ -167,17 +171,6 @@ def make_plain_run(contestant: Contestant, shape: dict[str, int], token_ids: np.
     return run
 
 
-def device_of(backend: str) -> tuple[str, str]:
-    """Platform, `"gpu"` or `"cpu"`, and the device's name."""
-    if backend == "jax":
-        import jax
-
-        return jax.default_backend(), jax.devices()[0].device_kind
-    import torch
-
-    return ("gpu", torch.cuda.get_device_name()) if torch.cuda.is_available() else ("cpu", "cpu")
-
-
 def peak_memory(backend: str, platform: str) -> int:
     """Most bytes that were in use on the device; on a CPU, most that the whole process held."""
     if platform == "cpu":
@@ -213,6 +206,22 @@ def measure_products(size: int) -> dict[str, Any]:
     return {"platform": platform, "device": name, "torch": torch.__version__, "tflops": tflops}
 
 
+def make_run(task: dict[str, Any]) -> tuple[Callable[[int], float], int, str]:
+    """What a contestant repeats, the tokens of a picture, and the attention kernel it trains with."""
+    shape = task["shape"]
+    if task["draws"]:
+        drawing = Drawing(**task["contestant"])
+        language_model = open_language_model(drawing.model, shape)
+        return make_drawing_run(drawing, language_model), language_model.backbone.num_tokens, ""
+    contestant, num_tokens = Contestant(**task["contestant"]), shape["image_size"] ** 2
+    random = np.random.default_rng(0)
+    token_ids = random.integers(0, shape["vocabulary_size"], (task["batch_size"], num_tokens)).astype("int32")
+    if not contestant.ours:
+        return make_plain_run(contestant, shape, token_ids), num_tokens, "torch"
+    kernel = attention_kernel(contestant.kernel, "bfloat16", shape["hidden_dim"] // shape["num_heads"])
+    return make_keras_run(contestant, shape, token_ids), num_tokens, kernel
+
+
 def serve(task: dict[str, Any]) -> None:
     """Makes a contestant, says so, and runs the steps asked for line by line."""
     # Libraries print what they like; answers have a channel of their own.
@@ -225,26 +234,24 @@ def serve(task: dict[str, Any]) -> None:
     if "products" in task:
         answer(**measure_products(task["products"]))
         return
-    contestant, shape = Contestant(**task["contestant"]), task["shape"]
-    platform, device = device_of(contestant.backend)
+    backend = task["contestant"]["backend"]
+    platform, device = device_of(backend)
     if platform != task["platform"]:
-        raise RuntimeError(f"{contestant.backend} runs on {platform}, PyTorch's products ran on {task['platform']}")
-    random = np.random.default_rng(0)
-    token_ids = random.integers(0, shape["vocabulary_size"], (task["batch_size"], shape["image_size"] ** 2))
-    make_run = make_keras_run if contestant.ours else make_plain_run
-    run = make_run(contestant, shape, token_ids.astype("int32"))
+        raise RuntimeError(f"{backend} runs on {platform}, PyTorch's products ran on {task['platform']}")
+    run, num_tokens, kernel = make_run(task)
     started = time.perf_counter()
     run(1)
-    head_dim = shape["hidden_dim"] // shape["num_heads"]
-    kernel = attention_kernel(contestant.kernel, "bfloat16", head_dim) if contestant.ours else "torch"
-    answer(device=device, kernel=kernel, first_step=time.perf_counter() - started)
+    answer(
+        device=device, kernel=kernel, tokens=task["batch_size"] * num_tokens, first_step=time.perf_counter() - started
+    )
+    figure = "passes" if task["draws"] else "loss"
     for line in sys.stdin:
         started = time.perf_counter()
-        loss = run(int(line))
+        value = run(int(line))
         seconds = time.perf_counter() - started
-        if not np.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss}")
-        answer(seconds=seconds, loss=loss, peak_memory=peak_memory(contestant.backend, platform))
+        if not np.isfinite(value):
+            raise RuntimeError(f"the {figure} is {value}")
+        answer(seconds=seconds, **{figure: value}, peak_memory=peak_memory(backend, platform))
 
 
 # === In the process that measures ===
@@ -254,6 +261,7 @@ class Worker:
     """A process that serves, and is killed when its time is over."""
 
     def __init__(self, task: dict[str, Any], deadline: float) -> None:
+        self.steps = task.get("steps", 1)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process is)
         environment = {**os.environ, "KERAS_BACKEND": task.get("contestant", {}).get("backend", "torch")}
         # By default JAX takes three quarters of the memory and no more.
@@ -314,7 +322,7 @@ def fitting_batch(shape: dict[str, int]) -> int:
     return batch
 
 
-def measure(tasks: dict[str, dict[str, Any]], rounds: int, steps: int, deadline: float) -> dict[str, dict[str, Any]]:
+def measure(tasks: dict[str, dict[str, Any]], rounds: int, deadline: float) -> dict[str, dict[str, Any]]:
     """Runs contestants in turn, round by round; what each gave, or the error it ended with."""
     workers = {name: Worker(task, deadline) for name, task in tasks.items()}
     results: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in tasks}
@@ -332,47 +340,81 @@ def measure(tasks: dict[str, dict[str, Any]], rounds: int, steps: int, deadline:
     # One more step without a clock: a compiler may look at the second one again.
     list(take_turns(lambda worker: worker.run(1)))
     for _ in range(rounds):
-        for name, answer in take_turns(lambda worker: worker.run(steps)):
-            results[name]["seconds"].append(answer.pop("seconds") / steps)
+        for name, answer in take_turns(lambda worker: worker.run(worker.steps)):
+            results[name]["seconds"].append(answer.pop("seconds") / tasks[name]["steps"])
             results[name].update(answer)
     for worker in workers.values():
         worker.close()
     return results
 
 
-def rates(task: dict[str, Any], seconds: list[float], machine: dict[str, Any]) -> dict[str, Any]:
-    """Tokens a second, and the share of the device's arithmetic that they are."""
-    shape, batch_size = task["shape"], task["batch_size"]
-    sizes = {key: shape[key] for key in ("num_layers", "hidden_dim", "vocabulary_size")}
-    num_tokens = shape["image_size"] ** 2
-    lower, median, upper = (float(q) for q in np.percentile(batch_size * num_tokens / np.array(seconds), [25, 50, 75]))
-    flops = 3 * igpt.forward_flops(**sizes, num_tokens=num_tokens, batch_size=batch_size)
-    tflops = flops / (batch_size * num_tokens) * median / 1e12
+def rates(task: dict[str, Any], result: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+    """Tokens a second and, of training, the share of the device's arithmetic that they are."""
+    seconds = np.array(result["seconds"])
+    lower, median, upper = (float(q) for q in np.percentile(result["tokens"] / seconds, [25, 50, 75]))
+    speed = {"tokens_per_second": median, "quartiles": [lower, upper]}
+    if task["draws"]:
+        return speed
+    of_products = utilisation(task["shape"], median, machine["tflops"])["causal"]
     return {
-        "tokens_per_second": median,
-        "quartiles": [lower, upper],
-        "tflops": tflops,
-        "of_measured_products": tflops / machine["tflops"],
-        "utilisation": tflops / machine["peak_tflops"] if machine["peak_tflops"] else None,
+        **speed,
+        "of_measured_products": of_products,
+        "utilisation": utilisation(task["shape"], median, machine["peak_tflops"]),
     }
 
 
+TRAINING_COLUMNS = ["contestant", "batch", "attention", "tokens/s, median", "quartiles", "MFU, causal", "MFU, full"]
+TRAINING_COLUMNS += ["of measured products", "peak GiB", "first step (s)"]
+DRAWING_COLUMNS = ["contestant", "batch", "tokens/s, median", "quartiles", "passes a picture", "peak GiB"]
+DRAWING_COLUMNS += ["first batch (s)"]
+
+
+def print_header(columns: list[str]) -> None:
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+
+
 def print_row(name: str, task: dict[str, Any], result: dict[str, Any]) -> None:
+    columns = DRAWING_COLUMNS if task["draws"] else TRAINING_COLUMNS
     cells = [name, str(task["batch_size"])]
     if "error" in result:
-        cells += [result["error"].replace("|", "/")] + [""] * 6
+        cells += [result["error"].replace("|", "/")] + [""] * (len(columns) - 3)
     else:
         lower, upper = result["quartiles"]
-        cells += [
-            result["kernel"],
-            f"{result['tokens_per_second']:,.0f}",
-            f"{lower:,.0f} to {upper:,.0f}",
-            "" if result["utilisation"] is None else f"{result['utilisation']:.1%}",
-            f"{result['of_measured_products']:.1%}",
-            f"{result['peak_memory'] / 2**30:.1f}",
-            f"{result['first_step']:.0f}",
-        ]
+        speed = [f"{result['tokens_per_second']:,.0f}", f"{lower:,.0f} to {upper:,.0f}"]
+        if task["draws"]:
+            cells += [*speed, f"{result['passes']:.1f}"]
+        else:
+            shares = [*result["utilisation"].values(), result["of_measured_products"]]
+            cells += [result["kernel"], *speed, *("" if share is None else f"{share:.1%}" for share in shares)]
+        cells += [f"{result['peak_memory'] / 2**30:.1f}", f"{result['first_step']:.0f}"]
     print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def choose(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What each chosen contestant's process is told, the most important first."""
+    shapes = TOY_SHAPES if options.toy else SHAPES
+    models = {"random iGPT-S": "random", "igpt_cifar10_8x8": "igpt_cifar10_8x8"}
+    if options.packed is not None:
+        models["packed model"] = str(options.packed)
+    chosen: list[tuple[str, dict[str, int], Contestant | Drawing]] = []
+    # The main contestants at each shape, then drawing, then the variants at any.
+    for contestants, backend in ((MAIN, "jax"), (VARIANTS, "torch")):
+        chosen += [
+            (f"{size}, {name}", shape, one) for size, shape in shapes.items() for name, one in contestants.items()
+        ]
+        drawn_by = shapes["toy" if options.toy else "small-1024"]
+        chosen += [(name, drawn_by, drawing) for name, drawing in drawings(models, backend).items()]
+    tasks = {}
+    for name, shape, contestant in chosen:
+        if any(fnmatch.fnmatch(name, pattern) for pattern in options.only):
+            task = {"contestant": asdict(contestant), "shape": shape}
+            if isinstance(contestant, Drawing):
+                task |= {"draws": True, "batch_size": contestant.num_images, "steps": 1}
+            else:
+                batch_size = options.batch_size or (2 if options.toy else fitting_batch(shape))
+                task |= {"draws": False, "batch_size": batch_size, "steps": options.steps}
+            tasks[name] = task
+    return tasks
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -386,54 +428,41 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing runs any more")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16, where the device is not known by name")
     parser.add_argument("--output", type=Path, help="JSON file, rewritten after each contestant")
+    parser.add_argument(
+        "--packed", type=Path, metavar="FILE", help="weights.npz of packed_pretraining.py, to draw with"
+    )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve is not None:
         serve(json.loads(options.serve))
         return {}
 
-    # The main contestants at each shape come before the variants at any.
-    shapes = TOY_SHAPES if options.toy else SHAPES
-    chosen = [
-        (f"{shape_name}, {name}", shape, contestant)
-        for contestants in (MAIN, VARIANTS)
-        for shape_name, shape in shapes.items()
-        for name, contestant in contestants.items()
-    ]
-    chosen = [row for row in chosen if any(fnmatch.fnmatch(row[0], pattern) for pattern in options.only)]
-    if not chosen:
+    tasks = choose(options)
+    if not tasks:
         parser.error(f"--only must match a name. Received: {options.only}")
-
     deadline = time.monotonic() + 60 * options.minutes
     products = Worker({"products": 256 if options.toy else 8192}, deadline)
     machine = products.answer()
     products.close()
-    known = [peak for device, peak in PEAK_TFLOPS.items() if device in machine["device"]]
-    machine["peak_tflops"] = options.peak_tflops or (known[0] if known else None)
+    for task in tasks.values():
+        task["platform"] = machine["platform"]
+    machine["peak_tflops"] = options.peak_tflops or peak_tflops(machine["device"])
     print(
         f"{machine['device']}, torch {machine['torch']}, keras {keras.__version__}: bfloat16 products at "
-        f"{machine['tflops']:.4g} TFLOP/s, nominal peak {machine['peak_tflops'] or 'unknown'}\n"
+        f"{machine['tflops']:.4g} TFLOP/s, nominal peak {machine['peak_tflops'] or 'unknown'}"
     )
-    columns = ["contestant", "batch", "attention", "tokens/s, median", "quartiles", "MFU", "of measured products"]
-    columns += ["peak GiB", "first step (s)"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
-    tasks = {
-        name: {
-            "contestant": asdict(contestant),
-            "shape": shape,
-            "batch_size": options.batch_size or (2 if options.toy else fitting_batch(shape)),
-            "platform": machine["platform"],
-        }
-        for name, shape, contestant in chosen
-    }
     # Two large models would not fit on one GPU.
     groups = [tasks] if machine["platform"] == "cpu" else [{name: task} for name, task in tasks.items()]
     report: dict[str, Any] = {"machine": machine, "results": {}}
+    draws = None
     for group in groups:
-        for name, result in measure(group, options.rounds, options.steps, deadline).items():
+        for name, result in measure(group, options.rounds, deadline).items():
             if "error" not in result:
-                result.update(rates(tasks[name], result["seconds"], machine))
+                result.update(rates(tasks[name], result, machine))
             report["results"][name] = {**tasks[name], **result}
+            if tasks[name]["draws"] != draws:
+                draws = tasks[name]["draws"]
+                print_header(DRAWING_COLUMNS if draws else TRAINING_COLUMNS)
             print_row(name, tasks[name], result)
             if options.output is not None:
                 options.output.write_text(json.dumps(report, indent=1))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
+import keras_igpt as igpt
+
 
 def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
     """Runs each contestant once a round, in turn, after once without a clock; seconds by contestant."""
@@ -37,3 +39,15 @@ def print_rates(seconds: Mapping[str, np.ndarray], images: int, contestant: str)
     for name, rate in rates.items():
         lower, median, upper = np.percentile(rate, [25, 50, 75])
         print(f"| {name} | {median:,.0f} | {lower:,.0f} to {upper:,.0f} | {median / slowest:,.1f} |")
+
+
+def make_unpredictable(language_model: igpt.ImageGPTCausalLM) -> igpt.ImageGPTCausalLM:
+    """Gives an untrained model weights with which its predictions are neither flat nor certain."""
+    # Position embeddings large enough for one to draw another colour than the next.
+    positions = language_model.backbone.pixel_embedding.position_embedding
+    for weight, scale in (
+        (language_model.pixel_head.kernel, language_model.backbone.hidden_dim**-0.5),
+        (positions, 0.1),
+    ):
+        weight.assign(np.random.default_rng(0).normal(size=weight.shape, scale=scale))
+    return language_model

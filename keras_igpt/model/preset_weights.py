@@ -33,12 +33,14 @@ class StoredModel:
 
     Attributes:
         path: the file.
+        architecture: dict. Constructor arguments of `ImageGPTBackbone`.
         options: dict. Arguments of the language model beside backbone and palette.
         centroids: float32 array `(V, C)`, those of the palette.
         weights: float16 arrays by path in the model.
     """
 
     path: Path
+    architecture: dict[str, Any]
     options: dict[str, Any]
     centroids: npt.NDArray[np.float32]
     weights: Mapping[str, npt.NDArray[np.float16]]
@@ -136,7 +138,18 @@ def open_preset(name: str, overrides: Mapping[str, Any]) -> StoredModel:
                 f"`{argument}` must be {value!r}, as the weights of {name!r} were trained (or `load_weights` False). "
                 f"Received: {argument}={overrides[argument]!r}"
             )
-    path = WEIGHTS_FOLDER / preset.weights
+    stored = read_model(WEIGHTS_FOLDER / preset.weights)
+    if stored.architecture != preset.architecture:
+        raise ValueError(f"{stored.path} must hold {preset.architecture}. Received: {stored.architecture}")
+    return stored
+
+
+def read_model(path: Path) -> StoredModel:
+    """Reads a file of `save_preset_weights`.
+
+    Raises:
+        ValueError: if it is damaged, or of another kind or format.
+    """
     arrays, config = _read(path)
     if config.get("format") != _FORMAT:
         raise ValueError(f"{path} must be of format {_FORMAT}. Received: {config.get('format')!r}")
@@ -146,10 +159,8 @@ def open_preset(name: str, overrides: Mapping[str, Any]) -> StoredModel:
             f"{path} must hold a whole model; install the package again. "
             f"Received: a file without {', '.join(absent) or _CENTROIDS}"
         )
-    if config["architecture"] != preset.architecture:
-        raise ValueError(f"{path} must hold {preset.architecture}. Received: {config['architecture']}")
     weights = {key.removeprefix(_PREFIX): array for key, array in arrays.items() if key.startswith(_PREFIX)}
-    return StoredModel(path, config["options"], arrays[_CENTROIDS], weights)
+    return StoredModel(path, config["architecture"], config["options"], arrays[_CENTROIDS], weights)
 
 
 def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
