@@ -45,7 +45,8 @@ def make_trained(kind, palette):
         model = randomize(make_causal_lm(palette), scale=0.1)
         recipe = igpt.pretraining_recipe("igpt_nano", "ar", steps=50)
     elif kind == "masked":
-        model = randomize(make_masked_lm(palette, normalization="rms_norm", mask_rate=0.3, mask_seed=2), scale=0.1)
+        choices = {"normalization": "rms_norm", "projection_bias": True}
+        model = randomize(make_masked_lm(palette, mask_rate=0.3, mask_seed=2, **choices), scale=0.1)
         recipe = igpt.pretraining_recipe("igpt_nano", "bert", steps=50)
     else:
         language_model = randomize(make_masked_lm(palette), scale=0.1)
