@@ -37,7 +37,7 @@ def add_model_argument(parser: argparse.ArgumentParser, required: bool = True) -
         "--model",
         required=required,
         default=None if required else "igpt_cifar10_8x8",
-        help="a .keras file, or the name of a trained preset"
+        help="a .keras file, hf://user/model on the Hugging Face hub, or the name of a trained preset"
         + ("" if required else "; the one of 8x8 pixels that comes with the package by default"),
     )
 

@@ -97,6 +97,21 @@ def test_one_file_holds_everything(kind, palette, saved):
     np.testing.assert_allclose(fit(restored, epochs=2), expected["losses"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["causal", "masked", "classifier"])
+def test_what_is_saved_to_the_hub_is_what_is_loaded_from_it(kind, palette, saved, hub):
+    shutil.copy(saved[0] / f"{kind}.keras", hub.parent / "model.keras")
+    model = keras.saving.load_model(hub.parent / "model.keras")
+    model.save("hf://someone/model")
+    assert {"README.md", "config.json", "model.weights.h5"} <= {path.name for path in (hub / "someone/model").iterdir()}
+    loaded = keras.saving.load_model("hf://someone/model")
+    assert type(loaded) is type(model)
+    assert (loaded.palette, loaded.backbone.architecture) == (palette, model.backbone.architecture)
+    for new, old in zip(
+        [*loaded.weights, *loaded.optimizer.variables], [*model.weights, *model.optimizer.variables], strict=True
+    ):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(new), keras.ops.convert_to_numpy(old))
+
+
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != keras.backend.backend()])
 def test_a_file_opens_and_trains_on_in_a_fresh_process_on_any_other_backend(backend, palette, saved):
     pytest.importorskip(backend)
