@@ -1,6 +1,7 @@
 import re
 from dataclasses import asdict
 
+import keras
 import numpy as np
 import pytest
 from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize
@@ -15,6 +16,8 @@ yaml = pytest.importorskip("yaml", reason="reads the card's front matter")
 Image = pytest.importorskip("PIL.Image", reason="reads the card's pictures")
 pytest.importorskip("matplotlib", reason="draws the card's pictures")
 
+# The others compile for half a minute to draw, which their own tests do.
+DRAWS = keras.backend.backend() == "torch"
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype("uint8")
 
 
@@ -88,10 +91,13 @@ def parts_of(text):
 def test_a_card_says_what_model_and_reports_say(tmp_path, palette, runs, hub):
     lm = randomize(make_causal_lm(palette))
     lm.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=8))
+    lm.optimizer.build(lm.trainable_variables)
     folder = tmp_path / "card"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    igpt.write_model_card(lm, folder, address="someone/model", reports=runs, license="apache-2.0", num_samples=2)
+    igpt.write_model_card(
+        lm, folder, address="someone/model", reports=runs, license="apache-2.0", num_samples=2 * DRAWS
+    )
     front, text, pictures = read(folder)
     assert front == {
         "library_name": "keras",
@@ -99,7 +105,8 @@ def test_a_card_says_what_model_and_reports_say(tmp_path, palette, runs, hub):
         "license": "apache-2.0",
         "tags": ["image-gpt", "keras-igpt", "autoregressive"],
     }
-    assert pictures == ["palette.png", "samples.png", "pre_training.png", "linear_probes_on_cifar10.png"]
+    samples = ["samples.png"] if DRAWS else []
+    assert pictures == ["palette.png", *samples, "pre_training.png", "linear_probes_on_cifar10.png"]
     parts = parts_of(text)
     for title, said in {
         "someone/model": "each pixel of a picture of 4x4 pixels from those before it, row by row, as one of 16 colours",
@@ -122,8 +129,9 @@ def test_a_card_says_what_model_and_reports_say(tmp_path, palette, runs, hub):
     assert "/home/me" not in text
     assert (folder / "notes.txt").read_text() == "mine"
 
-    lm.save("hf://someone/model")
-    run_code(parts["How to load it"])
+    if DRAWS:
+        lm.save("hf://someone/model")
+        assert run_code(parts["How to load it"])["completions"].shape == (2, 4, 4, 4, 3)
 
 
 def run_code(text):
