@@ -23,6 +23,7 @@ except ImportError as error:
 
 from keras_igpt.backend.processes import data_shard
 from keras_igpt.checkpoints.huggingface import load_huggingface_checkpoint, save_huggingface_checkpoint
+from keras_igpt.checkpoints.model_card import write_model_card
 from keras_igpt.checkpoints.openai import load_openai_checkpoint
 from keras_igpt.checkpoints.refit_palette import refit_palette
 from keras_igpt.checkpoints.serving import ServingModel
@@ -173,6 +174,7 @@ __all__ = [
     "split_off",
     "suggest",
     "trained_presets",
+    "write_model_card",
     "write_token_manifest",
     "write_token_shard",
 ]

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import shutil
 import subprocess
 from importlib import metadata, util
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before Keras or a backend is imported.
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -170,6 +172,33 @@ def prepared(tmp_path_factory):
     prepare(root, "imagenet2012", {"train": 100, "validation": 7}, size=9)
     prepare(root, "cifar100", {"train": 50, "test": 6}, size=9)
     prepare(root, "stl10", {"train": 50, "test": 6, "unlabelled": 5}, size=9)
+    return root
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for the Hugging Face hub, with what Keras calls of the hub's package; nothing is sent."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    root = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, **library):
+            assert library["library_name"] == "keras"
+
+        def create_repo(self, name, exist_ok):
+            (root / name).mkdir(parents=True, exist_ok=exist_ok)
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(repo_id, library_name, library_version):
+        if not (root / repo_id).is_dir():
+            raise OSError(f"404 Client Error.\n\nRepository Not Found for {repo_id}")
+        return str(root / repo_id)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return root
 
 

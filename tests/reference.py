@@ -15,6 +15,12 @@ def normalize(x, weights, kind):
     return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * weights["gain"] + weights["bias"]
 
 
+def project(equation, x, projection):
+    """A projection of inputs and its bias, where it has one, whose axes are the output's after the sequence's."""
+    kernel, bias = projection
+    return np.einsum(equation, x, kernel) + (0 if bias is None else bias)
+
+
 def forward(weights, token_ids, causal, kind, position_mask=None):
     """Returns normed states n^0 … n^L, residual states h^0 … h^L (each (B, T, D)) and logits (B, T, V)."""
     batch, length = token_ids.shape
@@ -29,16 +35,17 @@ def forward(weights, token_ids, causal, kind, position_mask=None):
     for block in weights["blocks"]:
         n = normalize(h, block["attention_norm"], kind)
         normed.append(n)
-        attended = np.zeros_like(h)
-        for head in range(block["query_key_value"].shape[2]):
-            q, k, v = (n @ block["query_key_value"][:, part, head] for part in range(3))  # (B, T, H)
+        projected = project("btd,dcnh->btcnh", n, block["query_key_value"])
+        heads = []
+        for head in range(projected.shape[3]):
+            q, k, v = (projected[:, :, part, head] for part in range(3))  # (B, T, H)
             scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1])
             if causal:
                 scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
-            attended += softmax(scores) @ v @ block["output"][head]
-        a = h + attended
-        m = normalize(a, block["feed_forward_norm"], kind) @ block["expansion"]
-        h = a + (m / (1 + np.exp(-1.702 * m))) @ block["contraction"]
+            heads.append(softmax(scores) @ v)
+        a = h + project("btnh,nhd->btd", np.stack(heads, axis=2), block["output"])
+        m = project("btd,de->bte", normalize(a, block["feed_forward_norm"], kind), block["expansion"])
+        h = a + project("bte,ed->btd", m / (1 + np.exp(-1.702 * m)), block["contraction"])
         residual.append(h)
     normed.append(normalize(h, weights["final_norm"], kind))
     return normed, residual, normed[-1] @ weights["head"]
@@ -54,6 +61,9 @@ def read_weights(model):
         parts = {"gain": array(layer.gain)}
         return parts if layer.bias is None else {**parts, "bias": array(layer.bias)}
 
+    def projection(layer):
+        return array(layer.kernel), None if layer.bias is None else array(layer.bias)
+
     backbone = model.backbone
     embedding = backbone.pixel_embedding
     return {
@@ -63,11 +73,11 @@ def read_weights(model):
         "blocks": [
             {
                 "attention_norm": norm(block.attention_norm),
-                "query_key_value": array(block.attention.query_key_value.kernel),
-                "output": array(block.attention.output_projection.kernel),
+                "query_key_value": projection(block.attention.query_key_value),
+                "output": projection(block.attention.output_projection),
                 "feed_forward_norm": norm(block.feed_forward_norm),
-                "expansion": array(block.feed_forward.expansion.kernel),
-                "contraction": array(block.feed_forward.contraction.kernel),
+                "expansion": projection(block.feed_forward.expansion),
+                "contraction": projection(block.feed_forward.contraction),
             }
             for block in backbone.blocks
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from keras_igpt.checkpoints.huggingface_files import (
     open_tensors,
     read_json,
 )
-from keras_igpt.checkpoints.tensors import CheckpointTensors, Shape, build_model, names_in_blocks, released_architecture
+from keras_igpt.checkpoints.tensors import Shape, build_model, names_in_blocks, released_architecture
 from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.quantization import check_not_quantized
 from keras_igpt.model.weights_by_role import weights_by_role
@@ -51,6 +52,10 @@ _OF_BLOCK = {
     "expansion": "mlp.c_fc.weight",
     "contraction": "mlp.c_proj.weight",
 }
+_BIASES_OF_BLOCK = {
+    f"{role}_bias": _OF_BLOCK[role].replace("weight", "bias")
+    for role in ("query_key_value", "output_projection", "expansion", "contraction")
+}
 _TABLE = "wte.weight"
 _HEAD = "lm_head.weight"
 _BODY = "transformer."
@@ -76,11 +81,12 @@ def load_huggingface_checkpoint(
         remat: bool, as in `ImageGPTBackbone`.
 
     Returns:
-        An `ImageGPTCausalLM` with `normalization="rms_norm"`.
+        An `ImageGPTCausalLM` with `normalization="rms_norm"`, and with `projection_bias` if any bias is not zero.
+        Those of the released weights are.
 
     Raises:
         ValueError: if files or tensors are missing, damaged, unknown or of another shape, or the configuration is of
-            another model, with biases in projections or another activation.
+            another model, with another activation, say.
         ImportError: if safetensors (PyTorch for `pytorch_model.bin`, huggingface_hub for a download) is absent.
 
     Example:
@@ -103,7 +109,8 @@ def load_huggingface_checkpoint(
     expected = _expected_shapes(architecture, body)
     biases = [name for name in expected if name.endswith(".bias")]
     tensors.check(expected, optional=biases if body else [*biases, _HEAD])
-    _check_biases(tensors, [name for name in biases if name in tensors.shapes])
+    if any([tensors[name].any() for name in biases if name in tensors.shapes]):  # all are read, to find inf and NaN
+        architecture = replace(architecture, projection_bias=True)
     if _HEAD not in tensors.shapes:
         warnings.warn(
             f"{tensors.path} has no {_HEAD}: the pixel head stays zero, and all colours are equally probable until it "
@@ -114,7 +121,8 @@ def load_huggingface_checkpoint(
     model = build_model(path / CONFIG, architecture, palette, dtype, remat)
     weights = weights_by_role(model)
     for role, name in _names(architecture, body).items():
-        weights[role].assign(tensors[name].reshape(weights[role].shape))
+        if name in tensors.shapes:  # else a bias, which is zero
+            weights[role].assign(tensors[name].reshape(weights[role].shape))
     table = tensors[body + _TABLE]
     weights["token_embedding"].assign(table[:-1])
     weights["start_vector"].assign(table[-1])
@@ -165,7 +173,8 @@ def save_huggingface_checkpoint(lm: ImageGPTCausalLM, folder: str | os.PathLike[
 def _names(architecture: Architecture, body: str) -> dict[str, str]:
     """The names in transformers of the weights with the same numbers in the same order, by role."""
     ends = {"position_embedding": f"{body}wpe.weight", "final_norm": f"{body}ln_f.weight"}
-    return ends | names_in_blocks(_OF_BLOCK, body + "h.{}.", architecture.num_layers)
+    of_block = _OF_BLOCK | (_BIASES_OF_BLOCK if architecture.projection_bias else {})
+    return ends | names_in_blocks(of_block, body + "h.{}.", architecture.num_layers)
 
 
 def _expected_shapes(architecture: Architecture, body: str) -> dict[str, Shape]:
@@ -187,15 +196,6 @@ def _expected_shapes(architecture: Architecture, body: str) -> dict[str, Shape]:
     for layer in range(architecture.num_layers):
         shapes |= {f"{body}h.{layer}.{name}": shape for name, shape in of_block.items()}
     return shapes
-
-
-def _check_biases(tensors: CheckpointTensors, names: list[str]) -> None:
-    trained = [name for name in names if tensors[name].any()]
-    if trained:
-        raise ValueError(
-            f"{tensors.path} must have biases of zero, since the released code's projections have none. "
-            f"Received: other values in {', '.join(trained)}"
-        )
 
 
 def _read_config(path: Path) -> Architecture:
@@ -259,7 +259,7 @@ def _check_exportable(lm: ImageGPTCausalLM, target: Path) -> None:
 
 
 def _tensors_of(lm: ImageGPTCausalLM) -> dict[str, npt.NDArray[np.float32]]:
-    """The tensors of transformers' model: the weights, and its biases as zeros."""
+    """The tensors of transformers' model: the weights, and biases of zero where the model has none."""
     architecture = lm.backbone.architecture
     weights = {role: np.asarray(host_array(weight), np.float32) for role, weight in weights_by_role(lm).items()}
     shapes = _expected_shapes(architecture, _BODY)
@@ -272,8 +272,8 @@ def _tensors_of(lm: ImageGPTCausalLM) -> dict[str, npt.NDArray[np.float32]]:
             "`lm` must have finite weights. "
             f"Received: inf or NaN in {', '.join(broken[:3])}{' and others' if len(broken) > 3 else ''}"
         )
-    tensors |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.endswith(".bias")}
-    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    absent = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in tensors}
+    return {name: np.ascontiguousarray(tensor) for name, tensor in (tensors | absent).items()}
 
 
 def _config_of(architecture: Architecture) -> dict[str, Any]:

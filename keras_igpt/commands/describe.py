@@ -2,22 +2,22 @@
 
 keras-igpt describe igpt_small
 keras-igpt describe run/igpt.keras
+keras-igpt describe hf://user/model
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import keras_igpt as igpt
-from keras_igpt.objectives.open_model import open_model
+from keras_igpt.objectives.open_model import names_a_file, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("name", help="a preset, or a .keras file")
+    parser.add_argument("name", help="a preset, a .keras file, or hf://user/model on the Hugging Face hub")
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    print(igpt.describe(open_model(options.name, "name") if Path(options.name).is_file() else options.name))
+    print(igpt.describe(open_model(options.name, "name") if names_a_file(options.name) else options.name))

@@ -23,11 +23,10 @@ from keras_igpt.commands.shared import (
     load_data,
     load_language_model,
     padded_crop,
-    read_log,
     say_what_next,
     write_config,
 )
-from keras_igpt.support.files import write_json
+from keras_igpt.support.files import read_log, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

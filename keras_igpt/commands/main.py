@@ -22,6 +22,7 @@ COMMANDS = {
     "estimate": "memory and arithmetic of a model before it is trained",
     "palette": "fit a palette to pictures",
     "export": "a SavedModel or an ONNX file",
+    "card": "a model card for the Hugging Face hub",
 }
 
 

@@ -22,10 +22,10 @@ from keras_igpt.commands.shared import (
     add_output_argument,
     load_training_pictures,
     pixels_of,
-    read_log,
     say_what_next,
     write_config,
 )
+from keras_igpt.support.files import read_log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ def add_model_argument(parser: argparse.ArgumentParser, required: bool = True) -
         "--model",
         required=required,
         default=None if required else "igpt_cifar10_8x8",
-        help="a .keras file, or the name of a trained preset"
+        help="a .keras file, hf://user/model on the Hugging Face hub, or the name of a trained preset"
         + ("" if required else "; the one of 8x8 pixels that comes with the package by default"),
     )
 
@@ -192,15 +191,6 @@ class TimeLeft(keras.callbacks.Callback):
             f"{self._done:,} of {self._steps:,} steps, {each:.2g} s each: about {left / 60:.1f} minutes left",
             flush=True,
         )
-
-
-def read_log(path: Path) -> dict[int, dict[str, float]]:
-    """Returns the lines of a training's log by epoch; one that a kill made run twice counts once."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        lines = list(csv.DictReader(file))
-    return {int(line["epoch"]): {name: float(value) for name, value in line.items()} for line in lines}
 
 
 def say_what_next(wrote: str, next_command: str) -> None:

@@ -129,8 +129,8 @@ def load_features(model: str | os.PathLike[str], layer: int | None = None) -> Pi
     """Loads a model for its features. Workers call this, each once.
 
     Args:
-        model: a trained preset's name, or a `.keras` file of a language model of this package or of another Keras
-            model.
+        model: a trained preset's name, or a `.keras` file or address `hf://user/model` of a language model of this
+            package or of another Keras model.
         layer: int in 0…L. Depth of a language model's features; the middle one by default.
 
     Returns:

@@ -24,6 +24,7 @@ class Architecture:
         hidden_dim: int. Width `D` of the residual stream.
         attention: `"causal"` (with a start vector) or `"bidirectional"`.
         normalization: `"layer_norm"` (gain and bias) or `"rms_norm"` (gain).
+        projection_bias: bool. Whether the projections of the blocks have biases.
 
     Raises:
         ValueError: if a size is not a positive integer, the heads do not divide the width, or a choice is unknown.
@@ -42,6 +43,7 @@ class Architecture:
     hidden_dim: int
     attention: Attention = "causal"
     normalization: NormalizationKind = "layer_norm"
+    projection_bias: bool = False
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -53,11 +55,18 @@ class Architecture:
             )
         check_choice("attention", self.attention, ("causal", "bidirectional"))
         check_choice("normalization", self.normalization, ("layer_norm", "rms_norm"))
+        if not isinstance(self.projection_bias, bool):
+            raise ValueError(
+                f"`projection_bias` must be True or False. Received: projection_bias={self.projection_bias!r}"
+            )
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Sizes and choices by name: constructor arguments of `ImageGPTBackbone`."""
-        return {field.name: getattr(self, field.name) for field in fields(Architecture)}
+        """Sizes and choices by name: constructor arguments of `ImageGPTBackbone`.
+
+        `projection_bias` is left out if False, so that files of models without biases read as they did before it.
+        """
+        return {name: getattr(self, name) for name in FIELDS if name != "projection_bias" or self.projection_bias}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -84,12 +93,15 @@ class Architecture:
         width = self.hidden_dim
         norm = width * (2 if self.normalization == "layer_norm" else 1)
         block = 4 * width**2 + 2 * width * (4 * width) + 2 * norm  # attention, feed-forward network, norms
+        if self.projection_bias:
+            block += (3 + 1 + 4 + 1) * width
         start = width if self.attention == "causal" else 0
         embeddings = (self.vocabulary_size + self.num_tokens) * width + start
         pixel_head = width * self.vocabulary_size
         return self.num_layers * block + norm + embeddings + pixel_head
 
 
+FIELDS = tuple(field.name for field in fields(Architecture))
 SIZES = tuple(field.name for field in fields(Architecture) if field.default is MISSING)
 
 
@@ -108,9 +120,7 @@ def check_architecture(name: str, value: Architecture | Mapping[str, Any]) -> Ar
     """
     if isinstance(value, Architecture):
         return value
-    if not set(SIZES) <= set(value) <= {field.name for field in fields(Architecture)}:
-        raise ValueError(
-            f"`{name}` must have the keys {sorted(SIZES)}, perhaps 'attention' and 'normalization'. "
-            f"Received: {sorted(value)}"
-        )
+    if not set(SIZES) <= set(value) <= set(FIELDS):
+        optional = ", ".join(repr(field) for field in FIELDS if field not in SIZES)
+        raise ValueError(f"`{name}` must have the keys {sorted(SIZES)}, perhaps {optional}. Received: {sorted(value)}")
     return Architecture(**value)

@@ -18,7 +18,7 @@ from keras_igpt.model.attention_kernels import (
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention without biases, over whole sequences or cached steps.
+    """Multi-head self-attention, over whole sequences or cached steps.
 
     As in the released code, queries, keys and values are initialised with standard deviation `1/sqrt(D)`, the output
     projection with `1/sqrt(D L)`.
@@ -28,6 +28,7 @@ class SelfAttention(keras.layers.Layer):
         num_layers: int. Depth `L` of the network, for the initialisation.
         mode: `"causal"` or `"bidirectional"`.
         kernel: `"auto"`, `"fused"` or `"blocks"`, as in `attention_kernel`.
+        use_bias: bool. Whether the projections have biases.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -48,6 +49,7 @@ class SelfAttention(keras.layers.Layer):
         num_layers: int,
         mode: Literal["causal", "bidirectional"],
         kernel: Kernel = "auto",
+        use_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -55,6 +57,7 @@ class SelfAttention(keras.layers.Layer):
         self.num_layers = num_layers
         self.mode = mode
         self.kernel: Kernel = kernel
+        self.use_bias = use_bias
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         width = input_shape[-1]
@@ -64,6 +67,7 @@ class SelfAttention(keras.layers.Layer):
         self.query_key_value = keras.layers.EinsumDense(
             "btd,dcnh->btcnh",
             output_shape=(None, 3, *heads),
+            bias_axes="cnh" if self.use_bias else None,
             kernel_initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
             dtype=self.dtype_policy,
             name="query_key_value",
@@ -72,6 +76,7 @@ class SelfAttention(keras.layers.Layer):
         self.output_projection = keras.layers.EinsumDense(
             "btnh,nhd->btd",
             output_shape=(None, width),
+            bias_axes="d" if self.use_bias else None,
             kernel_initializer=keras.initializers.RandomNormal(stddev=(width * self.num_layers) ** -0.5),
             dtype=self.dtype_policy,
             name="output_projection",
@@ -94,4 +99,5 @@ class SelfAttention(keras.layers.Layer):
             "num_layers": self.num_layers,
             "mode": self.mode,
             "kernel": self.kernel,
+            "use_bias": self.use_bias,
         }

@@ -13,7 +13,7 @@ from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.fused_attention import contiguous
 from keras_igpt.backend.gradients import rematerialized
 from keras_igpt.backend.processes import infers_shapes_of_replicas
-from keras_igpt.model.architecture import Architecture, Attention, NormalizationKind
+from keras_igpt.model.architecture import FIELDS, Architecture, Attention, NormalizationKind
 from keras_igpt.model.attention import SelfAttention
 from keras_igpt.model.attention_kernels import Kernel, KeyValue, attention_kernel
 from keras_igpt.model.embedding import PixelEmbedding
@@ -34,6 +34,7 @@ class TransformerBlock(keras.layers.Layer):
         attention: `"causal"` or `"bidirectional"`.
         normalization: `"layer_norm"` or `"rms_norm"`.
         kernel: `"auto"`, `"fused"` or `"blocks"`.
+        projection_bias: bool. Whether the projections have biases.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -55,6 +56,7 @@ class TransformerBlock(keras.layers.Layer):
         attention: Attention,
         normalization: NormalizationKind,
         kernel: Kernel = "auto",
+        projection_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,13 +66,14 @@ class TransformerBlock(keras.layers.Layer):
             "attention": attention,
             "normalization": normalization,
             "kernel": kernel,
+            "projection_bias": projection_bias,
         }
         self.attention_norm = Normalization(normalization, dtype=self.dtype_policy, name="attention_norm")
         self.attention = SelfAttention(
-            num_heads, num_layers, attention, kernel, dtype=self.dtype_policy, name="attention"
+            num_heads, num_layers, attention, kernel, projection_bias, dtype=self.dtype_policy, name="attention"
         )
         self.feed_forward_norm = Normalization(normalization, dtype=self.dtype_policy, name="feed_forward_norm")
-        self.feed_forward = FeedForward(dtype=self.dtype_policy, name="feed_forward")
+        self.feed_forward = FeedForward(projection_bias, dtype=self.dtype_policy, name="feed_forward")
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         for layer in (
@@ -96,8 +99,9 @@ class TransformerBlock(keras.layers.Layer):
 class ImageGPTBackbone(QuantizableModel):
     """The Image GPT transformer, from palette tokens to features; built on construction.
 
-    Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections and the initialisation
-    of the released code. The arguments are attributes; `architecture` holds those that determine the weights.
+    Pre-norm blocks on a residual stream, learned position embeddings, no biases in projections (unless asked for) and
+    the initialisation of the released code. The arguments are attributes; `architecture` holds those that determine the
+    weights.
 
     Args:
         vocabulary_size: int. Palette colours `V`.
@@ -114,6 +118,8 @@ class ImageGPTBackbone(QuantizableModel):
         remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory for
             about a third more time.
         dtype: dtype policy of the blocks, such as `"mixed_bfloat16"`. Norm statistics and softmax are always float32.
+        projection_bias: bool. Whether the projections of the blocks have biases, zero at first. The paper's have none;
+            models that were trained in Hugging Face's transformers do.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -150,10 +156,12 @@ class ImageGPTBackbone(QuantizableModel):
         kernel: Kernel = "auto",
         remat: bool = False,
         dtype: Any = None,
+        projection_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         architecture = Architecture(
-            vocabulary_size, image_size, num_layers, num_heads, hidden_dim, attention, normalization
+            *(vocabulary_size, image_size, num_layers, num_heads, hidden_dim),
+            *(attention, normalization, projection_bias),
         )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
@@ -175,6 +183,7 @@ class ImageGPTBackbone(QuantizableModel):
                 attention,
                 normalization,
                 kernel,
+                projection_bias,
                 dtype=self.dtype_policy,
                 name=f"block_{layer}",
             )
@@ -185,8 +194,8 @@ class ImageGPTBackbone(QuantizableModel):
         # === Config ===
         self.architecture = architecture
         # `vocabulary_size`, `num_layers` and so on.
-        for name, value in architecture.arguments.items():
-            setattr(self, name, value)
+        for name in FIELDS:
+            setattr(self, name, getattr(architecture, name))
         self.kernel: Kernel = kernel
         self.remat = remat
 

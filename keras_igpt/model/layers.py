@@ -105,7 +105,11 @@ class Normalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
 class FeedForward(keras.layers.Layer):
-    """Two dense layers of width 4D and D without biases, `quick_gelu` between them, initialised with 0.02.
+    """Two dense layers of width 4D and D, `quick_gelu` between them, initialised with 0.02.
+
+    Args:
+        use_bias: bool. Whether both have biases.
+        **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
         inputs: tensor `(B, T, D)`.
@@ -114,11 +118,15 @@ class FeedForward(keras.layers.Layer):
         Tensor `(B, T, D)`.
     """
 
+    def __init__(self, use_bias: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.use_bias = use_bias
+
     def build(self, input_shape: tuple[Any, ...]) -> None:
         width = input_shape[-1]
         self.expansion = keras.layers.Dense(
             4 * width,
-            use_bias=False,
+            use_bias=self.use_bias,
             activation=quick_gelu,
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
@@ -127,7 +135,7 @@ class FeedForward(keras.layers.Layer):
         self.expansion.build(input_shape)
         self.contraction = keras.layers.Dense(
             width,
-            use_bias=False,
+            use_bias=self.use_bias,
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="contraction",
@@ -136,7 +144,11 @@ class FeedForward(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         if self.expansion.quantization_mode is None:
-            expanded = quick_gelu(product_of_rows(inputs, self.expansion.kernel))
+            product = product_of_rows(inputs, self.expansion.kernel)
+            expanded = quick_gelu(ops.add(product, self.expansion.bias) if self.use_bias else product)
         else:
             expanded = call_directly(self.expansion, inputs)
         return call_directly(self.contraction, expanded)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "use_bias": self.use_bias}

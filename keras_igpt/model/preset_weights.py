@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.model.architecture import FIELDS
 from keras_igpt.model.presets import get_preset, trained_presets
 from keras_igpt.model.quantization import check_not_quantized
 from keras_igpt.model.weights_by_role import path_of, weights_by_role
@@ -132,7 +133,8 @@ def open_preset(name: str, overrides: Mapping[str, Any]) -> StoredModel:
             f"`name` must be a preset trained with attention={overrides['attention']!r}. "
             f"Received: {name!r}, trained with {preset.attention!r}"
         )
-    for argument, value in preset.architecture.items():
+    for argument in FIELDS:
+        value = getattr(preset, argument)
         if overrides.get(argument, value) != value:
             raise ValueError(
                 f"`{argument}` must be {value!r}, as the weights of {name!r} were trained (or `load_weights` False). "

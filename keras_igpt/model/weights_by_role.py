@@ -11,11 +11,15 @@ _OF_BLOCK = {
     "attention_norm": "attention_norm/gain",  # (D,)
     "attention_norm_bias": "attention_norm/bias",  # (D,), with layer_norm
     "query_key_value": "attention/query_key_value/kernel",  # (D, 3, N, H)
+    "query_key_value_bias": "attention/query_key_value/bias",  # (3, N, H), with projection_bias
     "output_projection": "attention/output_projection/kernel",  # (N, H, D)
+    "output_projection_bias": "attention/output_projection/bias",  # (D,), with projection_bias
     "feed_forward_norm": "feed_forward_norm/gain",  # (D,)
     "feed_forward_norm_bias": "feed_forward_norm/bias",  # (D,), with layer_norm
     "expansion": "feed_forward/expansion/kernel",  # (D, 4D)
+    "expansion_bias": "feed_forward/expansion/bias",  # (4D,), with projection_bias
     "contraction": "feed_forward/contraction/kernel",  # (4D, D)
+    "contraction_bias": "feed_forward/contraction/bias",  # (D,), with projection_bias
 }
 PATHS = {
     "token_embedding": "pixel_embedding/token_embedding/embeddings",  # (V, D)

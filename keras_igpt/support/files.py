@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
 import json
@@ -156,6 +157,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_log(path: Path) -> dict[int, dict[str, float]]:
+    """Returns the lines of a training's log by epoch; one that a kill made run twice counts once."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    return {int(line["epoch"]): {name: float(value) for name, value in line.items()} for line in lines}
 
 
 def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

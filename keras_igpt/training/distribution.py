@@ -23,9 +23,11 @@ from keras_igpt.support.checks import check_integer
 _LAYOUTS = {
     # A head's queries, keys, values and attention stay on one device; only the sum over heads crosses devices.
     "query_key_value": (None, None, "model", None),
+    "query_key_value_bias": (None, "model", None),
     "output_projection": ("model", None, None),
     # Likewise a hidden unit of the feed-forward network: one sum a block.
     "expansion": (None, "model"),
+    "expansion_bias": ("model",),
     "contraction": ("model", None),
     # Along the palette, so that the logits, (B, T, V) in float32, are shared out too; the loss sums over them.
     "pixel_head": (None, "model"),

@@ -23,14 +23,14 @@ SIZES = [
 ]
 
 
-def transformers_model(kind="ImageGPTForCausalImageModeling", **sizes):
-    """A model of transformers with random weights, gains included; its biases are zero from the start."""
+def transformers_model(kind="ImageGPTForCausalImageModeling", biases=False, **sizes):
+    """A model of transformers with random weights, gains included; its biases are zero unless asked for."""
     torch.manual_seed(0)
     config = {"vocab_size": 17, "n_positions": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, **sizes}
     model = getattr(transformers, kind)(transformers.ImageGPTConfig(**config)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if not name.endswith("bias"):
+            if biases or not name.endswith("bias"):
                 weight.copy_(("ln_" in name) + 0.1 * torch.randn_like(weight))
     return model
 
@@ -56,11 +56,13 @@ def copied(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copied")
 
 
+@pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_weights_from_transformers_and_back_are_the_same_bytes(tmp_path, sizes):
-    model = transformers_model(**sizes)
+def test_weights_from_transformers_and_back_are_the_same_bytes(tmp_path, sizes, biases):
+    model = transformers_model(biases=biases, **sizes)
     model.save_pretrained(tmp_path / "theirs")
     lm = load_huggingface_checkpoint(tmp_path / "theirs")
+    assert lm.backbone.projection_bias == biases
     tokens = random_tokens(2, lm.backbone.num_tokens, lm.backbone.vocabulary_size)
     logits = logits_of(model, tokens)
     np.testing.assert_allclose(to_numpy(lm(tokens)), logits, atol=1e-4)
@@ -78,7 +80,7 @@ def test_weights_from_transformers_and_back_are_the_same_bytes(tmp_path, sizes):
 
 
 def test_a_model_of_ours_has_the_same_logits_in_transformers(tmp_path, palette):
-    lm = randomize(make_causal_lm(palette, normalization="rms_norm"), scale=0.1)
+    lm = randomize(make_causal_lm(palette, normalization="rms_norm", projection_bias=True), scale=0.1)
     (tmp_path / "folder").mkdir()
     # Somebody else's, whatever its name.
     (tmp_path / ".partial-folder").mkdir()
@@ -143,7 +145,7 @@ def test_all_forms_of_the_weights_are_read(copied, form):
 
 
 def test_a_bare_model_has_a_head_of_zeros_and_says_so(tmp_path):
-    model = transformers_model("ImageGPTModel")
+    model = transformers_model("ImageGPTModel", biases=True)
     model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=r"no lm_head\.weight: the pixel head stays zero"):
         lm = load_huggingface_checkpoint(tmp_path)
@@ -205,12 +207,22 @@ def test_all_that_is_wrong_with_the_tensors_is_named_at_once(copied):
     assert "of another shape: transformer.ln_f.weight (31,) instead of (32,)" in message
 
 
-def test_weights_that_the_model_cannot_have_are_refused(copied):
+def test_one_bias_is_enough_and_absent_ones_are_zero(copied):
     tensors = safetensors.load_file(copied / "model.safetensors")
     tensors["transformer.h.1.mlp.c_fc.bias"][5] = 0.1
+    del tensors["transformer.h.0.attn.c_attn.bias"]
     safetensors.save_file(tensors, copied / "model.safetensors")
-    with pytest.raises(ValueError, match=r"biases of zero.*in transformer\.h\.1\.mlp\.c_fc\.bias$"):
-        load_huggingface_checkpoint(copied)
+    lm = load_huggingface_checkpoint(copied)
+    biases = {weight.path: to_numpy(weight) for weight in lm.weights if weight.path.endswith("/bias")}
+    assert len(biases) == 4 * 2
+    (trained,) = [path for path, bias in biases.items() if bias.any()]
+    assert trained.endswith("block_1/feed_forward/expansion/bias")
+    assert np.flatnonzero(biases[trained]).tolist() == [5]
+
+
+def test_biases_that_are_no_numbers_are_refused(copied):
+    tensors = safetensors.load_file(copied / "model.safetensors")
+    tensors["transformer.h.0.mlp.c_fc.bias"][5] = 0.1
     tensors["transformer.h.1.mlp.c_fc.bias"][5] = np.nan
     safetensors.save_file(tensors, copied / "model.safetensors")
     with pytest.raises(ValueError, match=r"finite weights.*c_fc\.bias with inf or NaN"):

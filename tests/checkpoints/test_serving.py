@@ -47,7 +47,9 @@ def test_encoding_in_the_graph_is_the_palettes_own(name):
 def classifier():
     keras.utils.set_random_seed(0)
     palette = igpt.ColorPalette.from_colors(np.random.default_rng(3).integers(0, 256, (16, 3)).astype("uint8"))
-    return randomize(igpt.ImageGPTImageClassifier(make_causal_lm(palette), num_classes=4), scale=0.1)
+    return randomize(
+        igpt.ImageGPTImageClassifier(make_causal_lm(palette, projection_bias=True), num_classes=4), scale=0.1
+    )
 
 
 def test_pictures_go_in_and_class_logits_come_out(classifier):

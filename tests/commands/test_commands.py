@@ -11,7 +11,8 @@ from PIL import Image
 import keras_igpt as igpt
 from keras_igpt.commands.finetune import StopAfterBest, best_epoch, epochs_to_train
 from keras_igpt.commands.main import COMMANDS, main, make_parser
-from keras_igpt.commands.shared import TimeLeft, read_log
+from keras_igpt.commands.shared import TimeLeft
+from keras_igpt.support.files import read_log
 
 SIZES = ["--image-size", "4", "--colors", "8", "--layers", "1", "--heads", "1", "--width", "8", "--batch-size", "8"]
 
@@ -75,6 +76,13 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
         assert np.asarray(Image.open(tmp_path / path)).std() > 1
     main(["describe", str(pretrained / "igpt.keras")])
     assert "ImageGPTCausalLM" in capsys.readouterr().out
+    reports = ["--reports", str(pretrained), *(str(tmp_path / name) for name in ("probe", "finetune"))]
+    main(["card", *model, *reports, "--num-samples", "0", "--output", str(tmp_path / "card")])
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "36 pictures of a folder that is not named here." in card
+    for title in ("### Pre-training", "### Linear probes", "### Fine-tuning"):
+        assert card.count(f"{title}\n") == (1 if "probes" in title else 2)  # settings and results
+    assert folders.classes not in card
 
 
 def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path):

@@ -15,8 +15,10 @@ def test_models_with_other_kernels_and_remat_learn_alike(kind):
     others = ({"kernel": "blocks"}, {"remat": True}) if keras.backend.backend() == "torch" else ({"remat": True},)
     for options in ({}, *others):
         keras.utils.set_random_seed(0)
-        backbone = randomize(make_backbone(attention=kind, image_size=10, **options))
+        backbone = randomize(make_backbone(attention=kind, image_size=10, projection_bias=True, **options))
         results.append(weight_gradients(backbone, token_ids))
+    for weight, gradient in zip(backbone.trainable_weights, results[0], strict=True):
+        assert gradient.any(), weight.path
     for other in results[1:]:
         for gradient, expected in zip(other, results[0], strict=True):
             np.testing.assert_allclose(gradient, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max() + 1e-5)

@@ -12,6 +12,9 @@ SIZES = [
     {"vocabulary_size": 512, "image_size": 12, "num_layers": 1, "num_heads": 1, "hidden_dim": 8},
 ]
 
+# Kinds of norms, and whether projections have biases.
+KINDS = [("layer_norm", False), ("rms_norm", True)]
+
 
 def tokens_for(model, count=3, seed=0):
     return random_tokens(count, model.backbone.num_tokens, model.backbone.vocabulary_size, seed)
@@ -32,15 +35,16 @@ def assert_equals_reference(model, position_mask=None):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("normalization", ["layer_norm", "rms_norm"])
-def test_causal_logits_and_features_equal_the_reference(sizes, normalization):
-    assert_equals_reference(randomize(make_causal_lm(**sizes, normalization=normalization), scale=0.1))
+@pytest.mark.parametrize(("norm", "bias"), KINDS)
+def test_causal_logits_and_features_equal_the_reference(sizes, norm, bias):
+    model = make_causal_lm(**sizes, normalization=norm, projection_bias=bias)
+    assert_equals_reference(randomize(model, scale=0.1))
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("normalization", ["layer_norm", "rms_norm"])
-def test_bidirectional_logits_and_features_equal_the_reference(sizes, normalization):
-    model = randomize(make_masked_lm(**sizes, normalization=normalization), scale=0.1)
+@pytest.mark.parametrize(("norm", "bias"), KINDS)
+def test_bidirectional_logits_and_features_equal_the_reference(sizes, norm, bias):
+    model = randomize(make_masked_lm(**sizes, normalization=norm, projection_bias=bias), scale=0.1)
     mask = np.random.default_rng(1).random((3, model.backbone.num_tokens)) < 0.3
     assert_equals_reference(model, mask)
 
@@ -58,7 +62,7 @@ def test_normed_states_of_any_depths_equal_the_reference(make):
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_normed_states_depend_on_all_weights_but_those_above(layer):
-    model = randomize(make_causal_lm(), scale=0.1)
+    model = randomize(make_causal_lm(projection_bias=True), scale=0.1)
     backbone, token_ids = model.backbone, np.arange(16, dtype="int32")[None]
 
     def state():
@@ -109,11 +113,11 @@ def hugging_face_model(model):
         prefix = f"transformer.h.{index}."
         tensors |= {
             prefix + "ln_1.weight": block["attention_norm"]["gain"],
-            prefix + "attn.c_attn.weight": block["query_key_value"].reshape(width, 3 * width),
-            prefix + "attn.c_proj.weight": block["output"].reshape(width, width),
+            prefix + "attn.c_attn.weight": block["query_key_value"][0].reshape(width, 3 * width),
+            prefix + "attn.c_proj.weight": block["output"][0].reshape(width, width),
             prefix + "ln_2.weight": block["feed_forward_norm"]["gain"],
-            prefix + "mlp.c_fc.weight": block["expansion"],
-            prefix + "mlp.c_proj.weight": block["contraction"],
+            prefix + "mlp.c_fc.weight": block["expansion"][0],
+            prefix + "mlp.c_proj.weight": block["contraction"][0],
         }
     state = peer.state_dict()
     for name in state:
@@ -181,10 +185,10 @@ def test_a_hidden_pixel_moves_nothing():
     np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("normalization", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize(("norm", "bias"), KINDS)
 @pytest.mark.parametrize("filled", [False, True])
-def test_cached_steps_equal_the_whole_forward(normalization, filled):
-    backbone = randomize(make_backbone(normalization=normalization))
+def test_cached_steps_equal_the_whole_forward(norm, bias, filled):
+    backbone = randomize(make_backbone(normalization=norm, projection_bias=bias))
     token_ids = ops.convert_to_tensor(random_tokens(2))
     expected = to_numpy(backbone(token_ids))
     cache = backbone.fill_cache(token_ids) if filled else backbone.empty_cache(2)
@@ -215,14 +219,14 @@ def test_blocks_of_queries_do_not_change_the_model(monkeypatch):
 
 
 def test_initialisation_is_the_released_codes():
-    model = make_causal_lm(hidden_dim=128, num_layers=4, vocabulary_size=256, image_size=16)
+    model = make_causal_lm(hidden_dim=128, num_layers=4, vocabulary_size=256, image_size=16, projection_bias=True)
     weights = read_weights(model)
     block = weights["blocks"][2]
     for array, deviation in (
-        (block["query_key_value"], 128**-0.5),
-        (block["output"], (128 * 4) ** -0.5),
-        (block["expansion"], 0.02),
-        (block["contraction"], 0.02),
+        (block["query_key_value"][0], 128**-0.5),
+        (block["output"][0], (128 * 4) ** -0.5),
+        (block["expansion"][0], 0.02),
+        (block["contraction"][0], 0.02),
         (weights["token"], 0.02),
         (weights["position"], 0.01),
     ):
@@ -230,12 +234,14 @@ def test_initialisation_is_the_released_codes():
     assert weights["start"].std() == pytest.approx(0.02, rel=0.3)
     assert (weights["head"] == 0).all()
     assert (block["attention_norm"]["gain"] == 1).all()
-    assert not np.array_equal(block["expansion"], weights["blocks"][0]["expansion"])
+    assert not np.array_equal(block["expansion"][0], weights["blocks"][0]["expansion"][0])
+    for projection in ("query_key_value", "output", "expansion", "contraction"):
+        assert (block[projection][1] == 0).all()
 
 
 def test_bfloat16_stays_close_and_keeps_float32_logits():
-    exact = randomize(make_causal_lm(), scale=0.1)
-    rough = make_causal_lm(dtype="mixed_bfloat16")
+    exact = randomize(make_causal_lm(projection_bias=True), scale=0.1)
+    rough = make_causal_lm(dtype="mixed_bfloat16", projection_bias=True)
     rough.set_weights(exact.get_weights())
     token_ids = random_tokens(2)
     logits = rough(token_ids)

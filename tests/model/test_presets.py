@@ -46,7 +46,8 @@ def test_what_a_preset_fixes_are_its_sizes_and_with_weights_its_choices():
 def trained(monkeypatch, tmp_path, palette):
     """Two trained presets with files of their own, and the models in them."""
     monkeypatch.setattr(preset_weights, "WEIGHTS_FOLDER", tmp_path)
-    models = {"ar": make_causal_lm(palette, normalization="rms_norm"), "bert": make_masked_lm(palette, 0.3, 5)}
+    models = {"ar": make_causal_lm(palette, normalization="rms_norm")}
+    models["bert"] = make_masked_lm(palette, 0.3, 5, projection_bias=True)
     added = {}
     for objective, model in models.items():
         randomize(model)
@@ -117,6 +118,7 @@ FAULTS = {
     "another objective": ("name", lambda: igpt.ImageGPTCausalLM.from_preset("bert")),
     "another depth": ("num_layers", lambda: igpt.ImageGPTCausalLM.from_preset("ar", num_layers=3)),
     "another norm": ("normalization", lambda: igpt.ImageGPTBackbone.from_preset("ar", normalization="layer_norm")),
+    "biases": ("projection_bias", lambda: igpt.ImageGPTBackbone.from_preset("ar", projection_bias=True)),
     "a second palette": (
         "palette",
         lambda: igpt.ImageGPTCausalLM.from_preset("ar", palette=igpt.ColorPalette(np.linspace(-1, 1, 16)[:, None])),

@@ -13,7 +13,7 @@ TOKENS = random_tokens(8)
 def quantized():
     """A compiled classifier in int8, the kernels it had before and its logits before and after."""
     keras.utils.set_random_seed(0)
-    classifier = randomize(igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes=4), scale=0.1)
+    classifier = randomize(igpt.ImageGPTImageClassifier(make_causal_lm(projection_bias=True), num_classes=4), scale=0.1)
     classifier.compile(**igpt.finetuning_recipe(0.01))
     kernels = {
         layer.path: to_numpy(layer.kernel).copy()

@@ -20,13 +20,23 @@ OF_BLOCK = {
     "contraction": (4 * D, D),
 }
 SHAPES |= {f"block_{layer}.{role}": shape for layer in (0, 1) for role, shape in OF_BLOCK.items()}
+OF_PROJECTIONS = {
+    "query_key_value_bias": (3, N, H),
+    "output_projection_bias": (D,),
+    "expansion_bias": (4 * D,),
+    "contraction_bias": (D,),
+}
+OF_PROJECTIONS = {f"block_{layer}.{role}": shape for layer in (0, 1) for role, shape in OF_PROJECTIONS.items()}
 BIASES = {f"{role}_bias": (D,) for role in SHAPES if role.endswith("norm")}
 
 
 @pytest.mark.parametrize(
     ("make", "others"),
     [
-        (lambda: make_backbone(normalization="rms_norm", name="block_7"), {"start_vector": (D,)}),
+        (
+            lambda: make_backbone(normalization="rms_norm", projection_bias=True, name="block_7"),
+            {"start_vector": (D,), **OF_PROJECTIONS},
+        ),
         (lambda: make_causal_lm(), {"start_vector": (D,), "pixel_head": (D, V), **BIASES}),
         (
             lambda: igpt.ImageGPTImageClassifier(make_masked_lm(), num_classes=3),

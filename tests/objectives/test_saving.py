@@ -45,7 +45,8 @@ def make_trained(kind, palette):
         model = randomize(make_causal_lm(palette), scale=0.1)
         recipe = igpt.pretraining_recipe("igpt_nano", "ar", steps=50)
     elif kind == "masked":
-        model = randomize(make_masked_lm(palette, normalization="rms_norm", mask_rate=0.3, mask_seed=2), scale=0.1)
+        choices = {"normalization": "rms_norm", "projection_bias": True}
+        model = randomize(make_masked_lm(palette, mask_rate=0.3, mask_seed=2, **choices), scale=0.1)
         recipe = igpt.pretraining_recipe("igpt_nano", "bert", steps=50)
     else:
         language_model = randomize(make_masked_lm(palette), scale=0.1)
@@ -94,6 +95,21 @@ def test_one_file_holds_everything(kind, palette, saved):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(new), old)
     # The next masks are those of the next step, not those of the first.
     np.testing.assert_allclose(fit(restored, epochs=2), expected["losses"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "classifier"])
+def test_what_is_saved_to_the_hub_is_what_is_loaded_from_it(kind, palette, saved, hub):
+    shutil.copy(saved[0] / f"{kind}.keras", hub.parent / "model.keras")
+    model = keras.saving.load_model(hub.parent / "model.keras")
+    model.save("hf://someone/model")
+    assert {"README.md", "config.json", "model.weights.h5"} <= {path.name for path in (hub / "someone/model").iterdir()}
+    loaded = keras.saving.load_model("hf://someone/model")
+    assert type(loaded) is type(model)
+    assert (loaded.palette, loaded.backbone.architecture) == (palette, model.backbone.architecture)
+    for new, old in zip(
+        [*loaded.weights, *loaded.optimizer.variables], [*model.weights, *model.optimizer.variables], strict=True
+    ):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(new), keras.ops.convert_to_numpy(old))
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != keras.backend.backend()])

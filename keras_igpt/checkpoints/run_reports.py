@@ -1,0 +1,231 @@
+"""What the reports of runs say of a model: settings, figures and pictures for its card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_igpt.checkpoints.huggingface_files import read_json
+from keras_igpt.evaluation.low_data import LowDataLine, LowDataTable
+from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.plotting import plot_depth_curves, plot_loss_curves
+from keras_igpt.support.files import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What commands write into the folder of a run.
+_CONFIG, _LOG = "config.json", "log.csv"
+_REPORTS = ("report.json", "results.json", "table.json")
+# Settings that a reader needs, as the card calls them. Folders of the machine are not among them.
+_SETTINGS = {
+    "objective": "objective",
+    "dataset": "data set",
+    "pictures": "pictures trained on",
+    "augmentation": "augmentation",
+    "epochs": "epochs",
+    "updates": "updates",
+    "batch_size": "batch size",
+    "learning_rate": "peak learning rate",
+    "rate": "learning rate",
+    "generative_weight": "weight of L_GEN",
+    "dtype": "dtype policy",
+    "seed": "seed",
+    "backend": "backend",
+    "keras_igpt": "version of keras_igpt",
+}
+_TRAININGS = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "search": "Search and refit"}
+# How `keras-igpt pretrain` calls the sizes of a network.
+_SIZES = {"image_size": "image_size", "layers": "num_layers", "heads": "num_heads", "width": "hidden_dim"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a model card.
+
+    Attributes:
+        title: str. Its heading.
+        text: str. Markdown.
+        figure: Matplotlib figure or None.
+        level: int. Of the heading.
+    """
+
+    title: str
+    text: str
+    figure: Figure | None = None
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class RunReports:
+    """What runs say of a model.
+
+    Attributes:
+        settings: each training's title and settings, by their names in the card.
+        sections: figures and pictures, a section a report.
+    """
+
+    settings: list[tuple[str, dict[str, Any]]]
+    sections: list[Section]
+
+
+def read_reports(paths: Sequence[str | os.PathLike[str]], language_model: PixelModel) -> RunReports:
+    """Reads the folders of runs, and reports as JSON.
+
+    Args:
+        paths: sequence of paths. Folders that commands wrote; or JSON files of `ProbeReport.save`, `LowDataTable.save`,
+            a `Study`, or of named numbers.
+        language_model: the model that they must be of.
+
+    Returns:
+        `RunReports`.
+
+    Raises:
+        ValueError: if a path has no report, or one of another model.
+    """
+    found = RunReports([], [])
+    for path in map(Path, paths):
+        config: dict[str, Any] = {}
+        files = [path] if path.is_file() else [path / name for name in _REPORTS if (path / name).is_file()]
+        if (path / _CONFIG).is_file():
+            config = read_json(path / _CONFIG)
+        log = read_log(path / _LOG)
+        if not files and not log:
+            raise ValueError(
+                f"`reports` must be folders of runs with {_LOG} or {', '.join(_REPORTS)}, or JSON files. "
+                f"Received: {os.fspath(path)!r}"
+            )
+        # Earlier revisions did not write which command it was; others than trainings have no log.
+        command = config.get("command", "pretrain" if log else "")
+        if command == "pretrain":  # others mean something else by these names
+            _check_sizes(path / _CONFIG, config, _SIZES, language_model)
+        title = _TRAININGS.get(command)
+        if title:
+            settings = {name: config[key] for key, name in _SETTINGS.items() if config.get(key) is not None}
+            found.settings.append((title, settings))
+        found.sections.extend(_training_section(log))
+        found.sections.extend(_section(file, config, language_model) for file in files)
+    return found
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """Returns a Markdown table of names and values."""
+    return _table(["", ""], [[name, str(value)] for name, value in rows.items()])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in cells)
+
+
+def _check_sizes(path: Path, stated: Mapping[str, Any], names: Mapping[str, str], model: PixelModel) -> None:
+    """Raises `ValueError` if a report states other sizes or choices than the model's."""
+    architecture = model.backbone.architecture
+    for key, name in names.items():
+        if key in stated and stated[key] != getattr(architecture, name):
+            raise ValueError(
+                f"`reports` must be of this model, with {name}={getattr(architecture, name)!r}. "
+                f"Received: {path} with {key}={stated[key]!r}"
+            )
+
+
+def _training_section(log: Mapping[int, Mapping[str, float]]) -> list[Section]:
+    """The losses of a pre-training; a classifier's are of other things, and its figures are in another report."""
+    lines = [log[epoch] for epoch in sorted(log)]
+    if not lines or "val_accuracy" in lines[0] or "val_loss" not in lines[0]:
+        return []
+    curves = {"training": [line["loss"] for line in lines], "validation": [line["val_loss"] for line in lines]}
+    text = f"Validation loss at the end: {lines[-1]['val_loss']:.3f} nats per token, of palette pictures."
+    return [Section("Pre-training", text, plot_loss_curves(curves), level=3)]
+
+
+def _section(path: Path, config: Mapping[str, Any], model: PixelModel) -> Section:
+    content = read_json(path)
+    title, make = next(
+        (kind for keys, kind in _KINDS.items() if content.keys() >= set(keys)),
+        (_TRAININGS.get(config.get("command", ""), path.stem.replace("_", " ").capitalize()), _figures),
+    )
+    try:
+        if make is _probe:
+            _check_probed(path, dict(content["model"]), model)
+        text, figure = make(content, config)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be a report as this package writes it, or an object of numbers. "
+            f"Received: another file ({type(error).__name__}: {error})"
+        ) from error
+    return Section(f"{title} on {config['dataset']}" if config.get("dataset") else title, text, figure, level=3)
+
+
+def _check_probed(path: Path, probed: dict[str, Any], model: PixelModel) -> None:
+    kind = probed.pop("kind")
+    if kind != type(model).__name__:
+        raise ValueError(f"`reports` must be of this model, an {type(model).__name__}. Received: {path} of an {kind}")
+    _check_sizes(path, probed, {name: name for name in probed}, model)
+
+
+def _probe(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
+    chosen, final = report["chosen_on_validation"], report["final_on_test"]
+    best = chosen["best_layer"]
+    curves = {"validation": {line["layers"][0]: line["validation_accuracy"] for line in chosen["layers"]}}
+    if final is not None:
+        curves["test"] = {int(depth): accuracy for depth, accuracy in final["accuracies"].items()}
+    rows = [
+        [
+            f"**{depth}**" if depth == best else str(depth),
+            *(_shown("accuracy", curve[depth]) for curve in curves.values()),
+        ]
+        for depth in curves["validation"]
+    ]
+    counts = {"training": report["num_train"], "validation": report["num_validation"]}
+    if final is not None:
+        counts["test"] = final["num_test"]
+    text = (
+        f"Logistic regression on the frozen features of each depth ({report['which']}, means over positions); "
+        f"{', '.join(f'{count:,} {part}' for part, count in counts.items())} pictures of {report['num_classes']} "
+        "classes. The depth in bold was chosen on validation.\n\n"
+    )
+    references = {name: value for name, value in config.items() if name.startswith("raw pixels") and value is not None}
+    text += _table(["depth", *curves], rows)
+    text += "".join(f"\n\n{name[0].upper()}{name[1:]}: {_shown(name, value)}." for name, value in references.items())
+    return text, plot_depth_curves(curves, references, dict.fromkeys(curves, best))
+
+
+def _study(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
+    values = report["values"] | {name: _shown(name, value) for name, value in report["final_on_test"].items()}
+    return (
+        "Chosen on validation, refitted on training and validation pictures together "
+        f"({report['num_refit']:,}), {report['steps']:,} steps; tested once on {report['num_test']:,} pictures.\n\n"
+        + table(values)
+    ), None
+
+
+def _low_data(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
+    names = {field.name for field in fields(LowDataLine)}
+    lines = tuple(LowDataLine(**{key: line[key] for key in names}) for line in report["lines"])
+    whole = LowDataTable(**{**{field.name: report[field.name] for field in fields(LowDataTable)}, "lines": lines})
+    return f"{whole}\n\nOn {whole.num_test:,} test pictures.", None
+
+
+def _figures(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
+    return table({name: _shown(name, value) for name, value in report.items()}), None
+
+
+# What each report has, the title of its section, and what makes it.
+_KINDS: dict[tuple[str, ...], tuple[str, Callable[..., tuple[str, Any]]]] = {
+    ("chosen_on_validation", "final_on_test", "which"): ("Linear probes", _probe),
+    ("chosen_on_validation", "final_on_test", "values"): ("Test after a search", _study),
+    ("lines", "num_validation", "which"): ("Few labels", _low_data),
+}
+
+
+def _shown(name: str, value: Any) -> str:
+    """A number as a reader wants it; raises `TypeError` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is no number")
+    if isinstance(value, float):
+        return f"{value:.2%}" if "accuracy" in name else f"{value:.4g}"
+    return str(value)
