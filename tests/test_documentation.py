@@ -195,14 +195,12 @@ def hooks():
 def test_the_site_has_every_page(hooks):
     yaml = pytest.importorskip("yaml")
 
-    def pages(entries):
-        for entry in entries:
-            if isinstance(entry, str):
-                yield entry
-            else:
-                yield from pages(*entry.values())
+    def pages(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
 
-    nav = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    nav = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(nav) == sorted([*hooks.OUTSIDE, *(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))])
     assert all((ROOT / path).is_file() for path in hooks.OUTSIDE.values())
 
