@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BACKENDS := jax tensorflow torch
 
-.PHONY: quickstart test lint package benchmark clean $(addprefix test-,$(BACKENDS))
+.PHONY: quickstart test lint docs package benchmark clean $(addprefix test-,$(BACKENDS))
 
 quickstart: .venv/.quickstart  ## the whole story in a few minutes; pictures in quickstart_output/
 	KERAS_BACKEND=jax $(BIN)/python examples/quickstart.py
@@ -18,6 +18,9 @@ lint: .venv/.dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/.docs  ## the documentation in site/, without a network; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: .venv/.dev  ## wheel and sdist in dist/; the wheel alone is tried on each backend in an environment of its own
 	rm -rf dist .venv/package
@@ -40,12 +43,12 @@ benchmark: .venv/.dev  ## prints the tables of benchmarks/README.md; DATA_DIR=â€
 	$(if $(DATA_DIR),for what in separate kill speed; do $(BIN)/python benchmarks/curation.py $$what --data-dir $(DATA_DIR); done)
 
 clean:
-	rm -rf dist .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf dist site .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 # The stamp of an extra is newer than pyproject.toml once it is installed.
-.venv/.quickstart .venv/.dev: .venv/.%: pyproject.toml | .venv/bin/python
+.venv/.quickstart .venv/.dev .venv/.docs: .venv/.%: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@

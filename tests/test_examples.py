@@ -1,4 +1,4 @@
-"""Every example, benchmark and README block runs, at a tiny size."""
+"""Every example and benchmark runs, at a tiny size."""
 
 import ast
 import importlib.util
@@ -423,60 +423,3 @@ def test_benchmark_of_curation(tmp_path, monkeypatch, capsys):
     )
     benchmark.main(["duplicates", "--hashes", "10000"])
     assert "10,000 hashes: 100 copies" in capsys.readouterr().out
-
-
-def test_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def readme_blocks():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-
-
-def test_the_readme_runs(tmp_path, monkeypatch):
-    """All blocks of the README in order, in one namespace, with the names it takes for granted made here."""
-    for package in ("sklearn", "matplotlib"):
-        pytest.importorskip(package)
-    image = pytest.importorskip("PIL.Image")
-    monkeypatch.chdir(tmp_path)
-    blocks = readme_blocks()
-    assert len(blocks) >= 3
-    random = np.random.default_rng(0)
-    tiny = {"vocabulary_size": 16, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 16}
-    original = igpt.ImageGPTBackbone.from_preset.__func__
-    monkeypatch.setattr(
-        igpt.ImageGPTBackbone,
-        "from_preset",
-        classmethod(lambda cls, name, **overrides: original(cls, name, **{**tiny, **overrides})),
-    )
-    fit_palette = igpt.ColorPalette.fit
-    monkeypatch.setattr(igpt.ColorPalette, "fit", lambda images, num_colors: fit_palette(images, 16))
-    namespace = {}
-    for name, count in (("train", 24), ("validation", 12), ("test", 12)):
-        namespace[f"{name}_images"] = random.integers(0, 256, (count, 4, 4, 3)).astype("uint8")
-        namespace[f"{name}_labels"] = np.arange(count) % 10
-    for name in "abcdefghij":
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        for index in range(4):
-            pixels = random.integers(0, 256, (4, 4, 3)).astype("uint8")
-            image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
-    sizes = {
-        "keep_rows=4": "keep_rows=2",
-        "epochs, epoch_steps = 5": "epochs, epoch_steps = 2",
-        "epochs=5,": "epochs=1,",
-        # Few random pictures teach no class.
-        'objective="val_accuracy"': 'objective="val_loss"',
-        "image_size=8": "image_size=4",
-        "batch_size=64": "batch_size=8",
-        "// 64": "// 8",
-    }
-    read = (ROOT / "README.md").read_text()
-    assert all(size in read for size in sizes)
-    for block in blocks:
-        for large, small in sizes.items():
-            block = block.replace(large, small)
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert (tmp_path / "igpt.keras").is_file()
-    assert (tmp_path / "depth_curve.png").is_file()
