@@ -21,6 +21,7 @@ COMMANDS = {
     "estimate": "memory and arithmetic of a model before it is trained",
     "palette": "fit a palette to pictures",
     "export": "a SavedModel or an ONNX file",
+    "demo": "a page to play with a model in the browser",
 }
 
 
