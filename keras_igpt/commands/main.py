@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
+from keras_igpt.curation.command import parse
+
 COMMANDS = {
     "pretrain": "train a model on the pixels of unlabelled pictures",
     "probe": "linear probes: what the features of each depth know about the classes",
@@ -21,6 +23,7 @@ COMMANDS = {
     "estimate": "memory and arithmetic of a model before it is trained",
     "palette": "fit a palette to pictures",
     "export": "a SavedModel or an ONNX file",
+    "curate": "token shards of web pictures that resemble a reference set",
     "demo": "a page to play with a model in the browser",
 }
 
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: sequence of str; those of the process by default.
     """
-    options = make_parser().parse_args(arguments)
+    options = parse(make_parser(), arguments)
     try:
         with warnings.catch_warnings():
             # Warnings are for the person at the keyboard: without the line of code.
