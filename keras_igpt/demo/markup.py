@@ -16,8 +16,9 @@ from keras_igpt.palette.color_palette import UInt8Images
 # Pixels stay squares, and nothing is fetched from elsewhere.
 STYLE = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+.igpt-pixels .icon-button-wrapper {display: none}
 .igpt-grid {display: flex; flex-wrap: wrap; gap: 0.9rem 0.75rem; margin: 0.4rem 0}
-.igpt-grid figure {margin: 0}
+.igpt-grid figure {margin: 0; max-width: 100%}
 .igpt-grid img {width: 100%; height: auto; display: block; border-radius: 4px}
 .igpt-grid figcaption {font-size: 0.8rem; margin-top: 0.25rem; opacity: 0.7}
 .igpt-curve img {width: 100%; max-width: 42rem; border-radius: 4px}

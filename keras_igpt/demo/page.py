@@ -149,7 +149,7 @@ class Page:
         """Returns the page as `gradio.Blocks`."""
         import gradio as gr
 
-        with gr.Blocks(title="Image GPT", analytics_enabled=False, delete_cache=_REMOVAL) as page:
+        with gr.Blocks(title="Image GPT", analytics_enabled=False, delete_cache=_REMOVAL, fill_width=True) as page:
             self._picture, self._hidden = gr.State(self._first), gr.State(self._first_hidden)
             gr.HTML(f"<h2>Image GPT</h2>{text(self._described())}")
             with gr.Row():
