@@ -38,6 +38,7 @@ from keras_igpt.demo.views import (
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.plotting import hide
+from keras_igpt.support.checks import check_integer
 
 # Side of the images that take clicks.
 _CLICKED_SIDE = 384
@@ -78,9 +79,12 @@ def launch(model: Any, name: str, port: int | None = None, browser: bool = True,
 
     Raises:
         ImportError: if Gradio, Pillow or Matplotlib is absent.
-        OSError: if the port is taken.
+        ValueError: if there is no such port.
+        OSError: if it is taken.
     """
     gradio = import_gradio()
+    if port is not None:
+        port = check_integer("port", port, 1, 65535)
     page = Page(model, name).build()
     # Gradio looks whether its own server answers, which a proxy could not reach.
     for variable in ("no_proxy", "NO_PROXY"):
@@ -93,20 +97,23 @@ def launch(model: Any, name: str, port: int | None = None, browser: bool = True,
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
-    _, address, _ = page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        inbrowser=browser,
-        max_file_size=MAX_FILE_SIZE,
-        theme=theme,
-        css=STYLE,
-        footer_links=[],
-        enable_monitoring=False,
-        ssr_mode=False,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    try:
+        _, address, _ = page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            inbrowser=browser,
+            max_file_size=MAX_FILE_SIZE,
+            theme=theme,
+            css=STYLE,
+            footer_links=[],
+            enable_monitoring=False,
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise OSError(f"`port` must be free; without it the next free one is taken. Received: port={port}") from error
     print(f"{address} shows {name}; Ctrl+C ends it.", flush=True)
     if wait:
         page.block_thread()

@@ -33,11 +33,25 @@ def test_the_command_opens_the_model_that_is_named(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """Chromium with a log of its requests."""
+def gradio():
     if keras.backend.backend() != "torch":
         pytest.skip("the page is the same on each backend, and PyTorch starts fastest")
-    pytest.importorskip("gradio")
+    return pytest.importorskip("gradio")
+
+
+def test_a_port_that_is_taken_is_named(gradio, palette):
+    model = make_causal_lm(palette)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(OSError, match=f"`port` must be free.*Received: port={port}"):
+            page.launch(model, "igpt_cifar10_8x8", port, browser=False, wait=False)
+    with pytest.raises(ValueError, match="`port`"):
+        page.launch(model, "igpt_cifar10_8x8", 99_999, browser=False, wait=False)
+
+
+@pytest.fixture(scope="module")
+def browser(gradio):
+    """Chromium with a log of its requests."""
     selenium = pytest.importorskip("selenium.webdriver")
     if not all(BINARIES):
         pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
@@ -52,10 +66,8 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser, monkeypatch):
+def opened(gradio, browser, monkeypatch):
     """Opens the page of a model in the browser; afterwards, neither the browser nor this process went elsewhere."""
-    import gradio
-
     called, connect = [], socket.socket.connect
 
     def recording(self, address):
