@@ -19,12 +19,12 @@ COMMANDS = {
     "draw": "draw pictures from nothing",
     "complete": "keep the beginning of pictures and draw the rest",
     "score": "how surprising pictures are to a model",
+    "demo": "a page to play with a model in the browser",
     "describe": "what a preset or a model's file is",
     "estimate": "memory and arithmetic of a model before it is trained",
+    "curate": "token shards of web pictures that resemble a reference set",
     "palette": "fit a palette to pictures",
     "export": "a SavedModel or an ONNX file",
-    "curate": "token shards of web pictures that resemble a reference set",
-    "demo": "a page to play with a model in the browser",
 }
 
 
