@@ -288,22 +288,44 @@ def plot_attention(image: npt.ArrayLike, maps: npt.ArrayLike, pixel: tuple[int, 
             f"Received: shape {heads.shape} for a picture of shape {picture.shape}"
         )
     row, column = pixel
-    if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(f"`pixel` must lie in a picture of {height}x{width}. Received: pixel={pixel}")
+    weights, starts = pixel_attention(heads, pixel, (height, width), shifted)
     figure = _figure(1.4 * (len(heads) + 1), 1.7)
     axes = figure.subplots(1, len(heads) + 1, squeeze=False)[0]
     _show(axes[0], picture)
     axes[0].set_title(f"row {row}, column {column}", fontsize=8)
-    for number, (place, head) in enumerate(zip(axes[1:], heads, strict=True)):
-        weights, title = head[row * width + column], f"head {number}"
-        if shifted:
-            title += f", start {weights[0]:.0%}"
-            weights = np.append(weights[1:], 0.0)
-        _show_map(place, weights.reshape(height, width), 0.0, None)
-        place.set_title(title, fontsize=8)
+    for number, (place, head) in enumerate(zip(axes[1:], weights, strict=True)):
+        _show_map(place, head, 0.0, None)
+        place.set_title(f"head {number}" + (f", start {starts[number]:.0%}" if shifted else ""), fontsize=8)
     for place in axes:
         place.plot([column], [row], "s", color=_COLORS[1], markersize=4, fillstyle="none")
     return figure
+
+
+def pixel_attention(
+    maps: npt.NDArray[Any], pixel: tuple[int, int], shape: tuple[int, int], shifted: bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Returns where each head attends to predict one pixel, as pictures.
+
+    Args:
+        maps: float array `(N, T, T)` of `attention_maps`.
+        pixel: `(row, column)` of the predicted pixel.
+        shape: `(H, W)` of the picture.
+        shifted: bool. Whether the model is autoregressive: position j then holds pixel j - 1.
+
+    Returns:
+        Float arrays `(N, H, W)`, the attention to each pixel, and `(N,)`, that to the start vector; 0 unless shifted.
+
+    Raises:
+        ValueError: if there is no such pixel.
+    """
+    (row, column), (height, width) = pixel, shape
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError(f"`pixel` must lie in a picture of {height}x{width}. Received: pixel={pixel}")
+    weights = maps[:, row * width + column]
+    starts = np.zeros(len(maps))
+    if shifted:
+        starts, weights = weights[:, 0], np.pad(weights[:, 1:], [(0, 0), (0, 1)])
+    return weights.reshape(-1, height, width), starts
 
 
 def save_animation(
@@ -418,7 +440,12 @@ def hide_rows(image: UInt8Images, keep_rows: int) -> UInt8Images:
 def hide_pixels(image: UInt8Images, keep_pixels: int) -> UInt8Images:
     """Returns images, uint8 `(..., H, W, C)`, whose pixels from `keep_pixels` on, in raster order, are grey."""
     kept = np.arange(image.shape[-3] * image.shape[-2]) < keep_pixels
-    return np.where(kept.reshape(*image.shape[-3:-1], 1), image, np.uint8(_HIDDEN))
+    return hide(image, ~kept.reshape(image.shape[-3:-1]))
+
+
+def hide(image: UInt8Images, hidden: npt.NDArray[np.bool_]) -> UInt8Images:
+    """Returns images, uint8 `(..., H, W, C)`, grey where `hidden`, bool `(H, W)`, is True."""
+    return np.where(hidden[..., None], np.uint8(_HIDDEN), image)
 
 
 def _figure(width: float, height: float) -> Figure:

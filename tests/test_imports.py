@@ -22,6 +22,7 @@ FLOORS = [
     {"objectives"},
     {"evaluation", "describe"},
     {"curation", "checkpoints"},
+    {"demo"},
     {"commands"},
     {"__main__"},
 ]
@@ -42,6 +43,7 @@ LATE = {
     "huggingface_hub",
     "onnx",
     "onnxruntime",
+    "gradio",
 }
 
 
@@ -137,6 +139,7 @@ USES = {
         {"apache_beam"},
         "from keras_igpt.curation import pipeline",
     ),
+    "demo": ({"gradio"}, "from keras_igpt.demo.page import import_gradio; import_gradio()"),
     "tune": ({"keras_tuner"}, "igpt.DescendingLearningRateOracle('val_loss')"),
 }
 

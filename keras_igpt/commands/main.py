@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
+from keras_igpt.curation.command import parse
+
 COMMANDS = {
     "suggest": "sizes and steps for one's pictures and time",
     "pretrain": "train a model on the pixels of unlabelled pictures",
@@ -18,8 +20,10 @@ COMMANDS = {
     "draw": "draw pictures from nothing",
     "complete": "keep the beginning of pictures and draw the rest",
     "score": "how surprising pictures are to a model",
+    "demo": "a page to play with a model in the browser",
     "describe": "what a preset or a model's file is",
     "estimate": "memory and arithmetic of a model before it is trained",
+    "curate": "token shards of web pictures that resemble a reference set",
     "palette": "fit a palette to pictures",
     "export": "a SavedModel or an ONNX file",
     "card": "a model card for the Hugging Face hub",
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: sequence of str; those of the process by default.
     """
-    options = make_parser().parse_args(arguments)
+    options = parse(make_parser(), arguments)
     try:
         with warnings.catch_warnings():
             # Warnings are for the person at the keyboard: without the line of code.

@@ -16,17 +16,30 @@ from keras_igpt.palette.color_palette import ColorPalette
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one of the commands; what it does not know goes to Apache Beam.
+    """Runs one of the commands.
 
     Args:
         arguments: those of the command line; of this process by default.
     """
-    parser = _parser()
+    parser = argparse.ArgumentParser(prog="python -m keras_igpt.curation", description="Curates web pictures.")
+    add_arguments(parser)
+    run(parse(parser, arguments))
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line; what `curate` does not know goes to Apache Beam, and ends the process elsewhere."""
     options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "pipeline_options"):
+        options.pipeline_options = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command that was parsed."""
     features = partial(load_features, options.model, layer=options.layer)
-    if options.command == "fit":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.step == "fit":
         computed = np.concatenate([features().of(path) for path in options.pictures])
         Reference.fit(computed, options.centroids, options.seed).save(options.output)
         print(f"{len(computed):,} pictures in {options.centroids} centroids: {options.output}")
@@ -41,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Similarity(options.reference, features),
         exclude=options.exclude,
         rules=rules,
-        pipeline_options=rest,
+        pipeline_options=options.pipeline_options,
     )
     print(json.dumps({name: report[name] for name in ("pictures", "counts", "threshold", "this_run")}, indent=2))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m keras_igpt.curation", description="Curates web pictures.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the two commands and their arguments."""
+    commands = parser.add_subparsers(dest="step", required=True)
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", required=True, help="trained preset or `.keras` file that gives the features")
     model.add_argument("--layer", type=int, help="depth of the features; the middle one by default")
@@ -71,4 +84,4 @@ def _parser() -> argparse.ArgumentParser:
     curating.add_argument("--quantile", type=float, help="share of the reference's own pictures below the threshold")
     curating.add_argument("--min-side", type=int)
     curating.add_argument("--max-pixels", type=int)
-    return parser
+    curating.set_defaults(pipeline_options=())

@@ -14,8 +14,10 @@ import curation_process as small
 from curation_process import PHOTOGRAPHS, PLANTED, SHARDS, photograph, squares
 
 import keras_igpt as igpt
+from keras_igpt.commands.main import main as keras_igpt_main
+from keras_igpt.commands.main import make_parser
 from keras_igpt.curation import PictureFeatures, Rules, Similarity
-from keras_igpt.curation.command import main
+from keras_igpt.curation.command import main, parse
 from keras_igpt.curation.pictures import Outcome
 from keras_igpt.curation.records import Records
 from keras_igpt.data.token_shards import TokenShards
@@ -224,11 +226,15 @@ def test_the_command_line(web, tmp_path, capsys):
     fit = ["fit", str(tmp_path / "pictures"), "--model", "igpt_cifar10_8x8", "--centroids", "4", "--output", reference]
     main(fit)
     assert "12 pictures in 4 centroids" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([*fit, "--runner", "DirectRunner"])
+    for command, given in ((main, fit), (keras_igpt_main, ["curate", *fit]), (keras_igpt_main, ["describe", "x"])):
+        with pytest.raises(SystemExit):
+            command([*given, "--runner", "DirectRunner"])
+        assert "unrecognized arguments: --runner DirectRunner" in capsys.readouterr().err
     arguments = ["--model", "igpt_cifar10_8x8", "--palette", str(tmp_path / "palette.npy"), "--image-size", "16"]
     rules = ["--share", "1", "--exclude", str(tmp_path / "pictures")]
-    main(["curate", str(web / "0.tar"), "--output", output, "--reference", reference, *arguments, *rules])
+    curate = ["curate", str(web / "0.tar"), "--output", output, "--reference", reference, *arguments, *rules]
+    assert parse(make_parser(), ["curate", *curate, "--runner", "X"]).pipeline_options == ["--runner", "X"]
+    keras_igpt_main(["curate", *curate])
     # The photographs are those to exclude, and the copy is of one.
     assert set(outcomes(Path(output))[0, f"photograph{k}"] for k in range(PHOTOGRAPHS)) == {Outcome.EVALUATION}
     assert len(TokenShards(output)) == 2  # the cold one and an evaluation picture
