@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command. What is wrong with its arguments or files is printed in one line, with exit status 2.
+    """Runs a command. What is wrong with its arguments or files is printed in one line, with exit status 1.
 
     Args:
         arguments: sequence of str; those of the process by default.
