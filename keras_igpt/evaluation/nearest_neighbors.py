@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.evaluation.features import LabeledFeatures
+from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
 from keras_igpt.support.checks import check_integer
 
 
@@ -20,14 +21,12 @@ class NeighborResult:
     Attributes:
         num_neighbors: int. The k chosen on validation, the smallest in a tie.
         validation_accuracy: float in 0…1, with neighbours among train.
-        test_accuracy: float in 0…1, with neighbours among train and validation.
-        correct: bool array `(B,)` of test pictures, for `accuracy_interval` and `compare_accuracies`.
+        measured: `MeasuredAccuracy` on test, with neighbours among train and validation.
     """
 
     num_neighbors: int
     validation_accuracy: float
-    test_accuracy: float
-    correct: npt.NDArray[np.bool_]
+    measured: MeasuredAccuracy
 
 
 def nearest_neighbors(
@@ -39,7 +38,7 @@ def nearest_neighbors(
     """Classifies by a vote of the nearest neighbours by cosine similarity, at each depth.
 
     k is chosen on validation, which then joins the neighbours for the test. In a tied vote the lowest label wins. This
-    is not in the paper.
+    is not in the paper. The features may be those that a `LinearProbe` is fitted to, of the same pass.
 
     Args:
         train: `LabeledFeatures` `(B, depths, D)`, of `FeatureExtractor.extract_labeled`.
@@ -58,7 +57,7 @@ def nearest_neighbors(
     ```python
     extractor = FeatureExtractor(lm, layers=[4, 8])
     results = nearest_neighbors(*(extractor.extract_labeled(part) for part in (data.train, data.validation, data.test)))
-    print([result.test_accuracy for result in results])
+    print([str(result.measured) for result in results])   # ['38.6% [37.6, 39.6]', …]
     ```
     """
     numbers = sorted({check_integer("candidates", number, 1, len(train)) for number in candidates})
@@ -71,8 +70,7 @@ def nearest_neighbors(
         accuracies = [float(np.mean(vote == validation.labels)) for vote in votes]
         best = int(np.argmax(accuracies))
         (vote,) = _votes(known.at(depth), known.labels, test.at(depth), numbers[best : best + 1])
-        correct = vote == test.labels
-        results.append(NeighborResult(numbers[best], accuracies[best], float(correct.mean()), correct))
+        results.append(NeighborResult(numbers[best], accuracies[best], measure_accuracy(vote, test.labels)))
     return tuple(results)
 
 
