@@ -13,6 +13,8 @@ from keras_igpt.evaluation.features import LabeledFeatures
 from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
 from keras_igpt.support.checks import check_integer
 
+_CANDIDATES = (1, 5, 10, 20, 50, 100, 200)
+
 
 @dataclass(frozen=True)
 class NeighborResult:
@@ -33,7 +35,7 @@ def nearest_neighbors(
     train: LabeledFeatures,
     validation: LabeledFeatures,
     test: LabeledFeatures,
-    candidates: Sequence[int] = (1, 5, 10, 20, 50, 100, 200),
+    candidates: Sequence[int] | None = None,
 ) -> tuple[NeighborResult, ...]:
     """Classifies by a vote of the nearest neighbours by cosine similarity, at each depth.
 
@@ -44,7 +46,8 @@ def nearest_neighbors(
         train: `LabeledFeatures` `(B, depths, D)`, of `FeatureExtractor.extract_labeled`.
         validation: the same of other pictures.
         test: the same of other pictures.
-        candidates: sequence of int. Values of k to choose from.
+        candidates: sequence of int. Values of k to choose from; by default 1, 5, 10, 20, 50, 100 and 200, those that
+            exceed the number of training pictures left out.
 
     Returns:
         One `NeighborResult` per depth.
@@ -60,6 +63,8 @@ def nearest_neighbors(
     print([str(result.measured) for result in results])   # ['38.6% [37.6, 39.6]', …]
     ```
     """
+    if candidates is None:
+        candidates = [number for number in _CANDIDATES if number <= len(train)]
     numbers = sorted({check_integer("candidates", number, 1, len(train)) for number in candidates})
     if not numbers:
         raise ValueError("`candidates` must have at least one number. Received: none")

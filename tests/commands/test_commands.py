@@ -54,14 +54,29 @@ def test_pretraining_on_a_flat_folder(pretrained, folders, capsys):
 def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, folders, tmp_path, capsys):
     model = ["--model", str(pretrained / "igpt.keras")]
     labelled = ["--images", folders.classes, *model]
-    main(["probe", *labelled, "--output", str(tmp_path / "probe")])
+    also = ["--also", "nearest-neighbors", "attention"]
+    main(["probe", *labelled, *also, "--output", str(tmp_path / "probe")])
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert report["num_train"] == 32
-    assert "raw pixels, logistic regression" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nearest neighbours at depth" in said
+    assert "attention pooling at depth" in said
+    probed = igpt.ProbeReport.load(tmp_path / "probe" / "report.json")
+    others = json.loads((tmp_path / "probe" / "others.json").read_text())
+    assert len(others["measured"]) == 3
+    pixels = igpt.MeasuredAccuracy(**others["measured"]["raw pixels"])
+    assert f"the linear probe is {probed.compare(pixels)}: " in said
+    assert list(others["nearest neighbours"]) == ["0", "1"]
+    assert others["attention pooling"]["layer"] == probed.best_layer
 
     finetune = ["finetune", *labelled, "--epochs", "2", "--batch-size", "8", "--output", str(tmp_path / "finetune")]
     main(finetune)
     results = (tmp_path / "finetune" / "results.json").read_text()
+    found = json.loads(results)
+    low, high = found["intervals"]["test accuracy"]
+    assert low <= found["test accuracy"] == found["measured"]["test accuracy"]["accuracy"] <= high
+    interval = igpt.MeasuredAccuracy(**found["measured"]["test accuracy"]).interval
+    assert f"test accuracy: {interval.as_percentages()}" in capsys.readouterr().out
     main(finetune)  # nothing is left to train
     assert (tmp_path / "finetune" / "results.json").read_text() == results
 
@@ -71,7 +86,12 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     main(["complete", picture, *model, "--num-samples", "2", "--output", str(tmp_path / "complete")])
     main(["score", picture, *model, "--output", str(tmp_path / "score")])
     assert list(json.loads((tmp_path / "score" / "scores.json").read_text())) == [picture]
-    for path in ("probe/depth_curve.png", "complete/completions.png", "score/surprise.png"):
+    for path in (
+        "probe/depth_curve.png",
+        "probe/depth_similarity.png",
+        "complete/completions.png",
+        "score/surprise.png",
+    ):
         assert np.asarray(Image.open(tmp_path / path)).std() > 1
     main(["describe", str(pretrained / "igpt.keras")])
     assert "ImageGPTCausalLM" in capsys.readouterr().out
