@@ -155,7 +155,7 @@ def _percentages(accuracy: float | WithInterval) -> tuple[float, float, float]:
 
 
 def plot_depth_similarity(similarity: npt.ArrayLike, depths: Sequence[int] | None = None) -> Figure:
-    """Draws how much every two depths resemble each other.
+    """Draws how much every two depths resemble each other, with numbers where there are at most twelve depths.
 
     Args:
         similarity: float array `(depths, depths)`, of `depth_similarity`.
@@ -175,7 +175,14 @@ def plot_depth_similarity(similarity: npt.ArrayLike, depths: Sequence[int] | Non
         )
     figure = _figure(5.0, 4.2)
     axes = figure.subplots()
-    shown = axes.imshow(values, cmap="magma", vmin=0.0, vmax=1.0, origin="lower")
+    # Depths of one network are alike: a scale from 0 would hide how much.
+    known = values[np.isfinite(values)]
+    lowest = min(0.9, np.floor(10 * known.min()) / 10) if len(known) else 0.0
+    shown = axes.imshow(values, cmap="magma", vmin=lowest, vmax=1.0, origin="lower")
+    if len(names) <= 12:
+        for (row, column), value in np.ndenumerate(values):
+            color = "black" if value > (lowest + 1) / 2 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("depth")

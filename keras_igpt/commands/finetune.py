@@ -113,13 +113,13 @@ def run(options: argparse.Namespace) -> None:
     chosen.save(options.output / "classifier.keras")
     validation = interval_of_share(accuracy, len(data.validation))
     intervals = {"validation accuracy": validation, **{name: value.interval for name, value in measured.items()}}
-    results = {
-        "best epoch": epoch + 1,
-        **{name: interval.estimate for name, interval in intervals.items()},
-        "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
-        "measured": {name: asdict(value) for name, value in measured.items()},
-    }
+    results: dict[str, float] = {"best epoch": epoch + 1}
+    for name, interval in intervals.items():
+        results[name] = interval.estimate
+        results[f"{name}, low end of the 95% interval"] = interval.low
+        results[f"{name}, high end of the 95% interval"] = interval.high
     write_json(options.output / "results.json", results)
+    write_json(options.output / "accuracies.json", {name: asdict(value) for name, value in measured.items()})
     print(f"best epoch: {epoch + 1}")
     for name, interval in intervals.items():
         print(f"{name}: {interval.as_percentages()}")
@@ -127,6 +127,6 @@ def run(options: argparse.Namespace) -> None:
         one_mask, vote = measured.values()
         print(f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}")
     say_what_next(
-        f"classifier.keras, log.csv and results.json to {options.output}/",
+        f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
         f"export --model {options.output}/classifier.keras",
     )

@@ -64,44 +64,40 @@ def run(options: argparse.Namespace) -> None:
         flush=True,
     )
     layers: Any = "all" if options.layers is None else options.layers
+    probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
     extractor = igpt.FeatureExtractor(model, layers, options.which)
     folder = None if options.features is None else Path(options.features)
-    features = {
-        name: extractor.extract_labeled(
-            data[name], options.batch_size, None if folder is None else folder / f"{name}.npy"
-        )
+    train, validation, test = (
+        extractor.extract_labeled(data[name], options.batch_size, None if folder is None else folder / f"{name}.npy")
         for name in ("train", "validation", "test")
-    }
-    probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
-    probe.fit(features["train"], features["validation"]).score(features["test"])
+    )
+    probe.fit(train, validation).score(test)
     report = probe.report
-    print(report)
+    print(report, flush=True)
+    # Before the other ways to judge: what takes long is kept, whatever becomes of them.
+    report.save(options.output / "report.json")
+    report.plot().savefig(options.output / "depth_curve.png")
+    similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
+    plot_depth_similarity(similarity, extractor.depths).savefig(options.output / "depth_similarity.png")
     others: dict[str, igpt.MeasuredAccuracy] = {}
-    details: dict[str, Any] = {}
     if not options.no_pixels:
         others["raw pixels"] = _raw_pixels(model, data)
     if "nearest-neighbors" in options.also:
-        results = igpt.nearest_neighbors(features["train"], features["validation"], features["test"])
-        depth, chosen = max(
-            zip(extractor.depths, results, strict=True), key=lambda pair: (pair[1].validation_accuracy, -pair[0])
-        )
-        others[f"{chosen.num_neighbors} nearest neighbours at depth {depth}"] = chosen.measured
-        details["nearest neighbours"] = dict(zip(extractor.depths, map(asdict, results), strict=True))
+        results = dict(zip(extractor.depths, igpt.nearest_neighbors(train, validation, test), strict=True))
+        depth = max(results, key=lambda depth: (results[depth].validation_accuracy, -depth))
+        others[f"{results[depth].num_neighbors} nearest neighbours at depth {depth}"] = results[depth].measured
+        by_depth = {depth: asdict(result) for depth, result in results.items()}
+        write_json(options.output / "nearest_neighbors.json", by_depth)
     if "attention" in options.also:
         attention = igpt.AttentionProbe(model, report.best_layer, batch_size=options.batch_size, folder=folder)
         accuracy = attention.fit(data.train, data.validation).score(data.test)
         others[f"attention pooling at depth {report.best_layer}"] = accuracy
-        details["attention pooling"] = asdict(attention.report)
+        attention.report.save(options.output / "attention.json")
     _say(report, others)
     write_config(options, **{f"{name}, test accuracy": measured.accuracy for name, measured in others.items()})
-    report.save(options.output / "report.json")
-    measured = {name: asdict(accuracy) for name, accuracy in others.items()}
-    write_json(options.output / "others.json", {"measured": measured, **details})
-    report.plot().savefig(options.output / "depth_curve.png")
-    similarity = igpt.depth_similarity(features["validation"].features[:_PICTURES_COMPARED])
-    plot_depth_similarity(similarity, extractor.depths).savefig(options.output / "depth_similarity.png")
+    write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
     say_what_next(
-        f"report.json, others.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",
+        f"report.json, accuracies.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",
         f"finetune --model {options.model} …",
     )
 

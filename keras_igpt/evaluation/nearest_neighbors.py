@@ -30,6 +30,16 @@ class NeighborResult:
     validation_accuracy: float
     measured: MeasuredAccuracy
 
+    @property
+    def test_accuracy(self) -> float:
+        """Test accuracy in 0…1."""
+        return self.measured.accuracy
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Bool array `(B,)`, True where a test picture was classified correctly."""
+        return self.measured.correct_pictures
+
 
 def nearest_neighbors(
     train: LabeledFeatures,

@@ -62,20 +62,22 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     assert "nearest neighbours at depth" in said
     assert "attention pooling at depth" in said
     probed = igpt.ProbeReport.load(tmp_path / "probe" / "report.json")
-    others = json.loads((tmp_path / "probe" / "others.json").read_text())
-    assert len(others["measured"]) == 3
-    pixels = igpt.MeasuredAccuracy(**others["measured"]["raw pixels"])
+    others = json.loads((tmp_path / "probe" / "accuracies.json").read_text())
+    assert len(others) == 3
+    pixels = igpt.MeasuredAccuracy(**others["raw pixels"])
     assert f"the linear probe is {probed.compare(pixels)}: " in said
-    assert list(others["nearest neighbours"]) == ["0", "1"]
-    assert others["attention pooling"]["layer"] == probed.best_layer
+    assert list(json.loads((tmp_path / "probe" / "nearest_neighbors.json").read_text())) == ["0", "1"]
+    assert json.loads((tmp_path / "probe" / "attention.json").read_text())["layer"] == probed.best_layer
 
     finetune = ["finetune", *labelled, "--epochs", "2", "--batch-size", "8", "--output", str(tmp_path / "finetune")]
     main(finetune)
     results = (tmp_path / "finetune" / "results.json").read_text()
     found = json.loads(results)
-    low, high = found["intervals"]["test accuracy"]
-    assert low <= found["test accuracy"] == found["measured"]["test accuracy"]["accuracy"] <= high
-    interval = igpt.MeasuredAccuracy(**found["measured"]["test accuracy"]).interval
+    accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
+    interval = igpt.MeasuredAccuracy(**accuracies["test accuracy"]).interval
+    assert found["test accuracy"] == interval.estimate
+    assert found["test accuracy, low end of the 95% interval"] == interval.low
+    assert found["validation accuracy, high end of the 95% interval"] >= found["validation accuracy"]
     assert f"test accuracy: {interval.as_percentages()}" in capsys.readouterr().out
     main(finetune)  # nothing is left to train
     assert (tmp_path / "finetune" / "results.json").read_text() == results
