@@ -336,11 +336,13 @@ def test_a_wrong_evaluation_loses_nothing(finished, tmp_path):
         assert "\n" not in str(raised.value)
         assert (tmp_path / "model.keras").is_file()
     batches.clear()
-    final = once_more(evaluate=lambda model, test: {"accuracy": np.float32(0.5)})
+    votes = igpt.measure_accuracy(np.arange(16) % 2, np.arange(16) // 8)
+    final = once_more(evaluate=lambda model, test: {"accuracy": np.float32(0.5), "accuracy of votes": votes})
     # The first ones, of eight, are looked at for their shapes; none is trained on.
     assert set(batches) <= {0, 1}
     assert final.chosen_on_validation == finished[1].chosen_on_validation
-    assert final.final_on_test == {"accuracy": 0.5}
+    assert final.final_on_test == {"accuracy": 0.5, "accuracy of votes": 0.5}
+    assert final.measured == {"accuracy of votes": votes}
 
 
 def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
