@@ -99,7 +99,7 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     assert "ImageGPTCausalLM" in capsys.readouterr().out
 
 
-def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path):
+def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path, capsys):
     palette, output = tmp_path / "palette" / "palette.npy", tmp_path / "pretrained"
     main(
         ["palette", "--images", folders.classes, "--image-size", "4", "--colors", "8", "--output", str(palette.parent)]
@@ -110,6 +110,11 @@ def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, t
     assert keras.saving.load_model(output / "igpt.keras").palette == igpt.ColorPalette.load(palette)
     with pytest.raises(SystemExit, match="`batch_size` must be at most the number of examples, 32"):
         main([*command, "--batch-size", "99", "--output", str(tmp_path / "too_large")])
+    finetune = ["finetune", "--images", folders.classes, "--model", str(output / "igpt.keras"), "--epochs", "1"]
+    main([*finetune, "--batch-size", "8", "--output", str(tmp_path / "finetune")])
+    accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
+    one_mask, vote = (igpt.MeasuredAccuracy(**entry) for entry in accuracies.values())
+    assert f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}" in capsys.readouterr().out
 
 
 def test_every_command_says_how_to_call_it(capsys):
