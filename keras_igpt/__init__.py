@@ -56,19 +56,23 @@ from keras_igpt.data import (
 )
 from keras_igpt.describe import Description, describe
 from keras_igpt.evaluation.attention_maps import attention_maps
+from keras_igpt.evaluation.attention_probe import AttentionProbe, AttentionReport
 from keras_igpt.evaluation.depth_similarity import depth_similarity
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures
 from keras_igpt.evaluation.intervals import (
     Interval,
+    MeasuredAccuracy,
     PairedComparison,
     accuracy_interval,
     compare_accuracies,
     mean_interval,
+    measure_accuracy,
 )
-from keras_igpt.evaluation.linear_probe import LinearProbe, ProbeReport
+from keras_igpt.evaluation.linear_probe import LinearProbe
 from keras_igpt.evaluation.logistic_regression import LogisticFit, fit_logistic_regression
 from keras_igpt.evaluation.low_data import LowDataTable, low_data_table
 from keras_igpt.evaluation.nearest_neighbors import NeighborResult, nearest_neighbors
+from keras_igpt.evaluation.probe_report import ProbeReport
 from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, fit_scaling_law
 from keras_igpt.evaluation.scaling_study import ScalingReport, scaling_study
 from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
@@ -94,6 +98,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ApplyLeftoverGradients",
     "Architecture",
+    "AttentionProbe",
+    "AttentionReport",
     "ColorPalette",
     "DataSplits",
     "DescendingLearningRateOracle",
@@ -114,6 +120,7 @@ __all__ = [
     "LinearProbe",
     "LogisticFit",
     "LowDataTable",
+    "MeasuredAccuracy",
     "MixedBatches",
     "NeighborResult",
     "PaddedCrop",
@@ -162,6 +169,7 @@ __all__ = [
     "low_data_table",
     "make_distribution",
     "mean_interval",
+    "measure_accuracy",
     "nearest_neighbors",
     "pretraining_recipe",
     "probing_recipe",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,23 @@ if TYPE_CHECKING:
 _HIDDEN = 128
 # Okabe and Ito's colours, which all kinds of colour vision tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@runtime_checkable
+class WithInterval(Protocol):
+    """A number with its interval, such as `keras_igpt.Interval`."""
+
+    @property
+    def estimate(self) -> float:
+        """The number."""
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
 
 
 def plot_palette(palette: ColorPalette) -> Figure:
@@ -82,20 +99,23 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
 
 
 def plot_depth_curves(
-    curves: Mapping[str, Mapping[int, float]],
-    references: Mapping[str, float] | None = None,
+    curves: Mapping[str, Mapping[int, float | WithInterval]],
+    references: Mapping[str, float | WithInterval] | None = None,
     chosen: Mapping[str, int] | None = None,
 ) -> Figure:
     """Draws probe accuracy against depth, one line a model, and references without a depth as horizontal lines.
 
     Args:
-        curves: accuracy in 0…1 by depth (`LinearProbe.score`), by the name of the model.
-        references: accuracy in 0…1 by name, such as that of raw pixels.
+        curves: accuracy in 0…1 by depth (`LinearProbe.score`), by the name of the model; with an `Interval` in place of
+            a number, the interval is drawn as a band, or as a bar where a curve has one depth.
+        references: accuracy in 0…1 or `Interval` by name, such as that of raw pixels.
         chosen: depth that validation chose (`probe.report.best_layer`), by the name of the model; it is ringed.
 
     Example:
     ```python
     plot_depth_curves({"autoregressive": probe.score(test)}, {"raw pixels": 0.41})
+    measured = probe.report.final_on_test.measured
+    plot_depth_curves({"autoregressive": {depth: accuracy.interval for depth, accuracy in measured.items()}})
     ```
 
     Reference:
@@ -109,20 +129,33 @@ def plot_depth_curves(
     colors = _cycle(len(curves) + len(references))
     for color, (name, accuracies) in zip(colors, curves.items(), strict=False):
         depths = sorted(accuracies)
-        values = [100 * accuracies[depth] for depth in depths]
+        values, low, high = np.transpose([_percentages(accuracies[depth]) for depth in depths])
         axes.plot(depths, values, "o-", color=color, markersize=4, label=name)
+        if len(depths) > 1:
+            axes.fill_between(depths, low, high, color=color, alpha=0.2, linewidth=0)
+        else:
+            axes.errorbar(depths, values, [values - low, high - values], color=color, capsize=3)
         if name in chosen:
-            best = chosen[name]
-            axes.plot([best], [100 * accuracies[best]], "o", color=color, markersize=10, fillstyle="none")
+            best = depths.index(chosen[name])
+            axes.plot([depths[best]], [values[best]], "o", color=color, markersize=10, fillstyle="none")
     for color, (name, accuracy) in zip(colors[len(curves) :], references.items(), strict=True):
-        axes.axhline(100 * accuracy, color=color, linestyle="--", label=name)
+        value, lowest, highest = _percentages(accuracy)
+        axes.axhline(value, color=color, linestyle="--", label=name)
+        axes.axhspan(lowest, highest, color=color, alpha=0.1, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes, "depth l of the features (0 = embeddings)", "accuracy of a linear probe (%)")
     return figure
 
 
+def _percentages(accuracy: float | WithInterval) -> tuple[float, float, float]:
+    """Returns an accuracy and the ends of its interval, which are itself where none is given, in percent."""
+    if isinstance(accuracy, WithInterval):
+        return 100 * accuracy.estimate, 100 * accuracy.low, 100 * accuracy.high
+    return 100 * accuracy, 100 * accuracy, 100 * accuracy
+
+
 def plot_depth_similarity(similarity: npt.ArrayLike, depths: Sequence[int] | None = None) -> Figure:
-    """Draws how much every two depths resemble each other.
+    """Draws how much every two depths resemble each other, with numbers where there are at most twelve depths.
 
     Args:
         similarity: float array `(depths, depths)`, of `depth_similarity`.
@@ -142,7 +175,14 @@ def plot_depth_similarity(similarity: npt.ArrayLike, depths: Sequence[int] | Non
         )
     figure = _figure(5.0, 4.2)
     axes = figure.subplots()
-    shown = axes.imshow(values, cmap="magma", vmin=0.0, vmax=1.0, origin="lower")
+    # Depths of one network are alike: a scale from 0 would hide how much.
+    known = values[np.isfinite(values)]
+    lowest = min(0.9, np.floor(10 * known.min()) / 10) if len(known) else 0.0
+    shown = axes.imshow(values, cmap="magma", vmin=lowest, vmax=1.0, origin="lower")
+    if len(names) <= 12:
+        for (row, column), value in np.ndenumerate(values):
+            color = "black" if value > (lowest + 1) / 2 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("depth")

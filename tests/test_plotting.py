@@ -91,6 +91,18 @@ def test_curves_hold_the_numbers():
     assert axes.get_ylabel() == "loss (nats per token)"
 
 
+def test_accuracies_with_intervals_have_bands():
+    def around(value):
+        return igpt.Interval(value, value - 0.01, value + 0.02)
+
+    curve = {depth: around(value) for depth, value in ((0, 0.5), (1, 0.75))}
+    (axes,) = plotting.plot_depth_curves({"model": curve, "one depth": {1: around(0.6)}}, {"pixels": around(0.4)}).axes
+    band, bar = axes.collections
+    assert {49, 52, 74, 77} <= set(np.round(band.get_paths()[0].vertices[:, 1], 6))
+    np.testing.assert_allclose(bar.get_segments()[0][:, 1], [59, 62])
+    np.testing.assert_allclose(axes.patches[0].get_bbox().intervaly, [39, 42])
+
+
 def test_rows_and_grid():
     wide = {"a strip": np.zeros((4, 40, 3), "uint8"), "another": np.ones((4, 40, 3), "uint8")}
     assert [axes.get_title(loc="left") for axes in plotting.plot_rows(wide).axes] == list(wide)

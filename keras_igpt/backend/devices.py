@@ -31,10 +31,10 @@ def device_memory() -> int | None:
 
         if tf.config.list_physical_devices("GPU"):
             return None
-    return _host_memory()
+    return host_memory()
 
 
-def _host_memory() -> int | None:
+def host_memory() -> int | None:
     """Returns the machine's bytes of memory, or the control group's limit if lower."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None

@@ -8,11 +8,11 @@ Stops at the best validation accuracy and tests its weights once. `keras-igpt se
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt.commands.shared import (
@@ -26,6 +26,7 @@ from keras_igpt.commands.shared import (
     say_what_next,
     write_config,
 )
+from keras_igpt.evaluation.intervals import interval_of_share
 from keras_igpt.support.files import read_log, write_json
 
 
@@ -101,18 +102,30 @@ def run(options: argparse.Namespace) -> None:
     )
     chosen = keras.saving.load_model(best)
     epoch = best_epoch(log)
-    results: dict[str, Any] = {"best epoch": epoch + 1, "validation accuracy": read_log(log)[epoch]["val_accuracy"]}
+    accuracy = read_log(log)[epoch]["val_accuracy"]
     tokens = data.test.encode(palette)
-    test_batches = igpt.EvaluationBatches(tokens, None, options.batch_size)
-    results["test accuracy"] = chosen.evaluate(test_batches, verbose=0, return_dict=True)["accuracy"]
+    predicted = chosen.predict(tokens, batch_size=options.batch_size, verbose=0).argmax(axis=-1)
+    measured = {"test accuracy": igpt.measure_accuracy(predicted, tokens.labels)}
     if isinstance(language_model, igpt.ImageGPTMaskedLM):
         voted = chosen.vote(tokens.token_ids, num_masks=5, seed=options.seed, batch_size=options.batch_size)
-        results["test accuracy, vote of 5 masks"] = float(np.mean(voted == tokens.labels))
+        measured["test accuracy, vote of 5 masks"] = igpt.measure_accuracy(voted, tokens.labels)
     chosen.save(options.output / "classifier.keras")
+    validation = interval_of_share(accuracy, len(data.validation))
+    intervals = {"validation accuracy": validation, **{name: value.interval for name, value in measured.items()}}
+    results: dict[str, float] = {"best epoch": epoch + 1}
+    for name, interval in intervals.items():
+        results[name] = interval.estimate
+        results[f"{name}, low end of the 95% interval"] = interval.low
+        results[f"{name}, high end of the 95% interval"] = interval.high
     write_json(options.output / "results.json", results)
-    for name, value in results.items():
-        print(f"{name}: {value if isinstance(value, int) else format(value, '.2%')}")
+    write_json(options.output / "accuracies.json", {name: asdict(value) for name, value in measured.items()})
+    print(f"best epoch: {epoch + 1}")
+    for name, interval in intervals.items():
+        print(f"{name}: {interval.as_percentages()}")
+    if len(measured) > 1:
+        one_mask, vote = measured.values()
+        print(f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}")
     say_what_next(
-        f"classifier.keras, log.csv and results.json to {options.output}/",
+        f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
         f"export --model {options.output}/classifier.keras",
     )

@@ -2,11 +2,18 @@
 
 keras-igpt probe --model run/igpt.keras --images FOLDER
 keras-igpt probe --model igpt_cifar10_8x8 --dataset cifar10 --data-dir FOLDER
+keras-igpt probe --model igpt_cifar10_8x8 --dataset cifar10 --also nearest-neighbors attention
+
+Accuracies have 95% intervals over test pictures, differences a paired test on the same pictures. depth_similarity.png
+shows how much the features of every two depths resemble each other (linear CKA).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import keras_igpt as igpt
@@ -21,6 +28,11 @@ from keras_igpt.commands.shared import (
 )
 from keras_igpt.data.inputs import as_pictures
 from keras_igpt.evaluation.low_data import pixel_features
+from keras_igpt.plotting import plot_depth_similarity
+from keras_igpt.support.files import write_json
+
+# Few would make the similarities too high, more take long.
+_PICTURES_COMPARED = 5000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concatenate", type=int, help="also so many depths side by side; 5 in the paper's iGPT-XL")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--features", help="folder for the features of sets too large for memory")
+    parser.add_argument(
+        "--also",
+        choices=("nearest-neighbors", "attention"),
+        nargs="+",
+        default=[],
+        help="other ways to judge the features: a vote of neighbours at every depth; attention pooling at the best one",
+    )
     parser.add_argument("--no-pixels", action="store_true", help="leave out raw pixels, which come to memory")
     add_output_argument(parser, "probe_output")
 
@@ -44,47 +63,57 @@ def run(options: argparse.Namespace) -> None:
         f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test pictures",
         flush=True,
     )
-    probe = igpt.LinearProbe(
-        model,
-        "all" if options.layers is None else options.layers,
-        options.which,
-        options.concatenate,
-        batch_size=options.batch_size,
-        folder=options.features,
+    layers: Any = "all" if options.layers is None else options.layers
+    probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
+    extractor = igpt.FeatureExtractor(model, layers, options.which)
+    folder = None if options.features is None else Path(options.features)
+    train, validation, test = (
+        extractor.extract_labeled(data[name], options.batch_size, None if folder is None else folder / f"{name}.npy")
+        for name in ("train", "validation", "test")
     )
-    probe.fit(data.train, data.validation)
-    accuracies = probe.score(data.test)
-    chosen = probe.report.chosen_on_validation
-    print(" depth         C  validation    test")
-    for line in chosen.layers:
-        (depth,) = line.layers
-        mark = "  <- chosen on validation" if depth == chosen.best_layer else ""
-        print(
-            f"{depth:6}  {line.regularization_strength:8g}  {line.validation_accuracy:10.2%}  {accuracies[depth]:6.2%}"
-            f"{'' if line.converged else '  (not converged)'}{mark}"
-        )
-    final = probe.report.final_on_test
-    if chosen.concatenation is not None and final is not None and final.concatenation is not None:
-        several = chosen.concatenation
-        print(
-            f"depths {several.layers[0]} to {several.layers[-1]} side by side: "
-            f"{several.validation_accuracy:.2%} on validation, {final.concatenation:.2%} on test"
-        )
-    found: dict[str, Any] = {}
+    probe.fit(train, validation).score(test)
+    report = probe.report
+    print(report, flush=True)
+    # Before the other ways to judge: what takes long is kept, whatever becomes of them.
+    report.save(options.output / "report.json")
+    report.plot().savefig(options.output / "depth_curve.png")
+    similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
+    plot_depth_similarity(similarity, extractor.depths).savefig(options.output / "depth_similarity.png")
+    others: dict[str, igpt.MeasuredAccuracy] = {}
     if not options.no_pixels:
-        found["raw pixels, test accuracy"] = _raw_pixels(model, data)
-        print(f"raw pixels, logistic regression: {found['raw pixels, test accuracy']:.2%} on test")
-    write_config(options, **found)
-    probe.report.save(options.output / "report.json")
-    probe.report.plot().savefig(options.output / "depth_curve.png")
+        others["raw pixels"] = _raw_pixels(model, data)
+    if "nearest-neighbors" in options.also:
+        results = dict(zip(extractor.depths, igpt.nearest_neighbors(train, validation, test), strict=True))
+        depth = max(results, key=lambda depth: (results[depth].validation_accuracy, -depth))
+        others[f"{results[depth].num_neighbors} nearest neighbours at depth {depth}"] = results[depth].measured
+        by_depth = {depth: asdict(result) for depth, result in results.items()}
+        write_json(options.output / "nearest_neighbors.json", by_depth)
+    if "attention" in options.also:
+        attention = igpt.AttentionProbe(model, report.best_layer, batch_size=options.batch_size, folder=folder)
+        accuracy = attention.fit(data.train, data.validation).score(data.test)
+        others[f"attention pooling at depth {report.best_layer}"] = accuracy
+        attention.report.save(options.output / "attention.json")
+    _say(report, others)
+    write_config(options, **{f"{name}, test accuracy": measured.accuracy for name, measured in others.items()})
+    write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
     say_what_next(
-        f"report.json, config.json and depth_curve.png to {options.output}/", f"finetune --model {options.model} …"
+        f"report.json, accuracies.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",
+        f"finetune --model {options.model} …",
     )
 
 
-def _raw_pixels(model: Any, data: igpt.DataSplits[Any]) -> float:
+def _say(report: igpt.ProbeReport, others: Mapping[str, igpt.MeasuredAccuracy]) -> None:
+    """Prints test accuracies beside the probe's, with paired tests."""
+    print(f"linear probe at depth {report.best_layer}: {report.measured} on test")
+    for name, measured in others.items():
+        comparison = report.compare(measured)
+        verdict = "significant" if comparison.significant else "not significant"
+        print(f"{name}: {measured} on test; the linear probe is {comparison}: {verdict} by the paired test")
+
+
+def _raw_pixels(model: Any, data: igpt.DataSplits[Any]) -> igpt.MeasuredAccuracy:
     """Test accuracy of logistic regression on pixels, C chosen as for the features."""
     parts = (data.train, data.validation, data.test)
     features = (pixel_features(as_pictures(model, part), part.labels) for part in parts)
-    train, validation, test = ((part.at(0), part.labels) for part in features)
-    return igpt.fit_logistic_regression(train, validation).score(*test)
+    train, validation, (images, labels) = ((part.at(0), part.labels) for part in features)
+    return igpt.measure_accuracy(igpt.fit_logistic_regression(train, validation).predict(images), labels)

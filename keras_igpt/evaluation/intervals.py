@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.data.examples import digest_of
 from keras_igpt.support.checks import check_number
 from keras_igpt.support.randomness import check_seed
 
@@ -56,15 +58,111 @@ class PairedComparison:
     second_only: int
     p_value: float
 
+    @property
+    def significant(self) -> bool:
+        """Whether the accuracies differ at the interval's confidence: `p_value` is below 0.05 at 95%."""
+        return self.p_value < 1 - self.difference.confidence
+
     def __str__(self) -> str:
         low, high = 100 * self.difference.low, 100 * self.difference.high
         return f"{100 * self.difference.estimate:+.1f} points [{low:+.1f}, {high:+.1f}], p = {self.p_value:.2g}"
 
 
-def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Interval:
-    """Computes an accuracy and its bootstrap interval over test pictures.
+@dataclass(frozen=True)
+class MeasuredAccuracy:
+    """A test accuracy with its 95% interval, and which pictures were classified correctly.
 
-    The number of correct pictures in a resample is binomial, so the percentile bootstrap is exact without resampling.
+    `dataclasses.asdict` makes it JSON, from which `MeasuredAccuracy(**entry)` restores it.
+
+    Attributes:
+        accuracy: float in 0…1.
+        low: float. Lower end of the interval, of `accuracy_interval`.
+        high: float. Upper end.
+        num_test: int. Test pictures.
+        correct: str. One bit per test picture, 1 where it was classified correctly, as base64 of `numpy.packbits`.
+        test_set: str. Digest of the test labels in their order; two accuracies can be compared if it is the same.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    num_test: int
+    correct: str
+    test_set: str
+
+    def __str__(self) -> str:
+        return self.interval.as_percentages()
+
+    def __float__(self) -> float:
+        return self.accuracy
+
+    @property
+    def interval(self) -> Interval:
+        """The accuracy as an `Interval`."""
+        return Interval(self.accuracy, self.low, self.high)
+
+    @property
+    def correct_pictures(self) -> npt.NDArray[np.bool_]:
+        """Bool array `(B,)`, True where a test picture was classified correctly."""
+        packed = np.frombuffer(base64.b64decode(self.correct), np.uint8)
+        return np.unpackbits(packed, count=self.num_test).astype(bool)
+
+    def compare(self, other: MeasuredAccuracy) -> PairedComparison:
+        """Compares this accuracy with another on the same test set; see `compare_accuracies`.
+
+        Args:
+            other: the second accuracy. It may be of another model, kind of features, or picture size.
+
+        Returns:
+            A `PairedComparison`, of this one minus the other.
+
+        Raises:
+            ValueError: if the other one is of other test labels, or of the same in another order.
+            ImportError: if SciPy is absent.
+        """
+        if self.test_set != other.test_set:
+            raise ValueError(
+                f"`other` must be of the same test pictures in the same order. Received: {other.num_test} pictures "
+                f"with other labels than these {self.num_test}"
+            )
+        return compare_accuracies(self.correct_pictures, other.correct_pictures)
+
+
+def measure_accuracy(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> MeasuredAccuracy:
+    """Measures an accuracy, keeping which pictures were classified correctly.
+
+    Args:
+        predicted: integer array `(B,)` of predicted classes.
+        labels: integer array `(B,)` of the test set, in the same order.
+
+    Returns:
+        A `MeasuredAccuracy`.
+
+    Raises:
+        ValueError: if the arrays have other shapes or types.
+
+    Example:
+    ```python
+    one_mask = measure_accuracy(classifier.predict(data.test).argmax(axis=-1), data.test.labels)
+    five_masks = measure_accuracy(classifier.vote(data.test), data.test.labels)
+    print(five_masks, five_masks.compare(one_mask))
+    ```
+    """
+    classes, expected = np.asarray(predicted), np.asarray(labels)
+    if classes.shape != expected.shape or {classes.dtype.kind, expected.dtype.kind} - {"i", "u"}:
+        raise ValueError(
+            "`predicted` and `labels` must be integer arrays (B,) of the same pictures. "
+            f"Received: {classes.dtype} of shape {classes.shape}, {expected.dtype} of shape {expected.shape}"
+        )
+    correct = classes == expected
+    interval = accuracy_interval(correct)
+    packed = base64.b64encode(np.packbits(correct).tobytes()).decode()
+    test_set = digest_of(expected.astype(np.int64))
+    return MeasuredAccuracy(interval.estimate, interval.low, interval.high, len(correct), packed, test_set)
+
+
+def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Interval:
+    """Computes an accuracy and its percentile bootstrap interval over test pictures.
 
     Args:
         correct: bool array `(B,)`, True where a test picture was classified correctly.
@@ -75,7 +173,6 @@ def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Inter
 
     Raises:
         ValueError: if an argument is out of range.
-        ImportError: if SciPy is absent.
 
     Example:
     ```python
@@ -84,11 +181,14 @@ def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Inter
     ```
     """
     right = _check_correct("correct", correct)
-    confidence = _check_confidence(confidence)
-    accuracy = float(right.mean())
-    tail = (1 - confidence) / 2
-    low, high = import_scipy("stats").binom.ppf([tail, 1 - tail], len(right), accuracy) / len(right)
-    return Interval(accuracy, float(low), float(high), confidence)
+    return interval_of_share(float(right.mean()), len(right), _check_confidence(confidence))
+
+
+def interval_of_share(share: float, count: int, confidence: float = 0.95) -> Interval:
+    """Computes the interval of an accuracy from the number of pictures alone, as `accuracy_interval` does."""
+    # The number of correct pictures in a resample is binomial.
+    resampled = np.random.default_rng(0).binomial(count, share, _RESAMPLES) / count
+    return Interval(share, *_percentiles(resampled, confidence), confidence)
 
 
 def compare_accuracies(
@@ -128,11 +228,10 @@ def compare_accuracies(
     shares = np.array([only_one, only_two, len(one) - only_one - only_two]) / len(one)
     resampled = np.random.default_rng(seed).multinomial(len(one), shares, size=_RESAMPLES)
     differences = (resampled[:, 0] - resampled[:, 1]) / len(one)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(differences, [tail, 1 - tail])
     disagreed = only_one + only_two
     p_value = 1.0 if disagreed == 0 else float(import_scipy("stats").binomtest(only_one, disagreed).pvalue)
-    difference = Interval((only_one - only_two) / len(one), float(low), float(high), confidence)
+    estimate = (only_one - only_two) / len(one)
+    difference = Interval(estimate, *_percentiles(differences, confidence), confidence)
     return PairedComparison(difference, only_one, only_two, p_value)
 
 
@@ -162,6 +261,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     mean, error = float(results.mean()), float(results.std(ddof=1) / np.sqrt(len(results)))
     reach = error * float(import_scipy("stats").t.ppf((1 + confidence) / 2, len(results) - 1))
     return Interval(mean, mean - reach, mean + reach, confidence)
+
+
+def _percentiles(resampled: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _check_correct(name: str, correct: npt.ArrayLike) -> npt.NDArray[np.bool_]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import keras
 import numpy.typing as npt
 
 from keras_igpt.data.inputs import LabeledPictures, Pictures, as_labeled_examples
-from keras_igpt.data.token_source import LabeledPictureExamples
 from keras_igpt.evaluation.features import FeatureExtractor, Float32Array, LabeledFeatures, Which
+from keras_igpt.evaluation.intervals import measure_accuracy
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
     LogisticFit,
@@ -21,142 +21,20 @@ from keras_igpt.evaluation.logistic_regression import (
     check_strengths,
     fit_logistic_regression,
 )
+from keras_igpt.evaluation.probe_report import FinalReport, LayerReport, ProbeReport, ValidationReport
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.objectives.pixel_model import PixelModel
-from keras_igpt.plotting import plot_depth_curves
 from keras_igpt.support.checks import check_integer
-from keras_igpt.support.files import write_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _SOLVER = "L-BFGS, multinomial, L2 penalty, standardised features"
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """The probe of one depth, or of several concatenated; see `LogisticFit`.
-
-    Attributes:
-        layers: tuple of int in 0…L. The depth or depths.
-        regularization_strength: float. The chosen C.
-        validation_accuracy: float in 0…1, of the fit on train alone.
-        iterations: int. L-BFGS iterations of the refit on train and validation.
-        converged: bool. Whether the refit and all fits for choosing C converged.
-    """
-
-    layers: tuple[int, ...]
-    regularization_strength: float
-    validation_accuracy: float
-    iterations: int
-    converged: bool
-
-
-@dataclass(frozen=True)
-class ValidationReport:
-    """The choices made on validation.
-
-    Attributes:
-        layers: tuple of `LayerReport`, in the order requested.
-        best_layer: int. Depth with the best validation accuracy, the lowest in a tie.
-        concatenation: `LayerReport` of the concatenated depths around the best one, or None.
-    """
-
-    layers: tuple[LayerReport, ...]
-    best_layer: int
-    concatenation: LayerReport | None
-
-
-@dataclass(frozen=True)
-class FinalReport:
-    """Test accuracies of the refits on train and validation.
-
-    Attributes:
-        num_test: int. Test pictures.
-        accuracies: dict of float in 0…1 by depth.
-        concatenation: float in 0…1 of the concatenated depths, or None.
-    """
-
-    num_test: int
-    accuracies: dict[int, float]
-    concatenation: float | None
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """Settings and results of a linear probe.
-
-    Attributes:
-        chosen_on_validation: `ValidationReport`.
-        final_on_test: `FinalReport` of the last set scored, or None.
-        model: dict. Kind and sizes of the language model.
-        which: `"normed"` or `"residual"`.
-        pooling: str. Pooling over positions.
-        solver: str. Method of the regression.
-        strengths: tuple of float. Candidate values of C.
-        max_iterations: int. Maximum number of L-BFGS iterations.
-        num_train: int. Training pictures.
-        num_validation: int. Validation pictures.
-        num_classes: int.
-        mask_seed: int. Seed of a BERT model's masks; None for other models.
-        backend: str. Keras' backend.
-    """
-
-    chosen_on_validation: ValidationReport
-    final_on_test: FinalReport | None
-    model: dict[str, Any]
-    which: Which
-    pooling: str
-    solver: str
-    strengths: tuple[float, ...]
-    max_iterations: int
-    num_train: int
-    num_validation: int
-    num_classes: int
-    mask_seed: int | None
-    backend: str
-
-    @property
-    def best_layer(self) -> int:
-        """Depth with the best validation accuracy."""
-        return self.chosen_on_validation.best_layer
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report as JSON, atomically."""
-        write_json(path, asdict(self))
-
-    def plot(self) -> Figure:
-        """Plots accuracy against depth on validation and, if scored, on test; the chosen depth is ringed.
-
-        Returns:
-            A Matplotlib figure.
-
-        Raises:
-            ImportError: if Matplotlib is absent.
-
-        Example:
-        ```python
-        probe.report.plot().savefig("depth_curve.png")
-        ```
-        """
-        chosen, final = self.chosen_on_validation, self.final_on_test
-        curves = {"validation": {line.layers[0]: line.validation_accuracy for line in chosen.layers}}
-        references = {}
-        if chosen.concatenation is not None:
-            many = f"{len(chosen.concatenation.layers)} depths side by side"
-            references[f"{many}, validation"] = chosen.concatenation.validation_accuracy
-            if final is not None and final.concatenation is not None:
-                references[f"{many}, test"] = final.concatenation
-        if final is not None:
-            curves["test"] = final.accuracies
-        return plot_depth_curves(curves, references, dict.fromkeys(curves, chosen.best_layer))
 
 
 class LinearProbe:
     """Predicts classes from the frozen features of every depth by logistic regression.
 
     Features are f^l, means over positions of the normed input of block l; l = L is the final norm's output. They are
-    computed once, without augmentation. A BERT model's inputs are masked, as in training.
+    computed once, without augmentation. A BERT model's inputs are masked, as in training. To judge the same features in
+    other ways too, compute them with a `FeatureExtractor` and pass them in place of pictures.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
@@ -176,9 +54,18 @@ class LinearProbe:
     Example:
     ```python
     probe = LinearProbe(lm, layers="all").fit(data.train, data.validation)   # or pairs of arrays
-    print(probe.report.best_layer)
     accuracies = probe.score(data.test)   # by depth
+    print(probe.report)
     probe.report.save("probe.json")
+    ```
+
+    Or with one pass for several ways to judge:
+    ```python
+    extractor = FeatureExtractor(lm)
+    train, validation, test = (extractor.extract_labeled(part) for part in (data.train, data.validation, data.test))
+    LinearProbe(lm).fit(train, validation).score(test)
+    nearest_neighbors(train, validation, test)
+    depth_similarity(validation.features)
     ```
 
     Reference:
@@ -234,12 +121,12 @@ class LinearProbe:
         """
         return self._extractor.extract(inputs, self._batch_size)
 
-    def fit(self, train: LabeledPictures, validation: LabeledPictures) -> Self:
+    def fit(self, train: LabeledPictures | LabeledFeatures, validation: LabeledPictures | LabeledFeatures) -> Self:
         """Fits one regression per depth: chooses C on validation, then refits on train and validation.
 
         Args:
             train: `LabeledImages`, `LabeledTokens` or `ImageFiles`, or a pair of images or token ids and integer labels
-                `(B,)`.
+                `(B,)`; or the `LabeledFeatures` of a `FeatureExtractor` with the probe's `layers` and `which`.
             validation: the same, for choosing C and the best depth.
 
         Returns:
@@ -248,9 +135,7 @@ class LinearProbe:
         Raises:
             ValueError: if inputs do not fit the model or the labels.
         """
-        language_model = self._extractor.language_model
-        parts = {"train": train, "validation": validation}
-        sources = {name: as_labeled_examples(language_model, part, name) for name, part in parts.items()}
+        sources = {name: self._checked(name, part) for name, part in (("train", train), ("validation", validation))}
         classes = check_classes(*(source.labels for source in sources.values()))
         learned, held_out = (self._extract(name, source) for name, source in sources.items())
         fits: dict[tuple[int, ...], LogisticFit] = {}
@@ -275,27 +160,31 @@ class LinearProbe:
         )
         return self
 
-    def score(self, test: LabeledPictures) -> dict[int, float]:
+    def score(self, test: LabeledPictures | LabeledFeatures) -> dict[int, float]:
         """Computes the accuracy of every depth and adds it to the report.
 
         Args:
             test: as in `fit`.
 
         Returns:
-            Accuracy in 0…1 by depth. That of concatenated depths is in `report.final_on_test.concatenation`.
+            Accuracy in 0…1 by depth. `report` has them with 95% intervals, and that of concatenated depths.
 
         Raises:
             ValueError: if the probe is not fitted, or inputs do not fit the model or the labels.
         """
         fits = self._fitted()
-        examples = self._extract("test", as_labeled_examples(self._extractor.language_model, test, "test"))
-        scores = {
-            layers: fitted.score(examples.at(*self._positions(layers)), examples.labels)
+        examples = self._extract("test", self._checked("test", test))
+        measured = {
+            layers: measure_accuracy(fitted.predict(examples.at(*self._positions(layers))), examples.labels)
             for layers, fitted in fits.items()
         }
-        accuracies = {layers[0]: score for layers, score in scores.items() if len(layers) == 1}
-        concatenation = next((score for layers, score in scores.items() if len(layers) > 1), None)
-        self._report = replace(self.report, final_on_test=FinalReport(len(examples), accuracies, concatenation))
+        by_depth = {layers[0]: result for layers, result in measured.items() if len(layers) == 1}
+        accuracies = {depth: result.accuracy for depth, result in by_depth.items()}
+        together = next((result for layers, result in measured.items() if len(layers) > 1), None)
+        final = FinalReport(
+            len(examples), accuracies, None if together is None else together.accuracy, by_depth, together
+        )
+        self._report = replace(self.report, final_on_test=final)
         return accuracies
 
     def predict(self, inputs: Pictures, layer: int | None = None) -> npt.NDArray[Any]:
@@ -328,9 +217,23 @@ class LinearProbe:
         """Indices of depths among the extracted ones."""
         return [self._extractor.depths.index(layer) for layer in layers]
 
-    def _extract(self, name: str, examples: LabeledPictureExamples) -> LabeledFeatures:
+    def _checked(self, name: str, given: LabeledPictures | LabeledFeatures) -> Any:
+        """Returns features as given, and pictures as examples; raises ValueError if they do not fit the model."""
+        if not isinstance(given, LabeledFeatures):
+            return as_labeled_examples(self._extractor.language_model, given, name)
+        expected = (len(self._extractor.depths), self._extractor.language_model.backbone.hidden_dim)
+        if given.features.shape[1:] != expected:
+            raise ValueError(
+                f"`{name}` must be features of the probe's depths, (B, {expected[0]}, {expected[1]}). "
+                f"Received: shape {given.features.shape}"
+            )
+        return given
+
+    def _extract(self, name: str, source: Any) -> LabeledFeatures:
+        if isinstance(source, LabeledFeatures):
+            return source
         path = None if self._folder is None else self._folder / f"{name}.npy"
-        return self._extractor.extract_labeled(examples, self._batch_size, path)
+        return self._extractor.extract_labeled(source, self._batch_size, path)
 
     def _around(self, best: int, count: int) -> tuple[int, ...]:
         """Returns `count` depths centred on the best one, shifted inwards at the ends."""

@@ -157,7 +157,7 @@ def fit_logistic_regression(
         (validation_features, np.searchsorted(classes, validation_labels)),
     ]
 
-    mean, scale = _statistics([train_features])
+    mean, scale = feature_statistics([train_features])
     hessian = _HessianAtZero(train_features, mean, scale, len(classes))
     objective = _Objective(parts[:1], mean, scale, len(classes))
     held_out = list(_chunks(validation_features, mean, scale))
@@ -176,7 +176,7 @@ def fit_logistic_regression(
 
     if refit:
         del objective, held_out  # frees the first copy of the features on the device
-        mean, scale = _statistics([train_features, validation_features])
+        mean, scale = feature_statistics([train_features, validation_features])
         both = _Objective(parts, mean, scale, len(classes))
         chosen, chosen_iterations, ended = _fit(both, hessian, strength, chosen, max_iterations)
         converged = converged and ended
@@ -238,7 +238,7 @@ def _slices(count: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK_ROWS, count)) for start in range(0, count, _CHUNK_ROWS))
 
 
-def _statistics(parts: Sequence[Float32Array]) -> tuple[Float32Array, Float32Array]:
+def feature_statistics(parts: Sequence[npt.NDArray[np.floating[Any]]]) -> tuple[Float32Array, Float32Array]:
     """Returns each feature's mean and standard deviation over all parts; the latter is 1 for constant features."""
     count = sum(map(len, parts))
     mean = sum(part[rows].sum(axis=0, dtype=np.float64) for part in parts for rows in _slices(len(part))) / count

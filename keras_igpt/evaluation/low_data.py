@@ -13,6 +13,7 @@ from keras_igpt.data.examples import DataSplits, Labels, low_data_subset
 from keras_igpt.data.inputs import as_labeled_examples, as_pictures
 from keras_igpt.data.token_source import LabeledPictureExamples
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures, Which
+from keras_igpt.evaluation.intervals import Interval, import_scipy, mean_interval
 from keras_igpt.evaluation.logistic_regression import (
     REGULARIZATION_STRENGTHS,
     check_classes,
@@ -60,6 +61,11 @@ class LowDataLine:
         """Sample standard deviation of the accuracy over the subsets."""
         return float(np.std(self.accuracies, ddof=1))
 
+    @property
+    def interval(self) -> Interval:
+        """Mean accuracy with its 95% interval over the subsets; see `mean_interval`."""
+        return mean_interval(self.accuracies)
+
 
 @dataclass(frozen=True)
 class LowDataTable:
@@ -80,14 +86,14 @@ class LowDataTable:
     which: Which
 
     def __str__(self) -> str:
-        header = ["labels a class", "labels", "features", "depth", "test accuracy, mean ± standard deviation"]
+        header = ["labels a class", "labels", "features", "depth", "test accuracy [95% interval] ± standard deviation"]
         rows = [
             [
                 str(line.labels_per_class),
                 str(line.labels_per_class * self.num_classes),
                 line.features,
                 "" if line.layer is None else str(line.layer),
-                f"{line.mean:.1%} ± {line.deviation:.1%} ({len(line.seeds)} subsets)",
+                f"{line.interval.as_percentages()} ± {line.deviation:.1%} ({len(line.seeds)} subsets)",
             ]
             for line in self.lines
         ]
@@ -96,7 +102,15 @@ class LowDataTable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as JSON, atomically."""
-        lines = [{**asdict(line), "mean": line.mean, "deviation": line.deviation} for line in self.lines]
+        lines = [
+            {
+                **asdict(line),
+                "mean": line.mean,
+                "deviation": line.deviation,
+                "interval": [line.interval.low, line.interval.high],
+            }
+            for line in self.lines
+        ]
         write_json(path, {**asdict(self), "lines": lines})
 
 
@@ -135,6 +149,7 @@ def low_data_table(
 
     Raises:
         ValueError: if an argument is out of range, or the pictures do not fit the model.
+        ImportError: if SciPy is absent.
 
     Example:
     ```python
@@ -154,6 +169,7 @@ def low_data_table(
     if not labels_per_class:
         raise ValueError("`labels_per_class` must have at least one number. Received: none")
     batch_size = check_integer("batch_size", batch_size)
+    import_scipy("stats")  # for the table's intervals: raises before anything is computed
     parts: dict[str, LabeledPictureExamples] = {
         name: as_labeled_examples(extractor.language_model, part, f"data.{name}")
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))

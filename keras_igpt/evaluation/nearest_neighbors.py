@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.evaluation.features import LabeledFeatures
+from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
 from keras_igpt.support.checks import check_integer
+
+_CANDIDATES = (1, 5, 10, 20, 50, 100, 200)
 
 
 @dataclass(frozen=True)
@@ -20,32 +23,41 @@ class NeighborResult:
     Attributes:
         num_neighbors: int. The k chosen on validation, the smallest in a tie.
         validation_accuracy: float in 0…1, with neighbours among train.
-        test_accuracy: float in 0…1, with neighbours among train and validation.
-        correct: bool array `(B,)` of test pictures, for `accuracy_interval` and `compare_accuracies`.
+        measured: `MeasuredAccuracy` on test, with neighbours among train and validation.
     """
 
     num_neighbors: int
     validation_accuracy: float
-    test_accuracy: float
-    correct: npt.NDArray[np.bool_]
+    measured: MeasuredAccuracy
+
+    @property
+    def test_accuracy(self) -> float:
+        """Test accuracy in 0…1."""
+        return self.measured.accuracy
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Bool array `(B,)`, True where a test picture was classified correctly."""
+        return self.measured.correct_pictures
 
 
 def nearest_neighbors(
     train: LabeledFeatures,
     validation: LabeledFeatures,
     test: LabeledFeatures,
-    candidates: Sequence[int] = (1, 5, 10, 20, 50, 100, 200),
+    candidates: Sequence[int] | None = None,
 ) -> tuple[NeighborResult, ...]:
     """Classifies by a vote of the nearest neighbours by cosine similarity, at each depth.
 
     k is chosen on validation, which then joins the neighbours for the test. In a tied vote the lowest label wins. This
-    is not in the paper.
+    is not in the paper. The features may be those that a `LinearProbe` is fitted to, of the same pass.
 
     Args:
         train: `LabeledFeatures` `(B, depths, D)`, of `FeatureExtractor.extract_labeled`.
         validation: the same of other pictures.
         test: the same of other pictures.
-        candidates: sequence of int. Values of k to choose from.
+        candidates: sequence of int. Values of k to choose from; by default 1, 5, 10, 20, 50, 100 and 200, those that
+            exceed the number of training pictures left out.
 
     Returns:
         One `NeighborResult` per depth.
@@ -58,9 +70,11 @@ def nearest_neighbors(
     ```python
     extractor = FeatureExtractor(lm, layers=[4, 8])
     results = nearest_neighbors(*(extractor.extract_labeled(part) for part in (data.train, data.validation, data.test)))
-    print([result.test_accuracy for result in results])
+    print([str(result.measured) for result in results])   # ['38.6% [37.6, 39.6]', …]
     ```
     """
+    if candidates is None:
+        candidates = [number for number in _CANDIDATES if number <= len(train)]
     numbers = sorted({check_integer("candidates", number, 1, len(train)) for number in candidates})
     if not numbers:
         raise ValueError("`candidates` must have at least one number. Received: none")
@@ -71,8 +85,7 @@ def nearest_neighbors(
         accuracies = [float(np.mean(vote == validation.labels)) for vote in votes]
         best = int(np.argmax(accuracies))
         (vote,) = _votes(known.at(depth), known.labels, test.at(depth), numbers[best : best + 1])
-        correct = vote == test.labels
-        results.append(NeighborResult(numbers[best], accuracies[best], float(correct.mean()), correct))
+        results.append(NeighborResult(numbers[best], accuracies[best], measure_accuracy(vote, test.labels)))
     return tuple(results)
 
 

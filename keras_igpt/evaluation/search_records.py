@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from keras_igpt.evaluation.intervals import MeasuredAccuracy, interval_of_share
 from keras_igpt.support.files import write_json
 
 
@@ -70,7 +72,10 @@ class Search:
     def __str__(self) -> str:
         lines = [f"{self.objective} of each trial (to beat: {self.to_beat:.4f})"]
         for trial in self.trials:
-            shown = "diverged" if trial.objective is None else f"{trial.objective:.4f} after {trial.epochs} epoch(s)"
+            shown = "diverged"
+            if trial.objective is not None:
+                value = _shown(self.objective, trial.objective, self.num_validation)
+                shown = f"{value} after {trial.epochs} epoch(s)"
             lines.append(f"  {name_of(trial.values)}: {shown}")
         return "\n".join(lines)
 
@@ -86,6 +91,8 @@ class TunedResult:
         num_refit: int. Pictures of train and validation together.
         num_test: int. Test pictures.
         final_on_test: metrics of the refitted model by name.
+        measured: `MeasuredAccuracy` by name, of a classifier; empty for others, and if read from the file of an earlier
+            version.
     """
 
     chosen_on_validation: Search
@@ -94,9 +101,10 @@ class TunedResult:
     num_refit: int
     num_test: int
     final_on_test: dict[str, float]
+    measured: dict[str, MeasuredAccuracy] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        final = ", ".join(f"{name} {value:.4f}" for name, value in self.final_on_test.items())
+        final = ", ".join(f"{name} {_shown(name, value, self.num_test)}" for name, value in self.final_on_test.items())
         return (
             f"Chosen on validation ({self.chosen_on_validation.num_validation:,} pictures): {name_of(self.values)}, "
             f"{self.steps:,} steps\n{self.chosen_on_validation}\n"
@@ -232,9 +240,23 @@ def read_report(path: Path, search: Search) -> TunedResult:
         raise ValueError(
             f"`folder` must hold this search's report. {remedy}. Received: {path}, which is of another search"
         )
-    if set(content) != {field.name for field in fields(TunedResult)} or not isinstance(content["final_on_test"], dict):
+    try:
+        measured = {name: MeasuredAccuracy(**entry) for name, entry in content.get("measured", {}).items()}
+    except (AttributeError, TypeError):
+        measured = None
+    named = {*content, "measured"} == {entry.name for entry in fields(TunedResult)}
+    if not named or measured is None or not isinstance(content["final_on_test"], dict):
         raise _damaged(path, "this search's report", remedy, "not what was written there")
-    return TunedResult(**{**content, "chosen_on_validation": search})
+    return TunedResult(**{**content, "chosen_on_validation": search, "measured": measured})
+
+
+def _shown(name: str, value: float, count: int) -> str:
+    """Returns a metric with four decimals, an accuracy with its 95% interval over `count` pictures."""
+    # An own metric of any name may have any range.
+    if "accuracy" not in name or not 0 <= value <= 1:
+        return f"{value:.4f}"
+    interval = interval_of_share(value, count)
+    return f"{value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
 
 
 def name_of(values: Mapping[str, Any]) -> str:
@@ -242,3 +264,21 @@ def name_of(values: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
     )
+
+
+def finite_metrics(metrics: Any, saved: Path) -> dict[str, float]:
+    """Returns test metrics as floats; errors mention that the refitted model is saved."""
+    kept = f"The refitted model is kept in {saved}: run the same again, and nothing is trained again"
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"`evaluate` must return metrics by name. {kept}. Received: {type(metrics).__name__}")
+    finite = {}
+    for name, value in metrics.items():
+        try:
+            finite[str(name)] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`evaluate` must return a number for {name!r}. {kept}. Received: {type(value).__name__}"
+            ) from error
+        if not math.isfinite(finite[str(name)]):
+            raise ValueError(f"`evaluate` must return a finite number for {name!r}. {kept}. Received: {value}")
+    return finite

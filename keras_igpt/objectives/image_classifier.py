@@ -229,7 +229,7 @@ class ImageGPTImageClassifier(TokenModel):
 
         Example:
         ```python
-        accuracy = np.mean(classifier.vote(test_images) == test_labels)
+        accuracy = measure_accuracy(classifier.vote(test_images), test_labels)   # with its 95% interval
         ```
 
         Reference:

@@ -55,14 +55,31 @@ def test_pretraining_on_a_flat_folder(pretrained, folders, capsys):
 def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, folders, tmp_path, capsys):
     model = ["--model", str(pretrained / "igpt.keras")]
     labelled = ["--images", folders.classes, *model]
-    main(["probe", *labelled, "--output", str(tmp_path / "probe")])
+    also = ["--also", "nearest-neighbors", "attention"]
+    main(["probe", *labelled, *also, "--output", str(tmp_path / "probe")])
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert report["num_train"] == 32
-    assert "raw pixels, logistic regression" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nearest neighbours at depth" in said
+    assert "attention pooling at depth" in said
+    probed = igpt.ProbeReport.load(tmp_path / "probe" / "report.json")
+    others = json.loads((tmp_path / "probe" / "accuracies.json").read_text())
+    assert len(others) == 3
+    pixels = igpt.MeasuredAccuracy(**others["raw pixels"])
+    assert f"the linear probe is {probed.compare(pixels)}: " in said
+    assert list(json.loads((tmp_path / "probe" / "nearest_neighbors.json").read_text())) == ["0", "1"]
+    assert json.loads((tmp_path / "probe" / "attention.json").read_text())["layer"] == probed.best_layer
 
     finetune = ["finetune", *labelled, "--epochs", "2", "--batch-size", "8", "--output", str(tmp_path / "finetune")]
     main(finetune)
     results = (tmp_path / "finetune" / "results.json").read_text()
+    found = json.loads(results)
+    accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
+    interval = igpt.MeasuredAccuracy(**accuracies["test accuracy"]).interval
+    assert found["test accuracy"] == interval.estimate
+    assert found["test accuracy, low end of the 95% interval"] == interval.low
+    assert found["validation accuracy, high end of the 95% interval"] >= found["validation accuracy"]
+    assert f"test accuracy: {interval.as_percentages()}" in capsys.readouterr().out
     main(finetune)  # nothing is left to train
     assert (tmp_path / "finetune" / "results.json").read_text() == results
 
@@ -72,7 +89,12 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     main(["complete", picture, *model, "--num-samples", "2", "--output", str(tmp_path / "complete")])
     main(["score", picture, *model, "--output", str(tmp_path / "score")])
     assert list(json.loads((tmp_path / "score" / "scores.json").read_text())) == [picture]
-    for path in ("probe/depth_curve.png", "complete/completions.png", "score/surprise.png"):
+    for path in (
+        "probe/depth_curve.png",
+        "probe/depth_similarity.png",
+        "complete/completions.png",
+        "score/surprise.png",
+    ):
         assert np.asarray(Image.open(tmp_path / path)).std() > 1
     main(["describe", str(pretrained / "igpt.keras")])
     assert "ImageGPTCausalLM" in capsys.readouterr().out
@@ -85,7 +107,7 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     assert folders.classes not in card
 
 
-def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path):
+def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path, capsys):
     palette, output = tmp_path / "palette" / "palette.npy", tmp_path / "pretrained"
     main(
         ["palette", "--images", folders.classes, "--image-size", "4", "--colors", "8", "--output", str(palette.parent)]
@@ -96,6 +118,11 @@ def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, t
     assert keras.saving.load_model(output / "igpt.keras").palette == igpt.ColorPalette.load(palette)
     with pytest.raises(SystemExit, match="`batch_size` must be at most the number of examples, 32"):
         main([*command, "--batch-size", "99", "--output", str(tmp_path / "too_large")])
+    finetune = ["finetune", "--images", folders.classes, "--model", str(output / "igpt.keras"), "--epochs", "1"]
+    main([*finetune, "--batch-size", "8", "--output", str(tmp_path / "finetune")])
+    accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
+    one_mask, vote = (igpt.MeasuredAccuracy(**entry) for entry in accuracies.values())
+    assert f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}" in capsys.readouterr().out
 
 
 def test_every_command_says_how_to_call_it(capsys):

@@ -28,7 +28,18 @@ def test_it_is_the_normalized_product_of_the_kernels():
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match="`features` must be a float array"):
         igpt.depth_similarity(np.ones((4, 2)))
-    figure = plot_depth_similarity(np.eye(3))
-    assert len(figure.axes) == 2
     with pytest.raises(ValueError, match="`similarity` must have shape"):
         plot_depth_similarity(np.eye(3), depths=[0, 1])
+
+
+def test_the_picture_has_the_numbers():
+    values = np.array([[1.0, 0.83, np.nan], [0.83, 1.0, 0.97], [np.nan, 0.97, 1.0]])
+    axes, color_bar = plot_depth_similarity(values, depths=[2, 5, 8]).axes
+    np.testing.assert_array_equal(np.ma.filled(axes.images[0].get_array(), np.nan), values)
+    assert axes.images[0].get_clim() == (0.8, 1.0)
+    assert [text.get_text() for text in axes.texts[:3]] == ["1.00", "0.83", "nan"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "5", "8"]
+    assert color_bar.get_ylabel() == "linear CKA"
+    many, _ = plot_depth_similarity(np.eye(13)).axes
+    assert not many.texts
+    assert many.images[0].get_clim() == (0.0, 1.0)

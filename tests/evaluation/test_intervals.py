@@ -1,3 +1,5 @@
+import json
+from dataclasses import asdict
 from statistics import NormalDist
 
 import numpy as np
@@ -36,6 +38,27 @@ def test_a_paired_comparison_sees_what_two_intervals_hide():
     assert two.high > one.low  # which the intervals do not show
 
 
+def test_a_measured_accuracy_survives_json():
+    """With what a paired comparison needs, whether or not the pictures fill the last byte."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 203)
+    first, second = (np.where(random.random(203) < share, labels, (labels + 1) % 3) for share in (0.8, 0.6))
+    better, worse = (
+        igpt.MeasuredAccuracy(**json.loads(json.dumps(asdict(igpt.measure_accuracy(predicted, labels.astype(dtype))))))
+        for predicted, dtype in ((first, "int64"), (second, "uint8"))
+    )
+    np.testing.assert_array_equal(better.correct_pictures, first == labels)
+    assert better.interval == igpt.accuracy_interval(first == labels)
+    assert (better.num_test, better.accuracy) == (203, (first == labels).mean())
+    assert str(better) == better.interval.as_percentages()
+    comparison = better.compare(worse)
+    assert comparison == igpt.compare_accuracies(first == labels, second == labels)
+    assert comparison.significant
+    assert not better.compare(better).significant
+    with pytest.raises(ValueError, match="`other` must be of the same test pictures in the same order"):
+        better.compare(igpt.measure_accuracy(first[::-1], labels[::-1]))
+
+
 def test_equal_classifiers_do_not_differ():
     comparison = igpt.compare_accuracies(np.array([True, False]), np.array([True, False]))
     assert comparison.p_value == 1.0
@@ -58,6 +81,8 @@ def test_the_mean_over_seeds_has_students_interval():
         (lambda: igpt.accuracy_interval(np.zeros(0, bool)), "at least one picture"),
         (lambda: igpt.accuracy_interval(np.ones(2, bool), confidence=1), "`confidence` must be"),
         (lambda: igpt.compare_accuracies(np.ones(3, bool), np.ones(2, bool)), "`second` must be of the same 3"),
+        (lambda: igpt.measure_accuracy(np.ones(3, int), np.ones(2, int)), "`predicted` and `labels` must be"),
+        (lambda: igpt.measure_accuracy(np.ones((2, 3)), np.ones(2, int)), "`predicted` and `labels` must be"),
         (lambda: igpt.mean_interval([0.1]), "`values` must be at least two"),
     ],
 )

@@ -86,6 +86,59 @@ def test_the_report_keeps_choice_and_result_apart(fitted, tmp_path):
     assert saved["mask_seed"] is None
 
 
+def test_a_report_has_intervals_and_is_read_again(fitted, parts, tmp_path):
+    _, _, probe, accuracies, _ = fitted
+    report, (inputs, labels) = probe.report, parts["test"]
+    final = report.final_on_test
+    for depth, accuracy in accuracies.items():
+        correct = probe.predict(inputs, layer=depth) == labels
+        np.testing.assert_array_equal(final.measured[depth].correct_pictures, correct)
+        assert final.measured[depth].interval == igpt.accuracy_interval(correct)
+        assert f"{100 * accuracy:.1f}% [{100 * final.measured[depth].low:.1f}, " in str(report)
+    assert str(report).count("<- chosen on validation") == 1
+    assert "\n  0-2 " in str(report)
+    report.save(tmp_path / "report.json")
+    again = igpt.ProbeReport.load(tmp_path / "report.json")
+    assert again == report
+    assert again.compare(report).p_value == 1
+    always_wrong = igpt.measure_accuracy(labels + 1, labels)
+    assert again.compare(always_wrong).difference.estimate == accuracies[report.best_layer]
+
+
+def test_a_report_of_an_earlier_version_is_read_but_not_compared(fitted, tmp_path):
+    report, path = fitted[2].report, tmp_path / "report.json"
+    report.save(path)
+    content = json.loads(path.read_text())
+    for name in ("measured", "measured_concatenation"):
+        del content["final_on_test"][name]
+    path.write_text(json.dumps(content))
+    old = igpt.ProbeReport.load(path)
+    assert old.final_on_test.accuracies == report.final_on_test.accuracies
+    assert str(old) == str(report)  # intervals need the number of pictures alone
+    with pytest.raises(ValueError, match=r"must be scored .*Received: a report of an earlier version"):
+        old.compare(report)
+    with pytest.raises(ValueError, match=r"must be scored .*Received: a report without"):
+        replace(report, final_on_test=None).compare(report)
+    for damaged in ("{", "{}", "[]", '{"chosen_on_validation": {}, "final_on_test": null}'):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"`path` must be a report that `ProbeReport\.save` wrote"):
+            igpt.ProbeReport.load(path)
+
+
+def test_features_computed_before_are_judged_without_another_pass(fitted, parts, monkeypatch):
+    model, _, probe, accuracies, _ = fitted
+    extractor = igpt.FeatureExtractor(model)
+    features = {name: extractor.extract_labeled(part, batch_size=30) for name, part in parts.items()}
+    other = igpt.LinearProbe(model, concatenate=3, strengths=(0.01, 1.0))
+    monkeypatch.setattr(other._extractor, "predict", lambda *given, **options: pytest.fail("computed again"))
+    other.fit(features["train"], features["validation"])
+    assert other.score(features["test"]) == pytest.approx(accuracies)
+    assert other.report.chosen_on_validation.best_layer == probe.report.best_layer
+    one_depth = igpt.LabeledFeatures(features["test"].features[:, :1], features["test"].labels)
+    with pytest.raises(ValueError, match=r"`test` must be features of the probe's depths, \(B, 3, 32\)"):
+        other.score(one_depth)
+
+
 def test_depths_side_by_side_are_those_around_the_best():
     probe = igpt.LinearProbe(make_causal_lm(num_layers=6), layers=[6, 0, 1, 2, 3, 5], concatenate=3)
     expected = {0: (0, 1, 2), 1: (0, 1, 2), 3: (2, 3, 5), 5: (3, 5, 6), 6: (3, 5, 6)}

@@ -6,6 +6,7 @@ from conftest import make_causal_lm, randomize
 
 from keras_igpt.data import DataSplits, LabeledImages, low_data_subset
 from keras_igpt.evaluation.features import FeatureExtractor
+from keras_igpt.evaluation.intervals import mean_interval
 from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
 from keras_igpt.evaluation.low_data import low_data_table
 
@@ -89,11 +90,14 @@ def test_it_prints_and_saves_itself(measured, tmp_path):
     assert len(rows) == 6
     assert all(row.count("|") == 6 for row in rows)
     line = table.lines[2]
-    assert f"| 5 | 15 | features | {line.layer} | {line.mean:.1%} ± {line.deviation:.1%} (2 subsets) |" == rows[4]
+    interval = mean_interval(line.accuracies)
+    shown = f"{interval.as_percentages()} ± {line.deviation:.1%} (2 subsets)"
+    assert rows[4] == f"| 5 | 15 | features | {line.layer} | {shown} |"
     table.save(tmp_path / "table.json")
     saved = json.loads((tmp_path / "table.json").read_text())
     assert saved["lines"][2]["accuracies"] == list(line.accuracies)
     assert saved["lines"][2]["mean"] == line.mean
+    assert saved["lines"][2]["interval"] == [interval.low, interval.high]
     assert (saved["num_classes"], saved["num_validation"], saved["num_test"]) == (3, 30, 60)
 
 

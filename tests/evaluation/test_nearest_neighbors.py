@@ -30,9 +30,8 @@ def test_the_vote_is_scikit_learns():
         assert result.validation_accuracy == pytest.approx(max(accuracies.values()))
         known = train.join(validation)
         judge = KNeighborsClassifier(result.num_neighbors, metric="cosine").fit(known.at(depth), known.labels)
-        np.testing.assert_array_equal(result.correct, judge.predict(test.at(depth)) == test.labels)
-        assert result.test_accuracy == pytest.approx(result.correct.mean())
-    assert results[0].test_accuracy > results[1].test_accuracy  # the second depth is noise
+        assert result.measured == igpt.measure_accuracy(judge.predict(test.at(depth)), test.labels)
+    assert results[0].measured.low > results[1].measured.high  # the second depth is noise
 
 
 def test_more_neighbours_than_pictures_are_refused():

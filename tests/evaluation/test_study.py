@@ -18,6 +18,7 @@ from tuning_process import RATES, evaluation_batches, make_data, make_model, run
 
 import keras_igpt as igpt
 from keras_igpt.backend.traced_gradients import traced_gradients_dropped
+from keras_igpt.evaluation.search_records import read_report
 
 keras_tuner = pytest.importorskip("keras_tuner")
 
@@ -335,11 +336,13 @@ def test_a_wrong_evaluation_loses_nothing(finished, tmp_path):
         assert "\n" not in str(raised.value)
         assert (tmp_path / "model.keras").is_file()
     batches.clear()
-    final = once_more(evaluate=lambda model, test: {"accuracy": np.float32(0.5)})
+    votes = igpt.measure_accuracy(np.arange(16) % 2, np.arange(16) // 8)
+    final = once_more(evaluate=lambda model, test: {"accuracy": np.float32(0.5), "accuracy of votes": votes})
     # The first ones, of eight, are looked at for their shapes; none is trained on.
     assert set(batches) <= {0, 1}
     assert final.chosen_on_validation == finished[1].chosen_on_validation
-    assert final.final_on_test == {"accuracy": 0.5}
+    assert final.final_on_test == {"accuracy": 0.5, "accuracy of votes": 0.5}
+    assert final.measured == {"accuracy of votes": votes}
 
 
 def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
@@ -405,6 +408,7 @@ def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
         ("report.json", {"steps": ...}),
         ("report.json", {"more": 1}),
         ("report.json", {"final_on_test": None}),
+        ("report.json", {"measured": {"accuracy": {"low": 0.1}}}),
     ],
 )
 def test_a_damaged_file_of_a_search_is_named(finished, tmp_path, name, content):
@@ -530,6 +534,11 @@ def test_early_stopping_refits_for_the_epochs_of_the_best_trial(tmp_path):
     assert result.steps == 4 * best.epochs
     assert set(result.values) == {"learning_rate", "generative_weight"}
     assert result.final_on_test["accuracy"] > 0.9  # the colours tell the classes apart
+    measured = result.measured["accuracy"]
+    assert (measured.accuracy, measured.num_test) == (result.final_on_test["accuracy"], 16)
+    assert f"accuracy {measured.accuracy:.4f} [{measured.low:.4f}, {measured.high:.4f}]" in str(result)
+    assert f"{best.objective:.4f} [" in str(search)
+    assert read_report(tmp_path / "search" / "report.json", search) == result
 
 
 def test_search_knows_no_best_without_a_score(finished):
