@@ -160,7 +160,7 @@ def test_the_page_of_commands_has_them_all():
     text = (DOCS / "commands.md").read_text()
     assert dict(re.findall(r"^\| \[`([\w-]+)`\]\(#\1\) \| (.*) \|$", text, flags=re.MULTILINE)) == COMMANDS
     for name in COMMANDS:
-        assert re.search(rf"^## {name}\n\n```sh\nkeras-igpt {name} ", text, flags=re.MULTILINE)
+        assert re.search(rf"^## {name}\n\n```sh\nkeras-igpt {name}\b", text, flags=re.MULTILINE)
 
 
 def test_the_table_of_sizes_is_what_estimate_computes():
