@@ -30,11 +30,15 @@ def pillow_images(images):
     return [image.fromarray(picture) for picture in images]
 
 
-def files(folder, image_size=4):
-    paths = [folder / f"{number}.png" for number in range(3)]
-    for path, picture in zip(paths, pillow_images(IMAGES), strict=True):
+def paths(folder):
+    written = [folder / f"{number}.png" for number in range(3)]
+    for path, picture in zip(written, pillow_images(IMAGES), strict=True):
         picture.save(path)
-    return ImageFiles(FolderReader(paths, LABELS.tolist()), image_size)
+    return written
+
+
+def files(folder, image_size=4):
+    return ImageFiles(FolderReader(paths(folder), LABELS.tolist()), image_size)
 
 
 KINDS = {
@@ -45,6 +49,8 @@ KINDS = {
     "a larger array": lambda folder: enlarged(IMAGES),
     "a list of arrays of several sizes": lambda folder: [IMAGES[0], *enlarged(IMAGES[1:])],
     "Pillow images": lambda folder: pillow_images(IMAGES),
+    "paths": paths,
+    "paths as strings, and an array": lambda folder: [*map(str, paths(folder)[:2]), IMAGES[2]],
     "LabeledImages": lambda folder: LabeledImages(IMAGES, LABELS),
     "larger LabeledImages": lambda folder: LabeledImages(enlarged(IMAGES), LABELS),
     "LabeledTokens": lambda folder: LabeledTokens(TOKENS.astype("uint8"), LABELS, 16),
@@ -66,6 +72,7 @@ METHODS = {
     "features": lambda models, given: models.probe.features(given),
     "vote": lambda models, given: models.classifier.vote(given, num_masks=1, batch_size=3),
     "attention maps": lambda models, given: igpt.attention_maps(models.causal, given, layer=0),
+    "predict_images": lambda models, given: models.classifier.predict_images(given, 1, batch_size=3).probabilities,
     "predict": lambda models, given: models.classifier.predict(given, batch_size=3, verbose=0),
     "evaluate": evaluate,
 }
@@ -110,7 +117,6 @@ WRONG_PICTURES = {
 # `predict` and `evaluate` take some of these for data sets of Keras, and have words of their own for the others.
 WRONG_KINDS = {
     "nothing": lambda folder: None,
-    "a path": lambda folder: "picture.png",
     "a number": lambda folder: 3,
     "a dictionary": lambda folder: {"token_ids": TOKENS},
     "batches without end": lambda folder: igpt.TrainingBatches(LabeledTokens(TOKENS, LABELS, 16), None, 3),
@@ -124,13 +130,13 @@ def test_what_does_not_fit_is_refused_in_the_same_words(models, kind, tmp_path):
         if kind in WRONG_PICTURES or name not in ("predict", "evaluate"):
             with pytest.raises(ValueError, match=r"must .* Received: ") as raised:
                 method(models, {**WRONG_PICTURES, **WRONG_KINDS}[kind](tmp_path))
-            words.add(re.sub("^`(images|inputs|x)`", "", str(raised.value)))
+            words.add(re.sub("^`(images|inputs|pictures|x)`", "", str(raised.value)))
     (only,) = words
     assert only.startswith(" must ")
 
 
 def test_single_pictures_and_what_is_made_of_them(models, tmp_path):
-    for picture in (IMAGES[0], pillow_images(IMAGES)[0]):
+    for picture in (IMAGES[0], pillow_images(IMAGES)[0], paths(tmp_path)[0], str(paths(tmp_path)[0])):
         np.testing.assert_array_equal(as_token_ids(models.causal, picture), TOKENS[:1])
         np.testing.assert_array_equal(as_pictures(models.causal, picture), IMAGES[:1])
     for kind in ("token ids", "ImageFiles"):
@@ -163,3 +169,11 @@ def test_pictures_need_a_palette(tmp_path):
     for given in (IMAGES, pillow_images(IMAGES), LabeledImages(IMAGES, LABELS), files(tmp_path)):
         with pytest.raises(ValueError, match="`inputs` must be token ids, since the model has no palette"):
             blind.score(given)
+
+
+def test_files_that_are_no_pictures_are_named(models, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        models.causal.score(tmp_path / "missing.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"Pictures must be readable\. Received: .*broken\.png"):
+        models.causal.score([*paths(tmp_path), str(tmp_path / "broken.png")])
