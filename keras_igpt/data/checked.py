@@ -40,13 +40,13 @@ class CheckedData:
         elif inspect.isgenerator(data):
             batches = data
             self.data = self._checked_generator(data)
-        elif _is_a(data, "tensorflow", "data.Dataset"):
+        elif is_a(data, "tensorflow", "data.Dataset"):
             batches = data.take(1).as_numpy_iterator()
             self.data = _checked_tf_dataset(data, self._look_at)
-        elif _is_a(data, "grain", "MapDataset") or _is_a(data, "grain", "IterDataset"):
+        elif is_a(data, "grain", "MapDataset") or is_a(data, "grain", "IterDataset"):
             batches = iter(data)
             self.data = data.map(self._looked_at)
-        elif _is_a(data, "torch", "utils.data.DataLoader") or _is_a(data, "grain", "DataLoader"):
+        elif is_a(data, "torch", "utils.data.DataLoader") or is_a(data, "grain", "DataLoader"):
             batches = _first_of_loader(data)
             self.data = _checked_loader(data, self._look_at)
         else:
@@ -108,8 +108,8 @@ class _CheckedDataset(keras.utils.PyDataset):
         self._dataset.on_epoch_end()
 
 
-def _is_a(data: Any, package: str, name: str) -> bool:
-    """Whether data are an instance of a package's class, without importing the package."""
+def is_a(data: Any, package: str, name: str) -> bool:
+    """Whether data are an instance of a package's class, found without importing the package."""
     kind: Any = sys.modules.get(package)
     for part in name.split("."):
         kind = getattr(kind, part, None)
@@ -134,7 +134,7 @@ def _checked_tf_dataset(dataset: Any, check: Check) -> Any:
 
 
 def _first_of_loader(loader: Any) -> Iterator[Any]:
-    if not _is_a(loader, "torch", "utils.data.DataLoader"):
+    if not is_a(loader, "torch", "utils.data.DataLoader"):
         yield next(iter(loader), None)
         return
     import torch

@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from keras_igpt.backend.optimizers import innermost
 from keras_igpt.backend.processes import host_array, process_count, process_index
+from keras_igpt.data.checked import is_a
+from keras_igpt.data.grain_batches import GrainBatches
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import remove_partial
 from keras_igpt.training.checkpoint_file import (
@@ -41,7 +43,7 @@ _NAMED = 3
 
 
 class RepeatableBatches(Protocol):
-    """What a resumed run needs of its batches; `TrainingBatches` and `MixedBatches` have it."""
+    """What a resumed run needs of its batches; `TrainingBatches`, `MixedBatches` and `GrainBatches` have it."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -62,9 +64,10 @@ class RepeatableBatches(Protocol):
 class ExactResume(keras.callbacks.Callback):
     """Saves the whole state of a training every so many steps, and lets `fit` resume from the newest whole checkpoint.
 
-    Give it to `fit` with `TrainingBatches` or `MixedBatches`, and run the same script again after a crash: weights,
-    optimizer, metrics, step and position in the data are those of the last checkpoint. On a CPU the run ends in the
-    same weights, bit for bit, as one that was never stopped. Checkpoints are copied to the host between two steps and
+    Give it to `fit` with `TrainingBatches`, `MixedBatches` or a Grain `MapDataset` of batches, and run the same script
+    again after a crash: weights, optimizer, metrics, step and position in the data are those of the last checkpoint. On
+    a CPU the run ends in the same weights, bit for bit, as one that was never stopped. Other data sets have no position
+    to go back to. Checkpoints are copied to the host between two steps and
     written by a thread while training goes on; a file takes its name when it is whole. A damaged checkpoint is passed
     over for the one before it. Failed writes do not stop the training, and neither do weights that are not finite,
     which are not written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect
@@ -83,7 +86,7 @@ class ExactResume(keras.callbacks.Callback):
         keep: int. Newest checkpoints that stay.
 
     Raises:
-        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are neither, or a checkpoint
+        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are of another kind, or a checkpoint
             is of another model, optimizer or data; or with `steps_per_execution`.
         OSError: from `fit`, if a checkpoint cannot be read, which may be whole nevertheless.
 
@@ -113,16 +116,19 @@ class ExactResume(keras.callbacks.Callback):
         self._pending: Future[OSError | None] | None = None
 
     def fit(
-        self, fit: Callable[..., Any], model: keras.Model, batches: RepeatableBatches, options: dict[str, Any]
+        self, fit: Callable[..., Any], model: keras.Model, batches: RepeatableBatches | Any, options: dict[str, Any]
     ) -> Any:
         """Runs a model's `fit` from the newest checkpoint on; the models' own `fit` calls this.
 
         `options` has this callback among its callbacks. The history is that of the epochs since the checkpoint.
         """
+        if is_a(batches, "grain", "MapDataset"):
+            batches = GrainBatches(batches, options.get("steps_per_epoch"))
+            options = {**options, "steps_per_epoch": batches.steps_per_epoch}
         if not hasattr(batches, "starting_at") or not options.get("steps_per_epoch"):
             raise ValueError(
-                "`x` must be TrainingBatches or MixedBatches where `callbacks` has ExactResume, which must know each "
-                f"step's batch. Received: {type(batches).__name__}"
+                "`x` must be TrainingBatches, MixedBatches or a Grain MapDataset of batches where `callbacks` has "
+                f"ExactResume, which must know each step's batch. Received: {type(batches).__name__}"
             )
         if model.steps_per_execution != 1:
             raise ValueError(
