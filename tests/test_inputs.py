@@ -177,3 +177,109 @@ def test_files_that_are_no_pictures_are_named(models, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"Pictures must be readable\. Received: .*broken\.png"):
         models.causal.score([*paths(tmp_path), str(tmp_path / "broken.png")])
+
+
+# === Data sets ===
+
+
+def in_batches(inputs, labels):
+    return [(inputs[:2], labels[:2]), (inputs[2:], labels[2:])]
+
+
+def as_tf_dataset(inputs, labels):
+    return pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices((inputs, labels)).batch(2)
+
+
+def as_torch_loader(inputs, labels):
+    torch = pytest.importorskip("torch")
+    arrays = torch.utils.data.TensorDataset(torch.from_numpy(inputs), torch.from_numpy(labels))
+    return torch.utils.data.DataLoader(arrays, batch_size=2)
+
+
+def as_map_dataset(inputs, labels):
+    return pytest.importorskip("grain").MapDataset.source(in_batches(inputs, labels))
+
+
+def as_iter_dataset(inputs, labels):
+    return as_map_dataset(inputs, labels).to_iter_dataset()
+
+
+def as_grain_loader(inputs, labels):
+    grain = pytest.importorskip("grain")
+    sampler = grain.samplers.SequentialSampler(2)
+    return grain.DataLoader(data_source=in_batches(inputs, labels), sampler=sampler)
+
+
+DATA_SETS = {
+    "tf.data.Dataset": as_tf_dataset,
+    "PyTorch DataLoader": as_torch_loader,
+    "MapDataset": as_map_dataset,
+    "IterDataset": as_iter_dataset,
+    "Grain DataLoader": as_grain_loader,
+}
+
+
+def fitted(model, data):
+    """The weights after an epoch, as one row; the model keeps those from before."""
+    before = model.get_weights()
+    try:
+        model.fit(data, epochs=1, verbose=0)
+        return np.concatenate([weight.ravel() for weight in model.get_weights()])
+    finally:
+        model.set_weights(before)
+
+
+WITH_DATA_SETS = {
+    "fit": lambda models, data: fitted(models.trained, data),
+    "evaluate": lambda models, data: models.trained.evaluate(data, verbose=0)[0],
+    "predict": lambda models, data: models.trained.predict(data, verbose=0),
+    "score": lambda models, data: models.causal.score(data, batch_size=3).nats_per_token,
+    "LinearProbe": lambda models, data: models.probe.fit(data, data).report.chosen_on_validation.layers[0].iterations,
+    "features": lambda models, data: models.probe.features(data),
+    "predict_images": lambda models, data: models.trained.predict_images(data, batch_size=3).probabilities,
+    "complete": lambda models, data: models.causal.complete(data, keep_rows=2, batch_size=3),
+}
+
+
+@pytest.fixture(scope="module")
+def with_trained(models):
+    # Without momentum, each training starts alike.
+    models.trained = igpt.ImageGPTImageClassifier(randomize(make_causal_lm(PALETTE, num_layers=1)), num_classes=2)
+    models.trained.compile(keras.optimizers.SGD(0.1), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return models
+
+
+@pytest.mark.parametrize("method", WITH_DATA_SETS)
+def test_every_data_set_is_taken(with_trained, method):
+    """Of tokens and of pictures, with labels; and ids out of range are found in any batch."""
+    labels = LABELS.astype("int32")
+    expected = None
+    for kind, make in DATA_SETS.items():
+        for inputs in (TOKENS, IMAGES):
+            found = WITH_DATA_SETS[method](with_trained, make(inputs, labels))
+            expected = found if expected is None else expected
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=kind)
+        with pytest.raises(ValueError, match=r"must lie in 0…15.*99"):
+            WITH_DATA_SETS[method](with_trained, make(np.where(np.arange(3)[:, None] == 2, 99, TOKENS), labels))
+
+
+def test_data_sets_that_cannot_be_read_whole(models):
+    endless = [as_tf_dataset(TOKENS, LABELS).repeat(), as_map_dataset(TOKENS, LABELS).repeat()]
+    for data in endless:
+        with pytest.raises(ValueError, match=rf"`inputs` must end .*Received: endless {type(data).__name__}"):
+            models.causal.score(data)
+    weighted = pytest.importorskip("grain").MapDataset.source([(TOKENS, LABELS, np.ones(3))])
+    with pytest.raises(ValueError, match="Received: SourceMapDataset with sample weights"):
+        models.causal.score(weighted)
+    with pytest.raises(ValueError, match="`train` must have labels"):
+        models.probe.fit(as_map_dataset(TOKENS, LABELS).map(lambda batch: batch[:1]), (TOKENS, LABELS))
+
+
+def test_data_sets_of_larger_pictures_without_labels_train_too(with_trained):
+    lm = randomize(make_causal_lm(PALETTE, num_layers=1))
+    lm.compile(keras.optimizers.SGD(0.1))
+    expected = fitted(lm, as_map_dataset(TOKENS, LABELS))
+    for make in DATA_SETS.values():
+        with pytest.warns(UserWarning, match="8x8 pixels"):
+            found = fitted(lm, make(enlarged(IMAGES), LABELS))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -9,10 +9,9 @@ from typing import Any, Self
 import keras
 import numpy as np
 
+from keras_igpt.data.checked import ENDLESS
 from keras_igpt.support.checks import check_integer
 
-# `repeat()` gives a data set the length of the largest integer, divided by the batch size.
-_ENDLESS = 1 << 40
 # Batches whose content enters the fingerprint.
 _BATCHES_READ = 8
 _MOST_AHEAD = 10
@@ -35,7 +34,7 @@ class GrainBatches(keras.utils.PyDataset):
         count = len(dataset)
         if not count:
             raise ValueError("`x` must have at least one batch. Received: a MapDataset with none")
-        if steps_per_epoch is None and count >= _ENDLESS:
+        if steps_per_epoch is None and count >= ENDLESS:
             raise ValueError(
                 "`steps_per_epoch` must be given for a MapDataset without an end. Received: steps_per_epoch=None"
             )

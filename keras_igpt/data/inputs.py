@@ -8,11 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.data.batches import EvaluationBatches
+from keras_igpt.data.checked import batches_of
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, check_labeled
 from keras_igpt.data.image_files import ImageFiles, import_pillow, open_picture, resize_images, to_eight_bits
 from keras_igpt.data.token_shards import TokenShards
@@ -54,8 +56,9 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
     Args:
         model: the model.
         given: uint8 images `(B, H, W, C)` or `(H, W, C)`, a Pillow image, the path of a picture, or a list of single
-            pictures; token ids `(B, T)`; examples with or without labels, or `EvaluationBatches` of these; or a pair of
-            images or token ids and integer labels `(B,)`.
+            pictures; token ids `(B, T)`; examples with or without labels, or `EvaluationBatches` of these; a pair of
+            images or token ids and integer labels `(B,)`; or a data set of Keras, TensorFlow, PyTorch or Grain whose
+            batches are any of these, which is read into memory.
         name: str. The caller's argument name, for errors.
 
     Returns:
@@ -72,13 +75,13 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
     # Two pictures are no pair of inputs and labels.
     if isinstance(given, tuple) and len(given) == 2 and not _is_picture(given[1]):
         given, labels = given
-        if labels is not None and isinstance(given, (PictureExamples, EvaluationBatches)):
-            raise ValueError(
-                f"`{name}` must be a pair of images or token ids and labels, or examples alone. "
-                f"Received: {type(given).__name__} and labels"
-            )
-    if isinstance(given, EvaluationBatches):
-        given = given.examples
+    read = _collected(model, given, name)
+    if labels is not None and isinstance(read, PictureExamples):
+        raise ValueError(
+            f"`{name}` must be a pair of images or token ids and labels, or examples alone. "
+            f"Received: {type(given).__name__} and labels"
+        )
+    given = read
     if isinstance(given, LabeledImages):
         labels = given.labels
     fitted = _fitted(model, given, name)
@@ -98,7 +101,8 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
 def as_labeled_examples(model: PictureModel, given: LabeledPictures, name: str) -> LabeledPictureExamples:
     """Returns inputs that `as_examples` accepts as examples with labels; raises ValueError if they have none."""
     if not isinstance(given, tuple):
-        check_labeled(name, given.examples if isinstance(given, EvaluationBatches) else given)
+        given = _collected(model, given, name)
+        check_labeled(name, given)
     examples = as_examples(model, given, name)
     check_labeled(name, examples)
     assert isinstance(examples, LabeledPictureExamples)
@@ -162,6 +166,35 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str 
     return resized[0] if len(resized) == 1 else np.concatenate(resized)
 
 
+def _collected(model: PictureModel, given: Any, name: str) -> Any:
+    """Returns the examples of a data set, read into memory; anything else as it is."""
+    if isinstance(given, EvaluationBatches):
+        return given.examples
+    batches = batches_of(given, name)
+    if batches is None:
+        return given
+    inputs, labels = [], []
+    for batch in batches:
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        if weights is not None:
+            raise ValueError(
+                f"`{name}` must be batches of pictures or token ids, with labels or without. "
+                f"Received: {type(given).__name__} with sample weights"
+            )
+        inputs.append(_in_memory(_fitted(model, x, name)))
+        labels += [] if y is None else [np.atleast_1d(_on_host(y))]
+    if not inputs or len(labels) not in (0, len(inputs)):
+        received = "labels in some batches only" if inputs else f"{type(given).__name__} with none"
+        raise ValueError(f"`{name}` must have at least one batch, and labels in all or in none. Received: {received}")
+    joined = np.concatenate(inputs)
+    if not labels:
+        return UnlabeledImages(joined) if joined.ndim == 4 else UnlabeledTokens(joined, model.backbone.vocabulary_size)
+    classes = np.concatenate(labels)
+    if joined.ndim == 4:
+        return LabeledImages(joined, classes)
+    return LabeledTokens(joined, classes, model.backbone.vocabulary_size)
+
+
 def _in_memory(fitted: npt.NDArray[Any] | ImageFiles | TokenShards) -> npt.NDArray[Any]:
     if isinstance(fitted, ImageFiles):
         return fitted.load().images
@@ -171,8 +204,7 @@ def _in_memory(fitted: npt.NDArray[Any] | ImageFiles | TokenShards) -> npt.NDArr
 def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | ImageFiles | TokenShards:
     """Returns pictures `(B, H, W, C)` of the model's size, token ids `(B, T)` or files; raises if they do not fit."""
     side, colors = model.backbone.image_size, model.backbone.vocabulary_size
-    if isinstance(given, EvaluationBatches):
-        given = given.examples
+    given = _collected(model, given, name)
     if isinstance(given, UnlabeledImages):
         given = given.images
     if isinstance(given, ImageFiles):
@@ -194,7 +226,7 @@ def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | Im
         received = type(given).__name__ if token_ids is None else f"shape {token_ids.shape}"
         raise ValueError(
             f"`{name}` must be pictures (a uint8 array (B, H, W, C) or (H, W, C), a Pillow image, a path, or a list of "
-            f"single pictures), token ids (B, {side**2}), examples with or without labels, or EvaluationBatches. "
+            f"single pictures), token ids (B, {side**2}), examples with or without labels, or a data set of batches. "
             f"Received: {received}"
         )
     # Examples checked their tokens on construction.
