@@ -275,7 +275,7 @@ def test_data_sets_that_cannot_be_read_whole(models):
         models.probe.fit(as_map_dataset(TOKENS, LABELS).map(lambda batch: batch[:1]), (TOKENS, LABELS))
 
 
-def test_data_sets_of_larger_pictures_without_labels_train_too(with_trained):
+def test_larger_pictures_train_and_tensors_without_labels():
     lm = randomize(make_causal_lm(PALETTE, num_layers=1))
     lm.compile(keras.optimizers.SGD(0.1))
     expected = fitted(lm, as_map_dataset(TOKENS, LABELS))
@@ -283,3 +283,6 @@ def test_data_sets_of_larger_pictures_without_labels_train_too(with_trained):
         with pytest.warns(UserWarning, match="8x8 pixels"):
             found = fitted(lm, make(enlarged(IMAGES), LABELS))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    torch = pytest.importorskip("torch")
+    alone = torch.utils.data.DataLoader(torch.from_numpy(TOKENS), batch_size=2)
+    np.testing.assert_allclose(fitted(lm, alone), expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The batches of a Grain `MapDataset` by step, from which a training can resume."""
+"""The batches of a Grain `MapDataset` by step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_igpt.data.checked import ENDLESS
+from keras_igpt.data.image_files import processors
 from keras_igpt.support.checks import check_integer
 
 # Batches whose content enters the fingerprint.
@@ -20,7 +21,9 @@ _MOST_AHEAD = 10
 class GrainBatches(keras.utils.PyDataset):
     """Endless batches of a Grain `MapDataset`: item k is its item k, and after its end it begins again.
 
-    These are the batches that `keras.Model.fit` takes from the data set itself, but any of them can be the first.
+    These are the batches that `keras.Model.fit` takes from the data set itself, but any of them can be the first. And
+    Keras does not know where the data set ends: on TensorFlow it would take an empty step more in each epoch, which
+    moves the weights by the optimizer's momentum.
 
     Args:
         dataset: `grain.MapDataset` of batches.
@@ -40,7 +43,7 @@ class GrainBatches(keras.utils.PyDataset):
             )
         self.steps_per_epoch = count if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch)
         # Keras refills the queue each epoch and keeps leftovers, so it must hold less than an epoch.
-        super().__init__(workers=1, max_queue_size=max(1, min(_MOST_AHEAD, self.steps_per_epoch - 1)))
+        super().__init__(workers=processors(), max_queue_size=max(1, min(_MOST_AHEAD, self.steps_per_epoch - 1)))
         self._dataset, self._count, self.first_step = dataset, count, 0
 
     @property

@@ -250,7 +250,7 @@ class ImageFiles(LabeledExamples):
             return False
 
         damaged: list[int] = []
-        with ThreadPoolExecutor(_processors()) as pool:
+        with ThreadPoolExecutor(processors()) as pool:
             # In parts: a pool keeps an object for each row that it was given.
             for start in range(0, len(self), _ROWS_AT_ONCE):
                 rows = range(start, min(start + _ROWS_AT_ONCE, len(self)))
@@ -261,7 +261,7 @@ class ImageFiles(LabeledExamples):
     def threads(self) -> int:
         """Threads to decode with: all processors, or one if the first picture is too small to gain from more."""
         encoded, _ = self._reader.read(int(self._numbers[0]))
-        return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else _processors()
+        return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else processors()
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns JSON values that change when the result of `load` does."""
@@ -377,7 +377,7 @@ def turn_upright(picture: Any) -> Any:
     return ImageOps.exif_transpose(picture) if picture.getexif().get(0x0112) in range(2, 9) else picture
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

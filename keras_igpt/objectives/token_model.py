@@ -16,8 +16,9 @@ from keras_igpt.backend.optimizers import innermost, with_public_optimizers
 from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
 from keras_igpt.backend.whole_steps import WholeStepModel, build_for, called_by_fit, compile_options
 from keras_igpt.data.batches import EndlessBatches, EvaluationBatches
-from keras_igpt.data.checked import CheckedData
+from keras_igpt.data.checked import CheckedData, is_a
 from keras_igpt.data.examples import check_labeled
+from keras_igpt.data.grain_batches import GrainBatches
 from keras_igpt.data.inputs import are_pictures, array_of, as_examples, as_token_ids
 from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.model.backbone import ImageGPTBackbone
@@ -60,6 +61,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
         `validation_data` may be all that `evaluate` takes.
         """
         options = self._options(keras.Model.fit, args, kwargs)
+        if is_a(x, "grain", "MapDataset"):
+            x = GrainBatches(x, options.get("steps_per_epoch"))
         if isinstance(x, keras.utils.PyDataset):
             # Keras would draw another order of the batches from Python's global generator.
             options.setdefault("shuffle", False)

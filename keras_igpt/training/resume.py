@@ -19,8 +19,6 @@ import numpy.typing as npt
 
 from keras_igpt.backend.optimizers import innermost
 from keras_igpt.backend.processes import host_array, process_count, process_index
-from keras_igpt.data.checked import is_a
-from keras_igpt.data.grain_batches import GrainBatches
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import remove_partial
 from keras_igpt.training.checkpoint_file import (
@@ -116,15 +114,12 @@ class ExactResume(keras.callbacks.Callback):
         self._pending: Future[OSError | None] | None = None
 
     def fit(
-        self, fit: Callable[..., Any], model: keras.Model, batches: RepeatableBatches | Any, options: dict[str, Any]
+        self, fit: Callable[..., Any], model: keras.Model, batches: RepeatableBatches, options: dict[str, Any]
     ) -> Any:
         """Runs a model's `fit` from the newest checkpoint on; the models' own `fit` calls this.
 
         `options` has this callback among its callbacks. The history is that of the epochs since the checkpoint.
         """
-        if is_a(batches, "grain", "MapDataset"):
-            batches = GrainBatches(batches, options.get("steps_per_epoch"))
-            options = {**options, "steps_per_epoch": batches.steps_per_epoch}
         if not hasattr(batches, "starting_at") or not options.get("steps_per_epoch"):
             raise ValueError(
                 "`x` must be TrainingBatches, MixedBatches or a Grain MapDataset of batches where `callbacks` has "
