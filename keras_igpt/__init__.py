@@ -77,6 +77,7 @@ from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, fit_scalin
 from keras_igpt.evaluation.scaling_study import ScalingReport, scaling_study
 from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
 from keras_igpt.evaluation.study import Study
+from keras_igpt.inference.class_predictions import ClassPredictions
 from keras_igpt.inference.scoring import Scores
 from keras_igpt.model.architecture import Architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
@@ -100,6 +101,7 @@ __all__ = [
     "Architecture",
     "AttentionProbe",
     "AttentionReport",
+    "ClassPredictions",
     "ColorPalette",
     "DataSplits",
     "DescendingLearningRateOracle",

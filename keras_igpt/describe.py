@@ -97,6 +97,7 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
         rows["palette"] = "none" if model.palette is None else repr(model.palette)
     if isinstance(model, ImageGPTImageClassifier):
         rows |= {name: getattr(model, name) for name in ("num_classes", "layer", "generative_weight", "frozen")}
+        rows["class names"] = ", ".join(model.class_names or ("none",))
     if isinstance(model, PixelModel):
         rows |= {name: getattr(model, name) for name in model._own_options}
     quantized = int8_layers(model)

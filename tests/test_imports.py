@@ -38,6 +38,7 @@ LATE = {
     "keras_tuner",
     "matplotlib",
     "PIL",
+    "pillow_heif",
     "apache_beam",
     "safetensors",
     "huggingface_hub",

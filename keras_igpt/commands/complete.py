@@ -14,9 +14,9 @@ from keras_igpt.commands.shared import (
     add_output_argument,
     drawing,
     load_language_model,
-    open_pictures,
     say_what_next,
 )
+from keras_igpt.data.inputs import as_pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     model = load_language_model(options.model, autoregressive=True)
     size = model.backbone.image_size
     keep = size // 2 if options.keep_rows is None else options.keep_rows
-    originals = open_pictures(options.pictures, model)
+    originals = as_pictures(model, options.pictures)
     completions = model.complete(
         originals, keep_rows=keep, num_samples=options.num_samples, verbose=1, **drawing(options)
     )

@@ -74,13 +74,18 @@ def run(options: argparse.Namespace) -> None:
     palette, size = language_model.palette, language_model.backbone.image_size
     data = load_data(options, size, in_memory=True)
     classifier = igpt.ImageGPTImageClassifier(
-        language_model, len(data.class_names), options.generative_weight, layer=options.layer
+        language_model,
+        len(data.class_names),
+        options.generative_weight,
+        layer=options.layer,
+        class_names=data.class_names,
     )
     classifier.compile(**igpt.finetuning_recipe(options.rate))
     augmentation = padded_crop(size)
     batches = igpt.TrainingBatches(
         data.train, palette, options.batch_size, seed=options.seed, augmentation=augmentation
     )
+    epoch_steps = batches.steps_per_epoch
     write_config(options, classes=data.class_names, layer=classifier.layer, augmentation=repr(augmentation))
     log, best = options.output / "log.csv", options.output / "best.keras"
     so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
@@ -89,14 +94,14 @@ def run(options: argparse.Namespace) -> None:
         epochs=epochs_to_train(log, options.epochs, options.patience),
         validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
         callbacks=[
-            TimeLeft(options.epochs * batches.steps_per_epoch),
+            TimeLeft(options.epochs * epoch_steps),
             # Before the log, so that what it calls the best is in the file.
             keras.callbacks.ModelCheckpoint(
                 str(best), "val_accuracy", mode="max", save_best_only=True, initial_value_threshold=so_far
             ),
             keras.callbacks.CSVLogger(str(log), append=True),
             StopAfterBest(log, options.patience),
-            igpt.ExactResume(options.output / "checkpoints", every=batches.steps_per_epoch),
+            igpt.ExactResume(options.output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4))),
         ],
         verbose=2,
     )
@@ -127,5 +132,5 @@ def run(options: argparse.Namespace) -> None:
         print(f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}")
     say_what_next(
         f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
-        f"export --model {options.output}/classifier.keras",
+        f"classify PICTURE --model {options.output}/classifier.keras",
     )

@@ -15,6 +15,7 @@ COMMANDS = {
     "pretrain": "train a model on the pixels of unlabelled pictures",
     "probe": "linear probes: what the features of each depth know about the classes",
     "finetune": "train a classifier from a pre-trained model",
+    "classify": "what is on pictures, by a fine-tuned classifier",
     "search": "the paper's protocol: search on validation, refit, test once",
     "low-data": "classify from few labels",
     "draw": "draw pictures from nothing",

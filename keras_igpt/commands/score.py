@@ -12,9 +12,9 @@ from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
     load_language_model,
-    open_pictures,
     say_what_next,
 )
+from keras_igpt.data.inputs import as_pictures
 from keras_igpt.support.files import write_json
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     model = load_language_model(options.model)
-    images = open_pictures(options.pictures, model)
+    images = as_pictures(model, options.pictures)
     scores = model.score(images, per_pixel=True, batch_size=options.batch_size)
     for name, nats in zip(options.pictures, scores.nats_per_token, strict=True):
         print(f"{name}: {nats:.3f} nats per token")

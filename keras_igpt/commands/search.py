@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
             0.0 if options.frozen else options.generative_weight,
             layer=options.layer,
             frozen=options.frozen,
+            class_names=data.class_names,
         )
         classifier.compile(**(igpt.probing_recipe(rate, steps) if options.frozen else igpt.finetuning_recipe(rate)))
         return classifier
@@ -83,5 +84,6 @@ def run(options: argparse.Namespace) -> None:
     )
     print(study.refit())
     say_what_next(
-        f"trials.json, report.json and model.keras to {options.output}/", f"export --model {options.output}/model.keras"
+        f"trials.json, report.json and model.keras to {options.output}/",
+        f"classify PICTURE --model {options.output}/model.keras",
     )

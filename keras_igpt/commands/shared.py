@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.data.image_files import open_picture
-from keras_igpt.data.inputs import as_pictures
 from keras_igpt.objectives.open_model import open_model
 from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.support.files import write_json
@@ -22,11 +20,12 @@ DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--dataset`, `--data-dir`, `--images` and `--seed`."""
+    """Adds `--dataset`, `--data-dir`, `--images`, `--skip-unreadable` and `--seed`."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="folder of pictures, with a subfolder for each class")
     source.add_argument("--dataset", choices=DATASETS, help="a data set as TensorFlow Datasets prepares it")
     parser.add_argument("--data-dir", help="folder of the prepared data sets")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave damaged files of --images out")
     parser.add_argument("--seed", type=int, default=0, help="decides which pictures are held out, too")
 
 
@@ -72,7 +71,9 @@ def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = Fa
         `DataSplits`.
     """
     if options.images:
-        data: igpt.DataSplits[Any] = igpt.load_image_folder(options.images, image_size, seed=options.seed)
+        data: igpt.DataSplits[Any] = igpt.load_image_folder(
+            options.images, image_size, seed=options.seed, skip_unreadable=options.skip_unreadable
+        )
     else:
         data = igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
     return igpt.load_splits(data) if in_memory and isinstance(data.train, igpt.ImageFiles) else data
@@ -89,7 +90,7 @@ def load_training_pictures(options: argparse.Namespace, image_size: int) -> tupl
         The pictures to train on, and those held out.
     """
     if options.images and not any(path.is_dir() for path in Path(options.images).glob("*")):
-        pictures = igpt.load_unlabeled_folder(options.images, image_size)
+        pictures = igpt.load_unlabeled_folder(options.images, image_size, skip_unreadable=options.skip_unreadable)
         return igpt.split_off(pictures, 0.1, options.seed)
     data = load_data(options, image_size)
     train, validation = (
@@ -107,15 +108,6 @@ def pixels_of(examples: Any, at_most: int = 20_000) -> UInt8Images:
         # Pictures without classes may be in files; files are read into labelled pictures.
         images = images.load() if isinstance(images, igpt.ImageFiles) else images.images
     return images
-
-
-def open_pictures(paths: Sequence[str], model: Any) -> UInt8Images:
-    """Reads picture files as an array `(B, H, W, C)` of a model's size; raises `ValueError` for one that is damaged."""
-    pictures = []
-    for path in paths:
-        with open_picture(Path(path).read_bytes(), path) as picture:
-            pictures.append(picture.copy())
-    return as_pictures(model, pictures)
 
 
 def load_language_model(name: str, autoregressive: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""Checking each batch of the data sets that Keras accepts, before the model sees it."""
+"""The batches of the data sets that Keras accepts: checked before the model sees them, or read one after the other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 
-# Takes a batch as the data set yields it; raises ValueError if it is invalid.
-Check = Callable[[Any], None]
+# Takes a batch as the data set yields it, and returns it as the model takes it; raises ValueError if it is invalid.
+Check = Callable[[Any], Any]
+
+# `repeat()` gives a Grain `MapDataset` the length of the largest integer, divided by the batch size.
+ENDLESS = 1 << 40
 
 
 class CheckedData:
@@ -20,11 +23,11 @@ class CheckedData:
 
     Args:
         data: `x` of `keras.Model.fit`.
-        check: function that checks a batch.
+        check: function that checks a batch, and returns it with tokens in place of pictures.
 
     Attributes:
-        data: a data set of the same kind with the same batches; for arrays, `data` itself.
-        first: the first batch; None for arrays.
+        data: a data set of the same kind with the same batches as the model takes them; for arrays, `data` itself.
+        first: the first batch as the model takes it; None for arrays.
         error: what `check` raised; TensorFlow replaces it by an error of its own type.
     """
 
@@ -35,44 +38,49 @@ class CheckedData:
         self.error: ValueError | None = None
         batches: Iterator[Any]
         if isinstance(data, keras.utils.PyDataset):
-            self.data = _CheckedDataset(data, self._look_at)
             batches = iter(data[index] for index in range(1 if data.num_batches is None else data.num_batches))
         elif inspect.isgenerator(data):
             batches = data
-            self.data = self._checked_generator(data)
-        elif _is_a(data, "tensorflow", "data.Dataset"):
+        elif is_a(data, "tensorflow", "data.Dataset"):
             batches = data.take(1).as_numpy_iterator()
-            self.data = _checked_tf_dataset(data, self._look_at)
-        elif _is_a(data, "grain", "MapDataset") or _is_a(data, "grain", "IterDataset"):
-            batches = iter(data)
-            self.data = data.map(self._looked_at)
-        elif _is_a(data, "torch", "utils.data.DataLoader") or _is_a(data, "grain", "DataLoader"):
+        elif _is_loader(data):
             batches = _first_of_loader(data)
-            self.data = _checked_loader(data, self._look_at)
+        elif _is_grain(data):
+            batches = iter(data)
         else:
             return
-        self.first = next(batches, None)
-        if self.first is None:
+        first = _as_tuple(next(batches, None))
+        if first is None:
             raise ValueError(f"A data set must have at least one batch. Received: {type(data).__name__} with none")
-        check(self.first)
+        self.first = check(first)
+        self.data = self._wrapped(data, converts=self.first is not first)
 
-    def _look_at(self, batch: Any) -> None:
+    def _wrapped(self, data: Any, converts: bool) -> Any:
+        """The data set with batches that are checked, and with tokens in place of pictures if it `converts`."""
+        if isinstance(data, keras.utils.PyDataset):
+            return _CheckedDataset(data, self._look_at)
+        if inspect.isgenerator(data):
+            return self._checked_generator(data)
+        if is_a(data, "tensorflow", "data.Dataset"):
+            return _checked_tf_dataset(data, self._look_at, self.first if converts else None)
+        if is_a(data, "torch", "utils.data.DataLoader"):
+            return _checked_torch_loader(data, self._look_at)
+        if is_a(data, "grain", "DataLoader"):
+            return _checked_grain_loader(data, self._look_at)
+        return data.map(self._look_at)
+
+    def _look_at(self, batch: Any) -> Any:
         try:
-            self._check(batch)
+            return self._check(_as_tuple(batch))
         except ValueError as error:
             self.error = error
             raise
-
-    def _looked_at(self, batch: Any) -> Any:
-        self._look_at(batch)
-        return batch
 
     def _checked_generator(self, batches: Iterator[Any]) -> Iterator[Any]:
         # The first batch was already consumed and checked.
         yield self.first
         for batch in batches:
-            self._look_at(batch)
-            yield batch
+            yield self._look_at(batch)
 
 
 class _CheckedDataset(keras.utils.PyDataset):
@@ -97,9 +105,7 @@ class _CheckedDataset(keras.utils.PyDataset):
         self._dataset = self._dataset.starting_at(step)
 
     def __getitem__(self, index: int) -> Any:
-        batch = self._dataset[index]
-        self._check(batch)
-        return batch
+        return self._check(self._dataset[index])
 
     def on_epoch_begin(self) -> None:
         self._dataset.on_epoch_begin()
@@ -108,33 +114,82 @@ class _CheckedDataset(keras.utils.PyDataset):
         self._dataset.on_epoch_end()
 
 
-def _is_a(data: Any, package: str, name: str) -> bool:
-    """Whether data are an instance of a package's class, without importing the package."""
+def is_a(data: Any, package: str, name: str) -> bool:
+    """Whether data are an instance of a package's class, found without importing the package."""
     kind: Any = sys.modules.get(package)
     for part in name.split("."):
         kind = getattr(kind, part, None)
     return kind is not None and isinstance(data, kind)
 
 
-def _checked_tf_dataset(dataset: Any, check: Check) -> Any:
+def _is_loader(data: Any) -> bool:
+    return is_a(data, "torch", "utils.data.DataLoader") or is_a(data, "grain", "DataLoader")
+
+
+def _is_grain(data: Any) -> bool:
+    return any(is_a(data, "grain", kind) for kind in ("MapDataset", "IterDataset", "DataLoader"))
+
+
+def batches_of(data: Any, name: str) -> Iterator[Any] | None:
+    """Iterates over the batches of a data set; a batch that is a list comes as a tuple.
+
+    Args:
+        data: `PyDataset`, `tf.data.Dataset`, PyTorch `DataLoader` or Grain data set.
+        name: str. The caller's argument name, for errors.
+
+    Returns:
+        An iterator; None for anything else.
+
+    Raises:
+        ValueError: if the data set has no end.
+    """
+    batches: Iterator[Any]
+    if isinstance(data, keras.utils.PyDataset):
+        endless, batches = data.num_batches is None, (data[index] for index in range(data.num_batches or 0))
+    elif is_a(data, "tensorflow", "data.Dataset"):
+        endless, batches = int(data.cardinality()) == -1, data.as_numpy_iterator()
+    elif _is_loader(data) or _is_grain(data):
+        endless, batches = is_a(data, "grain", "MapDataset") and len(data) >= ENDLESS, iter(data)
+    else:
+        return None
+    if endless:
+        raise ValueError(f"`{name}` must end (`EvaluationBatches` does). Received: endless {type(data).__name__}")
+    return map(_as_tuple, batches)
+
+
+def _as_tuple(batch: Any) -> Any:
+    return tuple(batch) if isinstance(batch, list) else batch
+
+
+def _checked_tf_dataset(dataset: Any, check: Check, converted: Any) -> Any:
+    """Returns a data set that checks its batches; `converted` is the first one where pictures become tokens."""
     import tensorflow as tf
+
+    several = isinstance(dataset.element_spec, tuple)
 
     def look_at(*batch: Any) -> Any:
         # `map` unpacks tuples only.
-        element = batch if isinstance(dataset.element_spec, tuple) else batch[0]
+        element = batch if several else batch[0]
 
-        def on_host(*arrays: Any) -> np.bool_:
-            check(tf.nest.pack_sequence_as(element, arrays))
-            return np.True_
+        def on_host(*arrays: Any) -> Any:
+            checked = check(tf.nest.pack_sequence_as(element, arrays))
+            if converted is None:
+                return np.True_
+            return checked[0] if several else checked
 
-        with tf.control_dependencies([tf.numpy_function(on_host, tf.nest.flatten(element), tf.bool)]):
-            return tf.nest.map_structure(tf.identity, element)
+        if converted is None:
+            with tf.control_dependencies([tf.numpy_function(on_host, tf.nest.flatten(element), tf.bool)]):
+                return tf.nest.map_structure(tf.identity, element)
+        first = converted[0] if several else converted
+        token_ids = tf.numpy_function(on_host, tf.nest.flatten(element), first.dtype)
+        token_ids.set_shape((None, *first.shape[1:]))
+        return (token_ids, *batch[1:]) if several else token_ids
 
     return dataset.map(look_at)
 
 
 def _first_of_loader(loader: Any) -> Iterator[Any]:
-    if not _is_a(loader, "torch", "utils.data.DataLoader"):
+    if not is_a(loader, "torch", "utils.data.DataLoader"):
         yield next(iter(loader), None)
         return
     import torch
@@ -144,15 +199,44 @@ def _first_of_loader(loader: Any) -> Iterator[Any]:
         yield next(iter(loader), None)
 
 
-def _checked_loader(loader: Any, check: Check) -> Any:
+def _checked_torch_loader(loader: Any, check: Check) -> Any:
     """Returns a copy of the loader that checks its batches; a subclass, since Keras tests for the class."""
+    import torch
+
     kind = type(loader)
 
     def checked(self: Any) -> Iterator[Any]:
         for batch in kind.__iter__(self):
-            check(tuple(batch) if isinstance(batch, list) else batch)
-            yield batch
+            taken = check(batch)
+            # Keras would take the rows of a tensor that comes alone for inputs, labels and weights.
+            parts = taken if isinstance(taken, tuple) else (taken,)
+            yield tuple(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in parts)
 
     copied = copy.copy(loader)
     copied.__class__ = type(f"Checked{kind.__name__}", (kind,), {"__iter__": checked})
     return copied
+
+
+def _checked_grain_loader(loader: Any, check: Check) -> Any:
+    """Returns the loader's batches as a Grain data set: Keras would build another loader of its parts."""
+    import grain
+
+    class CheckedBatches(grain.DatasetIterator):
+        def __init__(self) -> None:
+            super().__init__()
+            self._batches = iter(loader)
+
+        def __next__(self) -> Any:
+            return check(next(self._batches))
+
+        def get_state(self) -> Any:
+            return self._batches.get_state()
+
+        def set_state(self, state: Any) -> None:
+            self._batches.set_state(state)
+
+    class CheckedLoader(grain.IterDataset):
+        def __iter__(self) -> CheckedBatches:
+            return CheckedBatches()
+
+    return CheckedLoader()

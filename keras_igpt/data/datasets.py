@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from keras_igpt.backend.devices import leave_gpus_to_the_backend
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
-from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
+from keras_igpt.data.image_files import (
+    HEIC_SUFFIXES,
+    PICTURE_SUFFIXES,
+    FolderReader,
+    ImageFiles,
+    heic_is_readable,
+    import_pillow,
+    resize_images,
+)
 from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
 from keras_igpt.data.unlabeled import UnlabeledImages
 from keras_igpt.support.checks import check_choice, check_integer, check_number
@@ -24,7 +32,8 @@ from keras_igpt.support.randomness import check_seed, permutation
 _HELD_OUT = {"imagenet2012": 0.04, "cifar10": 0.1, "cifar100": 0.1, "stl10": 0.1}
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Unreadable files that a warning names.
+_NAMED = 3
 
 # Class folders, each with its pictures.
 _Classes = list[tuple[Path, list[Path]]]
@@ -92,13 +101,15 @@ def load_image_folder(
     seed: int = 0,
     test_folder: str | os.PathLike[str] | None = None,
     num_channels: int = 3,
+    skip_unreadable: bool = False,
 ) -> DataSplits[ImageFiles]:
     """Opens a folder of pictures with one subfolder per class.
 
     Pictures are decoded when read (`load_splits` loads them into memory), turned upright by their EXIF data and
     converted as `ImageFiles` describes. A share of each class goes to validation, and the same share to test unless
     `test_folder` is given. Subfolders of a class folder are searched too, links included. Hidden files are skipped
-    silently, files other than .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff and .webp with a warning.
+    silently, files other than .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff and .webp with a warning; .heic and .heif are
+    read where pillow-heif is installed.
 
     Args:
         folder: folder of class subfolders.
@@ -107,6 +118,8 @@ def load_image_folder(
         seed: int. Determines the split.
         test_folder: folder of test pictures with the same class subfolders.
         num_channels: int. 3 for colour, 1 for grey.
+        skip_unreadable: bool. Whether damaged files are left out, with one warning, before the split. For this, each
+            picture is decoded once. With False, reading a damaged file raises `ValueError`.
 
     Returns:
         `DataSplits` of `ImageFiles`; classes are in alphabetical order.
@@ -131,6 +144,11 @@ def load_image_folder(
     held_out = check_number("held_out", held_out, 0, 0.5, above=True, below=True)
     classes = _class_folders(Path(folder), "folder")
     test_classes = None if test_folder is None else _class_folders(Path(test_folder), "test_folder")
+    if skip_unreadable:
+        every = [*classes, *(test_classes or [])]
+        readable = set(_readable([file for _, files in every for file in files], image_size, num_channels, 3))
+        every = [(class_folder, [file for file in files if file in readable]) for class_folder, files in every]
+        classes, test_classes = every[: len(classes)], test_classes and every[len(classes) :]
     with_test = test_classes is None
     if test_classes is not None:
         _check_no_picture_twice(classes, test_classes)
@@ -161,7 +179,9 @@ def load_image_folder(
     return DataSplits(train, validation, test, names)
 
 
-def load_unlabeled_folder(folder: str | os.PathLike[str], image_size: int, num_channels: int = 3) -> UnlabeledImages:
+def load_unlabeled_folder(
+    folder: str | os.PathLike[str], image_size: int, num_channels: int = 3, skip_unreadable: bool = False
+) -> UnlabeledImages:
     """Opens all pictures in a folder and its subfolders, without classes.
 
     Files are found and decoded as in `load_image_folder`.
@@ -170,6 +190,7 @@ def load_unlabeled_folder(folder: str | os.PathLike[str], image_size: int, num_c
         folder: folder of pictures.
         image_size: int. Side of the pictures in pixels.
         num_channels: int. 3 for colour, 1 for grey.
+        skip_unreadable: bool. As in `load_image_folder`.
 
     Returns:
         `UnlabeledImages` of files, decoded when read.
@@ -190,6 +211,8 @@ def load_unlabeled_folder(folder: str | os.PathLike[str], image_size: int, num_c
         raise FileNotFoundError(f"`folder` must be an existing folder. Received: {root}")
     files = _pictures(root, "folder", {}, left_out)
     _warn_of(left_out, root, stacklevel=3)
+    if skip_unreadable:
+        files = _readable(files, image_size, num_channels, stacklevel=3)
     if not files:
         raise ValueError(f"`folder` must have pictures in it. Received: {root} with 0")
     # `FolderReader` needs classes; they are not used.
@@ -307,12 +330,30 @@ def _class_folders(root: Path, argument: str) -> _Classes:
     return classes
 
 
+def _readable(files: list[Path], image_size: int, num_channels: int, stacklevel: int) -> list[Path]:
+    """Returns the files that can be decoded, in order; warns about the others."""
+    reader = FolderReader(files, [0] * len(files))
+    unreadable = ImageFiles(reader, image_size, num_channels=num_channels).unreadable_rows()
+    if unreadable:
+        named = [str(files[row]) for row in unreadable[:_NAMED]]
+        more = [f"{len(unreadable) - _NAMED} more"] if len(unreadable) > _NAMED else []
+        warnings.warn(
+            f"{len(unreadable)} of {len(files)} files were left out, since they cannot be read: "
+            f"{', '.join([*named, *more])}.",
+            stacklevel=stacklevel,
+        )
+    left_out = set(unreadable)
+    return [file for row, file in enumerate(files) if row not in left_out]
+
+
 def _warn_of(left_out: Counter[str], root: Path, stacklevel: int) -> None:
     if left_out:
         found = ", ".join(f"{count} {ending}" for ending, count in sorted(left_out.items()))
+        heic = sum(left_out[suffix] for suffix in HEIC_SUFFIXES)
+        hint = " HEIC pictures are read with pillow-heif: pip install 'keras_igpt[heic]'." if heic else ""
         warnings.warn(
             f"{left_out.total()} file(s) in {root} were left out, since pictures must end in "
-            f"{', '.join(_PICTURE_SUFFIXES)}. Left out: {found}.",
+            f"{', '.join(PICTURE_SUFFIXES)}. Left out: {found}.{hint}",
             stacklevel=stacklevel,
         )
 
@@ -320,6 +361,7 @@ def _warn_of(left_out: Counter[str], root: Path, stacklevel: int) -> None:
 def _pictures(root: Path, argument: str, class_of: dict[str, Path], left_out: Counter[str]) -> list[Path]:
     """Lists the pictures in a class folder and its subfolders, sorted; updates `class_of` and `left_out`."""
     found: list[Path] = []
+    suffixes = (*PICTURE_SUFFIXES, *(HEIC_SUFFIXES if heic_is_readable() else ()))
     waiting, links = [root], list[Path]()
     while waiting or links:
         # Links last, so that a folder reached both ways keeps its real name.
@@ -341,7 +383,7 @@ def _pictures(root: Path, argument: str, class_of: dict[str, Path], left_out: Co
                     (links if entry.is_symlink() else waiting).append(entry)
                 elif not entry.exists():
                     left_out["broken link"] += 1
-                elif entry.is_file() and entry.suffix.lower() in _PICTURE_SUFFIXES:
+                elif entry.is_file() and entry.suffix.lower() in suffixes:
                     found.append(entry)
                 else:
                     left_out[entry.suffix.lower() or "without an ending"] += 1

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from importlib import util
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,11 +30,20 @@ _PIXELS_LEFT = 2
 # Formats accepted, regardless of file name. Pillow knows many more, and starts external programs for some of them.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
+# Endings of the files that are read, and of those that are where pillow-heif is installed.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+HEIC_SUFFIXES = (".heic", ".heif")
+# How such files begin, after four bytes of length.
+_HEIC_BEGINNINGS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"))
+
 # Version of the decoding; token caches of other versions are rebuilt.
 _DECODING_VERSION = 1
 
 # One thread decodes CIFAR's 2 kB pictures in half the time of several; ImageNet's 100 kB ones gain from many.
 _ENCODED_BYTES_FOR_THREADS = 1 << 13
+
+# Rows that a pool of threads is given together.
+_ROWS_AT_ONCE = 1 << 12
 
 # Files whose content enters a folder's digest.
 _FILES_READ = 100
@@ -46,6 +56,8 @@ class ImageReader(ABC):
     upright: bool
     # Whether `label` works without reading the picture.
     knows_labels = False
+    # What can be done about pictures that cannot be read, for messages.
+    remedy = ""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -76,6 +88,7 @@ class FolderReader(ImageReader):
 
     upright = True
     knows_labels = True
+    remedy = " (skip_unreadable=True leaves out those that are not)"
 
     def __init__(self, files: list[Path], labels: list[int]) -> None:
         self._files, self._labels = files, labels
@@ -87,7 +100,9 @@ class FolderReader(ImageReader):
         try:
             return self._files[number].read_bytes(), self._labels[number]
         except OSError as error:
-            raise ValueError(f"`folder` must hold readable files. Received: {self._files[number]} ({error})") from error
+            raise ValueError(
+                f"`folder` must hold readable files{self.remedy}. Received: {self._files[number]} ({error})"
+            ) from error
 
     def name(self, number: int) -> str:
         return str(self._files[number])
@@ -194,7 +209,7 @@ class ImageFiles(LabeledExamples):
         number = int(self._numbers[row])
         encoded, label = self._reader.read(number)
         pillow = import_pillow()
-        with open_picture(encoded, self._reader.name(number)) as opened:
+        with open_picture(encoded, self._reader.name(number), self._reader.remedy) as opened:
             picture = turn_upright(opened) if self._reader.upright else opened
             width, height = picture.size
             window = None if crop is None else crop.window(width, height, seed, epoch, row)
@@ -224,11 +239,29 @@ class ImageFiles(LabeledExamples):
             )
         return LabeledImages(np.stack([image for image, _ in read]), np.array([label for _, label in read]))
 
+    def unreadable_rows(self) -> list[int]:
+        """Decodes all pictures once, and returns the rows of those that cannot be read."""
+
+        def is_damaged(row: int) -> bool:
+            try:
+                self.read(row)
+            except ValueError:
+                return True
+            return False
+
+        damaged: list[int] = []
+        with ThreadPoolExecutor(processors()) as pool:
+            # In parts: a pool keeps an object for each row that it was given.
+            for start in range(0, len(self), _ROWS_AT_ONCE):
+                rows = range(start, min(start + _ROWS_AT_ONCE, len(self)))
+                damaged += [row for row, found in zip(rows, pool.map(is_damaged, rows), strict=True) if found]
+        return damaged
+
     @cached_property
     def threads(self) -> int:
         """Threads to decode with: all processors, or one if the first picture is too small to gain from more."""
         encoded, _ = self._reader.read(int(self._numbers[0]))
-        return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else _processors()
+        return 1 if len(encoded) < _ENCODED_BYTES_FOR_THREADS else processors()
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns JSON values that change when the result of `load` does."""
@@ -298,22 +331,38 @@ def import_pillow() -> Any:
     return Image
 
 
+def heic_is_readable() -> bool:
+    """Whether pillow-heif is installed, which reads HEIC pictures."""
+    return util.find_spec("pillow_heif") is not None
+
+
 @contextmanager
-def open_picture(encoded: bytes, name: str) -> Iterator[Any]:
+def open_picture(encoded: bytes, name: str, remedy: str = "") -> Iterator[Any]:
     """Opens a picture and reads only its header; errors inside the block become a `ValueError` with its name."""
     pillow = import_pillow()
     from PIL import UnidentifiedImageError
 
+    formats: tuple[str, ...] = _FORMATS
+    if encoded[4:12] in _HEIC_BEGINNINGS:
+        if not heic_is_readable():
+            raise ValueError(
+                "Pictures must be readable, and HEIC ones need pillow-heif: pip install 'keras_igpt[heic]'. "
+                f"Received: {name}"
+            )
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        formats = ("HEIF",)
     try:
-        with pillow.open(io.BytesIO(encoded), formats=_FORMATS) as picture:
+        with pillow.open(io.BytesIO(encoded), formats=formats) as picture:
             yield picture
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"Pictures must be readable. Received: {name} (damaged, or none of {', '.join(_FORMATS)})"
+            f"Pictures must be readable{remedy}. Received: {name} (damaged, or none of {', '.join(_FORMATS)})"
         ) from error
     # Pillow raises SyntaxError for some broken PNG files, and DecompressionBombError for suspiciously large pictures.
     except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise ValueError(f"Pictures must be readable. Received: {name} ({error})") from error
+        raise ValueError(f"Pictures must be readable{remedy}. Received: {name} ({error})") from error
 
 
 def decode_square(picture: Any, size: int) -> UInt8Images:
@@ -328,7 +377,7 @@ def turn_upright(picture: Any) -> Any:
     return ImageOps.exif_transpose(picture) if picture.getexif().get(0x0112) in range(2, 9) else picture
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
+from pathlib import Path
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.data.batches import EvaluationBatches
+from keras_igpt.data.checked import batches_of
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, check_labeled
-from keras_igpt.data.image_files import ImageFiles, import_pillow, resize_images, to_eight_bits
+from keras_igpt.data.image_files import ImageFiles, import_pillow, open_picture, resize_images, to_eight_bits
 from keras_igpt.data.token_shards import TokenShards
 from keras_igpt.data.token_source import LabeledPictureExamples, PictureExamples
 from keras_igpt.data.unlabeled import UnlabeledImages, UnlabeledTokens
 from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids
 
-# `Any` stands for Pillow images and lists of pictures.
+# `Any` stands for Pillow images, paths, and lists of pictures.
 Pictures = PictureExamples | EvaluationBatches | npt.ArrayLike | Any
 LabeledPictures = LabeledPictureExamples | EvaluationBatches | tuple[Pictures, npt.ArrayLike]
 TokenArray = npt.NDArray[np.integer[Any]]
@@ -51,16 +55,18 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
 
     Args:
         model: the model.
-        given: uint8 images `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures; token ids
-            `(B, T)`; examples with or without labels, or `EvaluationBatches` of these; or a pair of images or token ids
-            and integer labels `(B,)`.
+        given: uint8 images `(B, H, W, C)` or `(H, W, C)`, a Pillow image, the path of a picture, or a list of single
+            pictures; token ids `(B, T)`; examples with or without labels, or `EvaluationBatches` of these; a pair of
+            images or token ids and integer labels `(B,)`; or a data set of Keras, TensorFlow, PyTorch or Grain whose
+            batches are any of these, which is read into memory.
         name: str. The caller's argument name, for errors.
 
     Returns:
         `LabeledTokens` or `UnlabeledTokens`; for files, `ImageFiles` or `UnlabeledImages`.
 
     Raises:
-        ValueError: if the inputs do not fit the model or the labels.
+        ValueError: if the inputs do not fit the model or the labels, or a file is no readable picture.
+        OSError: if a file cannot be read.
 
     Warns:
         UserWarning: if pictures are resized.
@@ -69,13 +75,13 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
     # Two pictures are no pair of inputs and labels.
     if isinstance(given, tuple) and len(given) == 2 and not _is_picture(given[1]):
         given, labels = given
-        if labels is not None and isinstance(given, (PictureExamples, EvaluationBatches)):
-            raise ValueError(
-                f"`{name}` must be a pair of images or token ids and labels, or examples alone. "
-                f"Received: {type(given).__name__} and labels"
-            )
-    if isinstance(given, EvaluationBatches):
-        given = given.examples
+    read = _collected(model, given, name)
+    if labels is not None and isinstance(read, PictureExamples):
+        raise ValueError(
+            f"`{name}` must be a pair of images or token ids and labels, or examples alone. "
+            f"Received: {type(given).__name__} and labels"
+        )
+    given = read
     if isinstance(given, LabeledImages):
         labels = given.labels
     fitted = _fitted(model, given, name)
@@ -95,7 +101,8 @@ def as_examples(model: PictureModel, given: Pictures | LabeledPictures, name: st
 def as_labeled_examples(model: PictureModel, given: LabeledPictures, name: str) -> LabeledPictureExamples:
     """Returns inputs that `as_examples` accepts as examples with labels; raises ValueError if they have none."""
     if not isinstance(given, tuple):
-        check_labeled(name, given.examples if isinstance(given, EvaluationBatches) else given)
+        given = _collected(model, given, name)
+        check_labeled(name, given)
     examples = as_examples(model, given, name)
     check_labeled(name, examples)
     assert isinstance(examples, LabeledPictureExamples)
@@ -118,10 +125,10 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str 
     """Returns pictures as one array of the given size; other sizes are resized with a warning.
 
     Args:
-        images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of single pictures of any sizes.
-            Other sizes are cropped to their centre squares and resized, as by `resize_images`.
+        images: uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, the path of a picture, or a list of single
+            pictures of any sizes. Other sizes are cropped to their centre squares and resized, as by `resize_images`.
         image_size: int. Target side.
-        num_channels: int. 3 for colour, 1 for grey. Pillow images are converted; arrays must have this many.
+        num_channels: int. 3 for colour, 1 for grey. Pillow images and files are converted; arrays must have this many.
         name: str. The caller's argument name, for errors.
 
     Returns:
@@ -134,26 +141,58 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str 
     Warns:
         UserWarning: if pictures are resized.
     """
-    if getattr(images, "ndim", 0) == 4:
-        batches = [check_images(_on_host(images), name)]
-    else:
-        several = list(images) if isinstance(images, (list, tuple)) else [images]
-        batches = [_one_picture(picture, num_channels, name)[None] for picture in several]
-    sizes = sorted({batch.shape[1:3] for batch in batches})
-    if {batch.shape[-1] for batch in batches} != {num_channels}:
-        raise ValueError(
-            f"`{name}` must be pictures of {num_channels} channel(s): a uint8 array (B, H, W, {num_channels}), or a "
-            f"list of arrays or Pillow images. Received: shapes {sorted({batch.shape for batch in batches})}"
-        )
+    whole = getattr(images, "ndim", 0) == 4
+    several = list(images) if isinstance(images, (list, tuple)) else [images]
+    found: set[tuple[int, ...]] = set()
+    resized = []
+    # One by one: large pictures in files are never all in memory.
+    for part in several:
+        batch = check_images(_on_host(part), name) if whole else _one_picture(part, num_channels, name)[None]
+        if batch.shape[-1] != num_channels:
+            raise ValueError(
+                f"`{name}` must be pictures of {num_channels} channel(s): a uint8 array (B, H, W, {num_channels}), or "
+                f"a list of arrays, Pillow images or paths. Received: shape {batch.shape}"
+            )
+        found.add(batch.shape[1:3])
+        resized.append(resize_images(batch, image_size))
+    sizes = sorted(found)
     if sizes != [(image_size, image_size)]:
-        found = ", ".join(f"{width}x{height}" for height, width in sizes[:3])
+        listed = ", ".join(f"{width}x{height}" for height, width in sizes[:3])
         warnings.warn(
-            f"Pictures of {found}{' and others' if len(sizes) > 3 else ''} pixels (width x height) were cropped to "
+            f"Pictures of {listed}{' and others' if len(sizes) > 3 else ''} pixels (width x height) were cropped to "
             f"their centre squares and resized to the model's {image_size}x{image_size}.",
             stacklevel=_levels_to_caller(),
         )
-    resized = [resize_images(batch, image_size) for batch in batches]
     return resized[0] if len(resized) == 1 else np.concatenate(resized)
+
+
+def _collected(model: PictureModel, given: Any, name: str) -> Any:
+    """Returns the examples of a data set, read into memory; anything else as it is."""
+    if isinstance(given, EvaluationBatches):
+        return given.examples
+    batches = batches_of(given, name)
+    if batches is None:
+        return given
+    inputs, labels = [], []
+    for batch in batches:
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        if weights is not None:
+            raise ValueError(
+                f"`{name}` must be batches of pictures or token ids, with labels or without. "
+                f"Received: {type(given).__name__} with sample weights"
+            )
+        inputs.append(_in_memory(_fitted(model, x, name)))
+        labels += [] if y is None else [np.atleast_1d(_on_host(y))]
+    if not inputs or len(labels) not in (0, len(inputs)):
+        received = "labels in some batches only" if inputs else f"{type(given).__name__} with none"
+        raise ValueError(f"`{name}` must have at least one batch, and labels in all or in none. Received: {received}")
+    joined = np.concatenate(inputs)
+    if not labels:
+        return UnlabeledImages(joined) if joined.ndim == 4 else UnlabeledTokens(joined, model.backbone.vocabulary_size)
+    classes = np.concatenate(labels)
+    if joined.ndim == 4:
+        return LabeledImages(joined, classes)
+    return LabeledTokens(joined, classes, model.backbone.vocabulary_size)
 
 
 def _in_memory(fitted: npt.NDArray[Any] | ImageFiles | TokenShards) -> npt.NDArray[Any]:
@@ -165,8 +204,7 @@ def _in_memory(fitted: npt.NDArray[Any] | ImageFiles | TokenShards) -> npt.NDArr
 def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | ImageFiles | TokenShards:
     """Returns pictures `(B, H, W, C)` of the model's size, token ids `(B, T)` or files; raises if they do not fit."""
     side, colors = model.backbone.image_size, model.backbone.vocabulary_size
-    if isinstance(given, EvaluationBatches):
-        given = given.examples
+    given = _collected(model, given, name)
     if isinstance(given, UnlabeledImages):
         given = given.images
     if isinstance(given, ImageFiles):
@@ -187,8 +225,8 @@ def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | Im
     if token_ids is None or len(token_ids.shape) != 2 or token_ids.shape[1] != side**2 or not len(token_ids):
         received = type(given).__name__ if token_ids is None else f"shape {token_ids.shape}"
         raise ValueError(
-            f"`{name}` must be pictures (a uint8 array (B, H, W, C) or (H, W, C), a Pillow image, or a list of single "
-            f"pictures), token ids (B, {side**2}), examples with or without labels, or EvaluationBatches. "
+            f"`{name}` must be pictures (a uint8 array (B, H, W, C) or (H, W, C), a Pillow image, a path, or a list of "
+            f"single pictures), token ids (B, {side**2}), examples with or without labels, or a data set of batches. "
             f"Received: {received}"
         )
     # Examples checked their tokens on construction.
@@ -196,7 +234,7 @@ def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | Im
 
 
 def are_pictures(given: Any) -> bool:
-    """Whether it is a Pillow image, an array of one or more pictures, or a list of single ones, of any size."""
+    """Whether it is a Pillow image, a path, an array of one or more pictures, or a list of single ones of any size."""
     return _is_picture(given) or (isinstance(given, (list, tuple)) and any(map(_is_picture, given)))
 
 
@@ -226,8 +264,8 @@ def _is_pillow(given: Any) -> bool:
 
 
 def _is_picture(given: Any) -> bool:
-    """Whether it is a Pillow image, or an array of one or more pictures."""
-    return _is_pillow(given) or getattr(given, "ndim", 0) in (3, 4)
+    """Whether it is a Pillow image, a path, or an array of one or more pictures."""
+    return _is_pillow(given) or isinstance(given, (str, os.PathLike)) or getattr(given, "ndim", 0) in (3, 4)
 
 
 def _on_host(values: Any) -> npt.NDArray[Any]:
@@ -236,21 +274,29 @@ def _on_host(values: Any) -> npt.NDArray[Any]:
 
 def _one_picture(picture: Any, num_channels: int, name: str) -> UInt8Images:
     """Returns a picture as an array `(H, W, C)`."""
+    if isinstance(picture, (str, os.PathLike)):
+        with open_picture(Path(picture).read_bytes(), os.fspath(picture)) as opened:
+            return _upright_pixels(opened, num_channels)
     if _is_pillow(picture):
-        pillow = import_pillow()
-        from PIL import ImageOps
-
         try:
-            # `exif_transpose` copies, so the caller's picture is unchanged.
-            pixels = np.asarray(to_eight_bits(pillow, ImageOps.exif_transpose(picture), num_channels))
+            return _upright_pixels(picture, num_channels)
         except ValueError as error:
             mode = picture.mode
             raise ValueError(f"`{name}` must be whole numbers. Received: a Pillow image of mode {mode!r}") from error
-        return check_images(pixels.reshape(*pixels.shape[:2], num_channels))
     array = check_images(_on_host(picture), name)
     if array.ndim != 3:
         raise ValueError(f"`{name}` must hold pictures (H, W, C). Received: one of shape {array.shape}")
     return array
+
+
+def _upright_pixels(picture: Any, num_channels: int) -> UInt8Images:
+    """Returns a Pillow image, which stays as it is, as an array `(H, W, C)`."""
+    pillow = import_pillow()
+    from PIL import ImageOps
+
+    # `exif_transpose` copies.
+    pixels = np.asarray(to_eight_bits(pillow, ImageOps.exif_transpose(picture), num_channels))
+    return check_images(pixels.reshape(*pixels.shape[:2], num_channels))
 
 
 def _levels_to_caller() -> int:

@@ -465,18 +465,18 @@ def _fingerprint(examples: Any) -> str:
 
 
 def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float]:
-    metrics = model.evaluate(batches, return_dict=True, verbose=0)
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in model.evaluate(batches, return_dict=True, verbose=0).items()}
 
 
 def _settings(model: keras.Model) -> str:
-    """Returns a model's settings as JSON, independent of the process and of the modules of this package's classes."""
+    """Returns a model's settings but for class names as JSON, independent of the process and this package's modules."""
 
     def as_in_ledgers(found: re.Match[str]) -> str:
         module, name = found.groups()
         return f'"module": "{LEDGER_MODULES.get(name, module)}", "registered_name": "keras_igpt>{name}"'
 
-    settings = json.dumps([model.get_config(), model.get_compile_config()], sort_keys=True, default=str)
+    config = {name: value for name, value in model.get_config().items() if name != "class_names"}
+    settings = json.dumps([config, model.get_compile_config()], sort_keys=True, default=str)
     settings = re.sub(r'"module": "([^"]*)", "registered_name": "keras_igpt>(\w+)"', as_in_ledgers, settings)
     # Keras appends a counter to names.
     return re.sub(r'_\d+(?=")', "", settings)

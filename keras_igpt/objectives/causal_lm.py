@@ -196,9 +196,10 @@ class ImageGPTCausalLM(PixelModel):
         Files are decoded batch by batch.
 
         Args:
-            inputs: pictures of any size as a uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of
-                single ones, cropped to their centre squares and resized to the model's size with a warning; token ids
-                `(B, T)`; examples with or without labels, files of the model's size; or `EvaluationBatches` of these.
+            inputs: pictures of any size as a uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, a path, or a
+                list of single ones, cropped to their centre squares and resized to the model's size with a warning;
+                token ids `(B, T)`; examples with or without labels, files of the model's size; or `EvaluationBatches`
+                of these.
             per_pixel: bool. Whether to keep the loss of each pixel too, four bytes each.
             batch_size: int. Pictures computed together.
 

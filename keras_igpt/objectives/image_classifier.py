@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import keras
@@ -14,6 +15,8 @@ from keras_igpt.backend.gradients import without_gradient
 from keras_igpt.backend.processes import replica_count
 from keras_igpt.backend.untracked import Untracked
 from keras_igpt.data.inputs import Pictures, as_examples
+from keras_igpt.data.token_source import PictureExamples
+from keras_igpt.inference.class_predictions import ClassPredictions
 from keras_igpt.inference.compiled import check_finite, computed_rows
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.masking import majority, vote_mask
@@ -48,6 +51,7 @@ class ImageGPTImageClassifier(TokenModel):
         frozen: bool. Whether the language model stays as it is and the class head alone is trained: a linear probe by
             gradient descent, the paper's for ImageNet, with `probing_recipe`. Needs `generative_weight=0`. A BERT
             model still draws new masks in each step.
+        class_names: sequence of str, one a class. They are saved with the model, and `predict_images` shows them.
         **kwargs: of `keras.Model`.
 
     Call arguments:
@@ -79,10 +83,13 @@ class ImageGPTImageClassifier(TokenModel):
         generative_weight: float = 1.0,
         layer: int | None = None,
         frozen: bool = False,
+        class_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         check_language_model(language_model)
         num_classes = check_integer("num_classes", num_classes, 2)
+        if class_names is not None:
+            class_names = _check_class_names(class_names, num_classes)
         generative_weight = check_number("generative_weight", generative_weight, 0)
         last = language_model.backbone.num_layers
         layer = last if layer is None else check_integer("layer", layer, 0, last)
@@ -116,6 +123,7 @@ class ImageGPTImageClassifier(TokenModel):
         self.generative_weight = generative_weight
         self.layer = layer
         self.frozen = frozen
+        self.class_names = class_names
 
         self.build()
 
@@ -128,6 +136,7 @@ class ImageGPTImageClassifier(TokenModel):
         generative_weight: float = 1.0,
         layer: int | None = None,
         frozen: bool = False,
+        class_names: Sequence[str] | None = None,
         **overrides: Any,
     ) -> ImageGPTImageClassifier:
         """Makes a classifier of a preset's language model; its class head is zero.
@@ -141,6 +150,7 @@ class ImageGPTImageClassifier(TokenModel):
             generative_weight: as in the constructor.
             layer: as in the constructor.
             frozen: as in the constructor.
+            class_names: as in the constructor.
             **overrides: of the language model's `from_preset`.
 
         Returns:
@@ -156,7 +166,7 @@ class ImageGPTImageClassifier(TokenModel):
         """
         masked = get_preset(name).objective == "bert"
         language_model = (ImageGPTMaskedLM if masked else ImageGPTCausalLM).from_preset(name, load_weights, **overrides)
-        return cls(language_model, num_classes, generative_weight, layer, frozen)
+        return cls(language_model, num_classes, generative_weight, layer, frozen, class_names)
 
     @property
     def backbone(self) -> ImageGPTBackbone:  # type: ignore[override]
@@ -243,22 +253,64 @@ class ImageGPTImageClassifier(TokenModel):
             )
         num_masks = check_integer("num_masks", num_masks)
         seed = check_seed(seed)
-        examples = as_examples(self, inputs)
-        votes = []
+        logits = self._logits_of_masks(as_examples(self, inputs), num_masks, seed, batch_size, "vote")
+        return majority(np.stack([each.argmax(axis=-1) for each in logits], axis=-1), seed)
+
+    def predict_images(
+        self, pictures: Pictures, num_masks: int = 5, seed: int = 0, batch_size: int = 128
+    ) -> ClassPredictions:
+        """Predicts the classes of pictures, with names and probabilities.
+
+        The probabilities are the softmax of the class logits; for a BERT model, their mean over the masks of `vote`,
+        so that a picture on which the votes are close may get another class than there.
+
+        Args:
+            pictures: pictures, paths of them or token ids, of all the kinds that `score` takes.
+            num_masks: int. Independent masks of each picture, for a BERT model; others see the whole picture.
+            seed: int. Of the masks.
+            batch_size: int. Pictures computed together.
+
+        Returns:
+            `ClassPredictions`; classes are named by their numbers where the model has no `class_names`.
+
+        Raises:
+            ValueError: if an argument is out of its range, pictures do not fit, or the weights have diverged.
+
+        Example:
+        ```python
+        predictions = classifier.predict_images(["cat.jpg", "dog.png"])
+        print(predictions, predictions.names, predictions.probabilities)
+        ```
+        """
+        num_masks = check_integer("num_masks", num_masks)
+        masks = num_masks if isinstance(self.language_model, ImageGPTMaskedLM) else 1
+        examples = as_examples(self, pictures, "pictures")
+        total = np.zeros((len(examples), self.num_classes))
+        for logits in self._logits_of_masks(examples, masks, check_seed(seed), batch_size, "predict_images"):
+            chances = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
+            total += chances / chances.sum(axis=-1, keepdims=True)
+        names = self.class_names or tuple(map(str, range(self.num_classes)))
+        return ClassPredictions((total / masks).astype(np.float32), names)
+
+    def _logits_of_masks(
+        self, examples: PictureExamples, num_masks: int, seed: int, batch_size: int, purpose: str
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Computes class logits `(B, C)` under each of several masks; an autoregressive model has none."""
         for mask in range(num_masks):
-            shape = (len(examples), self.backbone.num_tokens)
-            position_mask = vote_mask(shape, self.language_model.mask_rate, seed, mask)
+            arrays = {}
+            if isinstance(self.language_model, ImageGPTMaskedLM):
+                shape = (len(examples), self.backbone.num_tokens)
+                arrays["position_mask"] = vote_mask(shape, self.language_model.mask_rate, seed, mask)
             segments = computed_rows(
                 self,
-                {"position_mask": position_mask},
+                arrays,
                 batch_size,
                 row_bytes=4 * self.num_classes,
                 examples=examples,
                 palette=self.palette,
-                purpose="vote",
+                purpose=purpose,
             )
-            votes.append(np.concatenate([logits.argmax(axis=-1) for _, logits in segments]))
-        return majority(np.stack(votes, axis=-1), seed)
+            yield np.concatenate([logits for _, logits in segments])
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         token_ids = token_ids_of(inputs)
@@ -386,6 +438,7 @@ class ImageGPTImageClassifier(TokenModel):
             "generative_weight": self.generative_weight,
             "layer": self.layer,
             "frozen": self.frozen,
+            "class_names": None if self.class_names is None else list(self.class_names),
         }
 
     @classmethod
@@ -395,6 +448,16 @@ class ImageGPTImageClassifier(TokenModel):
             config["language_model"], custom_objects=custom_objects
         )
         return super().from_config(config, custom_objects=custom_objects)
+
+
+def _check_class_names(class_names: Any, num_classes: int) -> tuple[str, ...]:
+    names = tuple(class_names) if isinstance(class_names, (list, tuple)) else ()
+    named = len(names) == num_classes and all(isinstance(name, str) for name in names)
+    if not named or len(set(names)) < num_classes:
+        raise ValueError(
+            f"`class_names` must be {num_classes} different strings, one a class. Received: class_names={class_names!r}"
+        )
+    return names
 
 
 def _name_of(loss: Any) -> str:

@@ -191,9 +191,10 @@ class ImageGPTMaskedLM(PixelModel):
         it. The masks of a whole set are in memory one at a time, a byte a pixel.
 
         Args:
-            inputs: pictures of any size as a uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, or a list of
-                single ones, cropped to their centre squares and resized to the model's size with a warning; token ids
-                `(B, T)`; examples with or without labels, files of the model's size; or `EvaluationBatches` of these.
+            inputs: pictures of any size as a uint8 array `(B, H, W, C)` or `(H, W, C)`, a Pillow image, a path, or a
+                list of single ones, cropped to their centre squares and resized to the model's size with a warning;
+                token ids `(B, T)`; examples with or without labels, files of the model's size; or `EvaluationBatches`
+                of these.
             num_masks: int. Independent masks of each picture.
             seed: int. Of the masks.
             per_pixel: bool. Whether to keep the loss of each pixel too, in the mean over the masks that hid it; NaN

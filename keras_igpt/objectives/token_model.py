@@ -16,8 +16,9 @@ from keras_igpt.backend.optimizers import innermost, with_public_optimizers
 from keras_igpt.backend.processes import batch_divisor, check_one_process, check_rows
 from keras_igpt.backend.whole_steps import WholeStepModel, build_for, called_by_fit, compile_options
 from keras_igpt.data.batches import EndlessBatches, EvaluationBatches
-from keras_igpt.data.checked import CheckedData
+from keras_igpt.data.checked import CheckedData, is_a
 from keras_igpt.data.examples import check_labeled
+from keras_igpt.data.grain_batches import GrainBatches
 from keras_igpt.data.inputs import are_pictures, array_of, as_examples, as_token_ids
 from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.model.backbone import ImageGPTBackbone
@@ -37,8 +38,9 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     An id out of range would be NaN on JAX, and another colour or a crash elsewhere. `fit`, `evaluate` and `predict`
     check arrays whole, and each batch of a `PyDataset`, `tf.data.Dataset`, generator, PyTorch `DataLoader` or Grain
-    data set before the model sees it; errors are the same `ValueError` on every backend. After any exception, an
-    interrupt included, the model has the weights of the last whole step.
+    data set before the model sees it; errors are the same `ValueError` on every backend. Pictures, in arrays and in
+    such batches, become tokens by the model's palette. After any exception, an interrupt included, the model has the
+    weights of the last whole step.
     """
 
     backbone: ImageGPTBackbone
@@ -59,6 +61,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
         `validation_data` may be all that `evaluate` takes.
         """
         options = self._options(keras.Model.fit, args, kwargs)
+        if is_a(x, "grain", "MapDataset"):
+            x = GrainBatches(x, options.get("steps_per_epoch"))
         if isinstance(x, keras.utils.PyDataset):
             # Keras would draw another order of the batches from Python's global generator.
             options.setdefault("shuffle", False)
@@ -90,6 +94,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     def _fit(self, x: Any, y: Any = None, seeks_epoch: bool = False, **options: Any) -> Any:
         """Runs `keras.Model.fit` on checked data, which begin with the first epoch if asked to and if they can."""
+        x = as_token_ids(self, x, "x") if are_pictures(x) else x
         data, y = self._prepared(x, y, options)
         checked = [data]
         if data.first is not None:
@@ -218,12 +223,11 @@ class TokenModel(QuantizableModel, WholeStepModel):
             if x.known_labels is not None:
                 self.check_labels(x.known_labels, name)
         # TensorFlow keeps what it has read from for good, and would keep the model with it.
-        check = weakref.WeakMethod(self.check_batch)
+        take = weakref.WeakMethod(self._taken_batch)
 
-        def look_at(batch: Any) -> None:
-            method = check()
-            if method is not None:
-                method(batch, name, labelled)
+        def look_at(batch: Any) -> Any:
+            method = take()
+            return batch if method is None else method(batch, name, labelled)
 
         data = CheckedData(x, look_at)
         if data.first is None:
@@ -234,6 +238,15 @@ class TokenModel(QuantizableModel, WholeStepModel):
             # Keras would drop the weights where there are no targets.
             y = token_ids_of(x) if y is None and sample_weight is not None else y
         return data, y, sample_weight
+
+    def _taken_batch(self, batch: Any, name: str, labelled: bool) -> Any:
+        """Returns a batch of a data set, checked, with tokens in place of pictures."""
+        x = keras.utils.unpack_x_y_sample_weight(batch)[0]
+        if are_pictures(x):
+            token_ids = as_token_ids(self, x, name)
+            batch = (token_ids, *batch[1:]) if isinstance(batch, tuple) else token_ids
+        self.check_batch(batch, name, labelled)
+        return batch
 
     def check_batch(self, batch: Any, name: str = "x", labelled: bool = True) -> None:
         """Checks inputs and, if `labelled`, targets and weights that are in memory; they come in a tuple."""

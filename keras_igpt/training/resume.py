@@ -41,7 +41,7 @@ _NAMED = 3
 
 
 class RepeatableBatches(Protocol):
-    """What a resumed run needs of its batches; `TrainingBatches` and `MixedBatches` have it."""
+    """What a resumed run needs of its batches; `TrainingBatches`, `MixedBatches` and `GrainBatches` have it."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -62,9 +62,10 @@ class RepeatableBatches(Protocol):
 class ExactResume(keras.callbacks.Callback):
     """Saves the whole state of a training every so many steps, and lets `fit` resume from the newest whole checkpoint.
 
-    Give it to `fit` with `TrainingBatches` or `MixedBatches`, and run the same script again after a crash: weights,
-    optimizer, metrics, step and position in the data are those of the last checkpoint. On a CPU the run ends in the
-    same weights, bit for bit, as one that was never stopped. Checkpoints are copied to the host between two steps and
+    Give it to `fit` with `TrainingBatches`, `MixedBatches` or a Grain `MapDataset` of batches, and run the same script
+    again after a crash: weights, optimizer, metrics, step and position in the data are those of the last checkpoint. On
+    a CPU the run ends in the same weights, bit for bit, as one that was never stopped. Other data sets have no position
+    to go back to. Checkpoints are copied to the host between two steps and
     written by a thread while training goes on; a file takes its name when it is whole. A damaged checkpoint is passed
     over for the one before it. Failed writes do not stop the training, and neither do weights that are not finite,
     which are not written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect
@@ -83,7 +84,7 @@ class ExactResume(keras.callbacks.Callback):
         keep: int. Newest checkpoints that stay.
 
     Raises:
-        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are neither, or a checkpoint
+        ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are of another kind, or a checkpoint
             is of another model, optimizer or data; or with `steps_per_execution`.
         OSError: from `fit`, if a checkpoint cannot be read, which may be whole nevertheless.
 
@@ -121,8 +122,8 @@ class ExactResume(keras.callbacks.Callback):
         """
         if not hasattr(batches, "starting_at") or not options.get("steps_per_epoch"):
             raise ValueError(
-                "`x` must be TrainingBatches or MixedBatches where `callbacks` has ExactResume, which must know each "
-                f"step's batch. Received: {type(batches).__name__}"
+                "`x` must be TrainingBatches, MixedBatches or a Grain MapDataset of batches where `callbacks` has "
+                f"ExactResume, which must know each step's batch. Received: {type(batches).__name__}"
             )
         if model.steps_per_execution != 1:
             raise ValueError(

@@ -8,9 +8,11 @@ from typing import Any
 
 import keras
 
-# Where a class lies, how a step is computed, and the colours, which the tokens have in them already.
+# Where a class lies, how a step is computed, what classes are called, and the colours, which the tokens have in them
+# already.
 _LEFT_OUT = {
     "build_config",
+    "class_names",
     "compile_config",
     "int8_layers",
     "kernel",

@@ -84,8 +84,15 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     assert (tmp_path / "finetune" / "results.json").read_text() == results
 
     picture = f"{folders.flat}/dark-0.png"
+    classifier = ["--model", str(tmp_path / "finetune" / "classifier.keras")]
+    main(["classify", picture, *classifier, "--output", str(tmp_path / "classify")])
+    classes = json.loads((tmp_path / "classify" / "classes.json").read_text())[picture]
+    assert set(classes) == {"bright", "dark"}
+    assert f"{picture}: {max(classes, key=classes.get)} " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="keras-igpt classify: --model must be a classifier"):
+        main(["classify", picture, *model])
     with pytest.raises(SystemExit, match="keras-igpt score: --model must be a language model"):
-        main(["score", picture, "--model", str(tmp_path / "finetune" / "classifier.keras")])
+        main(["score", picture, *classifier])
     main(["complete", picture, *model, "--num-samples", "2", "--output", str(tmp_path / "complete")])
     main(["score", picture, *model, "--output", str(tmp_path / "score")])
     assert list(json.loads((tmp_path / "score" / "scores.json").read_text())) == [picture]
@@ -105,6 +112,41 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     for title in ("### Pre-training", "### Linear probes", "### Fine-tuning"):
         assert card.count(f"{title}\n") == (1 if "probes" in title else 2)  # settings and results
     assert folders.classes not in card
+
+
+def test_a_fine_tuning_that_has_crashed_goes_on(pretrained, folders, tmp_path, monkeypatch):
+    def finetune(folder):
+        keras.utils.clear_session()
+        model = ["--model", str(pretrained / "igpt.keras"), "--batch-size", "8", "--epochs", "3"]
+        main(["finetune", "--images", folders.classes, *model, "--output", str(tmp_path / folder)])
+        return keras.saving.load_model(tmp_path / folder / "classifier.keras").get_weights()
+
+    def crash(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TimeLeft, "on_epoch_begin", crash)
+        with pytest.raises(KeyboardInterrupt):
+            finetune("crashed")
+    assert len(read_log(tmp_path / "crashed" / "log.csv")) == 1
+    for weight, expected in zip(finetune("crashed"), finetune("alone"), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    results = [(tmp_path / folder / "results.json").read_text() for folder in ("crashed", "alone")]
+    assert results[0] == results[1]
+
+
+def test_damaged_files_are_left_out_where_asked_for(folders, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    for number in range(10):
+        Image.open(f"{folders.flat}/dark-{number}.png").save(tmp_path / "pictures" / f"{number}.png")
+    (tmp_path / "pictures" / "damaged.png").write_bytes(b"no picture")
+    palette = ["palette", "--images", str(tmp_path / "pictures"), "--image-size", "4", "--colors", "4"]
+    palette += ["--output", str(tmp_path / "palette")]
+    with pytest.raises(SystemExit, match="skip_unreadable=True leaves out"):
+        main(palette)
+    main([*palette, "--skip-unreadable"])
+    assert "Warning: 1 of 11 files were left out" in capsys.readouterr().err
 
 
 def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path, capsys):

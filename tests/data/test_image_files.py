@@ -167,6 +167,56 @@ def test_bad_files_are_named(tmp_path):
             open_files(tmp_path / name).read(0)
 
 
+def test_damaged_files_are_left_out_where_asked_for(tmp_path):
+    folder = tmp_path / "pictures"
+    write_pictures(folder, ["cats", "dogs"])
+    kept = igpt.load_image_folder(folder, 4)
+    for name in ("0.png", "9.jpg", "8.png", "7.png"):
+        (folder / "dogs" / f"damaged-{name}").write_bytes(b"\x89PNG no more")
+    opened = igpt.load_image_folder(folder, 4)
+    with pytest.raises(ValueError, match=r"skip_unreadable=True leaves out .*Received: .*damaged-"):
+        load_splits(opened)
+    with pytest.warns(UserWarning, match=r"4 of 14 files were left out.*0\.png, .*7\.png, .*8\.png, 1 more") as caught:
+        left = igpt.load_image_folder(folder, 4, skip_unreadable=True)
+    assert [warning.filename for warning in caught] == [__file__]
+    # The split is that of the folder without them.
+    for name in ("train", "validation", "test"):
+        np.testing.assert_array_equal(left[name].load().images, kept[name].load().images)
+    # In a folder of test pictures, and without classes.
+    with pytest.warns(UserWarning, match="4 of 9 files were left out"):
+        unlabeled = igpt.load_unlabeled_folder(folder / "dogs", 4, skip_unreadable=True)
+    assert len(unlabeled.images.load()) == 5
+    write_pictures(tmp_path / "new", ["cats", "dogs"])
+    with pytest.warns(UserWarning, match="4 of 24 files were left out"):
+        tested = igpt.load_image_folder(tmp_path / "new", 4, test_folder=folder, skip_unreadable=True)
+    assert len(load_splits(tested).test) == 10
+
+
+def write_heic(path, pixels):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(path, quality=95)
+
+
+def test_heic_pictures_are_read(tmp_path):
+    write_heic(tmp_path / "a.heic", gradient(64, 64))
+    image, _ = open_files(tmp_path / "a.heic", size=64).read(0)
+    assert abs(image.astype(int) - gradient(64, 64)).mean() < 4
+    whole = (tmp_path / "a.heic").read_bytes()
+    (tmp_path / "cut.heic").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"readable.*Received: .*cut\.heic"):
+        open_files(tmp_path / "cut.heic").read(0)
+    (tmp_path / "cut.heic").unlink()
+    (tmp_path / "b.HEIF").write_bytes(whole)
+    assert len(igpt.load_unlabeled_folder(tmp_path, 4)) == 2
+
+
+def test_heic_pictures_without_what_reads_them(tmp_path, monkeypatch):
+    write_heic(tmp_path / "a.heic", gradient(64, 64))
+    monkeypatch.setattr("keras_igpt.data.image_files.heic_is_readable", lambda: False)
+    with pytest.raises(ValueError, match=r"pip install 'keras_igpt\[heic\]'\. Received: .*a\.heic$"):
+        open_files(tmp_path / "a.heic").read(0)
+
+
 def test_no_program_is_started_for_a_picture_of_another_kind(tmp_path, monkeypatch):
     from PIL import EpsImagePlugin
 
@@ -333,12 +383,15 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         igpt.load_image_folder(tmp_path, 4)
 
 
-def test_files_that_are_left_out_are_counted_by_their_endings(tmp_path):
+def test_files_that_are_left_out_are_counted_by_their_endings(tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_igpt.data.datasets.heic_is_readable", lambda: False)
     write_pictures(tmp_path, ["cats", "dogs"])
     for name in ("a.HEIC", "b.heic", "notes.txt", "README", ".hidden.heic"):
         (tmp_path / "cats" / name).touch()
     (tmp_path / "dogs" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.warns(UserWarning, match=r"5 file.*Left out: 2 \.heic, 1 \.txt, 1 broken link, 1 without") as caught:
+    with pytest.warns(
+        UserWarning, match=r"5 file.*Left out: 2 \.heic, 1 \.txt, 1 broken link, 1 without.*igpt\[heic\]"
+    ) as caught:
         data = igpt.load_image_folder(tmp_path, 4)
     assert caught[0].filename == __file__
     assert sum(len(part) for part in (data.train, data.validation, data.test)) == 10

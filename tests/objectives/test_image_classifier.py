@@ -289,3 +289,42 @@ def test_a_palette_of_one_colour_trains():
     classifier.compile(**igpt.finetuning_recipe(0.001))
     history = classifier.fit(np.zeros((8, 16), "int32"), LABELS, batch_size=8, verbose=0).history
     assert history["generative_loss"] == [0.0]
+
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
+def test_names_and_probabilities_of_pictures(make, palette, tmp_path):
+    classifier = randomize(igpt.ImageGPTImageClassifier(make(palette, num_layers=1), 4, class_names=list(NAMES)))
+    token_ids = random_tokens(8)
+    predictions = classifier.predict_images(palette.decode(token_ids), num_masks=2, batch_size=8)
+    assert predictions.class_names == NAMES
+    assert predictions.names == tuple(NAMES[label] for label in predictions.labels)
+    np.testing.assert_allclose(predictions.probabilities.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(predictions.confidences, predictions.probabilities.max(axis=-1))
+    assert str(predictions).splitlines()[0].startswith(f"{predictions.names[0]} {predictions.confidences[0]:.1%}, ")
+    chances = keras.ops.softmax(classifier.predict(token_ids, batch_size=8, verbose=0))
+    if make is make_causal_lm:
+        np.testing.assert_allclose(predictions.probabilities, to_numpy(chances), rtol=1e-4)
+    else:
+        # The mean over masks: with one alone it is the vote's class, and masks differ.
+        (one, other) = (classifier.predict_images(token_ids, 1, seed, batch_size=8) for seed in (0, 1))
+        np.testing.assert_array_equal(one.labels, classifier.vote(token_ids, 1, batch_size=8))
+        assert not np.array_equal(one.probabilities, other.probabilities)
+    classifier.save(tmp_path / "classifier.keras")
+    opened = keras.saving.load_model(tmp_path / "classifier.keras")
+    assert opened.class_names == NAMES
+
+
+def test_classes_without_names_have_numbers():
+    classifier = igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1), 4)
+    assert classifier.class_names is None
+    predictions = classifier.predict_images(random_tokens(30), batch_size=30)
+    assert str(predictions).splitlines() == ["0 25.0%, 1 25.0%, 2 25.0%"] * 20 + ["… and 10 more"]
+
+
+@pytest.mark.parametrize("names", ["abcd", NAMES[:3], ("ant", "ant", "cat", "dog"), (0, 1, 2, 3), 4])
+def test_class_names_that_do_not_fit(names):
+    with pytest.raises(ValueError, match=r"`class_names` must be 4 different strings.*Received: class_names="):
+        igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1), 4, class_names=names)

@@ -370,8 +370,8 @@ def test_validation_data_are_checked_before_the_first_epoch(lm):
             lm.fit(token_ids, validation_data=held_out, verbose=0)
     with pytest.raises(ValueError, match=r"`validation_data` must be \(x, y\).*tuple of 4"):
         lm.fit(token_ids, validation_data=(token_ids, None, None, None), verbose=0)
-    with pytest.raises(ValueError, match=r"`validation_data` must be token ids or a data set of them.*Received: str"):
-        lm.fit(token_ids, validation_data="held out", verbose=0)
+    with pytest.raises(ValueError, match=r"`validation_data` must be token ids or a data set of them.*Received: int"):
+        lm.fit(token_ids, validation_data=3, verbose=0)
     examples = LabeledTokens(token_ids, np.zeros(4, int), 16)
     for held_out in (examples, Dataset([(token_ids, np.zeros(4))])):
         with pytest.raises(ValueError, match=r"`validation_data` must be a data set alone.*with labels"):

@@ -112,6 +112,56 @@ def test_a_resumed_run_ends_as_one_never_stopped(kind, options, tmp_path):
     assert {name: values[-1] for name, values in history.items()} == {name: v[-1] for name, v in expected.items()}
 
 
+def grain_batches(seed=0, endless=False):
+    grain = pytest.importorskip("grain")
+    # The last batch of a pass is shorter.
+    dataset = grain.MapDataset.source(random_tokens(4 * STEPS - 1)).shuffle(seed=seed)
+    return (dataset.repeat() if endless else dataset).batch(4).map(lambda token_ids: (token_ids,))
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_run_on_a_grain_data_set_goes_on(endless, tmp_path):
+    """In the middle of an epoch; and checkpoints change nothing of it: steps are the data set's items in order."""
+    options = {"steps_per_epoch": STEPS} if endless else {}
+    alone = make_model("ar")
+    train(alone, batches=grain_batches(endless=endless), **options)
+    assert int(np.asarray(alone.optimizer.iterations)) == 3 * STEPS
+    stopped = make_model("ar")
+    with pytest.raises(CrashError):
+        train(stopped, [igpt.ExactResume(tmp_path, every=2), Crash(1, 4)], grain_batches(endless=endless), **options)
+    resumed = make_model("ar")
+    train(resumed, [igpt.ExactResume(tmp_path, every=2)], grain_batches(endless=endless), **options)
+    assert_same_weights(resumed, alone)
+    with pytest.raises(ValueError, match="`folder` must hold checkpoints of this data: "):
+        train(make_model("ar"), [igpt.ExactResume(tmp_path, every=2)], grain_batches(1, endless), **options)
+    if endless:
+        with pytest.raises(ValueError, match="`steps_per_epoch` must be given for a MapDataset without an end"):
+            train(make_model("ar"), [igpt.ExactResume(tmp_path, every=2)], grain_batches(endless=True))
+
+
+def positionless():
+    yield (batch for batch in [(random_tokens(4),)])
+    if "tensorflow" in sys.modules:
+        yield sys.modules["tensorflow"].data.Dataset.from_tensors((random_tokens(4),))
+    if "torch" in sys.modules:
+        yield sys.modules["torch"].utils.data.DataLoader(random_tokens(4))
+    grain = pytest.importorskip("grain")
+    yield grain_batches().to_iter_dataset()
+    yield grain.DataLoader(data_source=[(random_tokens(4),)], sampler=grain.samplers.SequentialSampler(1))
+
+
+def test_data_without_a_position_is_refused(tmp_path):
+    model = make_model("ar")
+    for data in positionless():
+        with pytest.raises(
+            ValueError, match=rf"Grain MapDataset.*each step's batch\. Received: {type(data).__name__}$"
+        ):
+            train(model, [igpt.ExactResume(tmp_path, every=2)], data, steps_per_epoch=1)
+    filtered = grain_batches().filter(lambda batch: False)
+    with pytest.raises(ValueError, match="without `filter`"):
+        train(model, [igpt.ExactResume(tmp_path, every=2)], filtered)
+
+
 def test_the_metrics_of_a_resumed_epoch_are_those_of_all_its_steps(tmp_path):
     expected = train(make_model("ar"), validation_data=HELD_OUT)
     model = make_model("ar")
@@ -428,7 +478,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     without(tmp_path / "step-00000015.npz", "settings", "settings_reached")
     with pytest.raises(ValueError, match=r"`folder` must hold checkpoints of this model and optimizer: "):
         train(make_model("bert"), [igpt.ExactResume(tmp_path, every=100)])
-    with pytest.raises(ValueError, match=r"`x` must be TrainingBatches or MixedBatches where.*Received: ndarray"):
+    with pytest.raises(ValueError, match=r"`x` must be TrainingBatches, MixedBatches or.*Received: ndarray"):
         make_model("ar").fit(random_tokens(4), callbacks=[igpt.ExactResume(tmp_path, every=100)])
     with pytest.raises(ValueError, match=r"`callbacks` must be a list with one ExactResume"):
         train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1), igpt.ExactResume(tmp_path, every=2)])
