@@ -36,17 +36,6 @@ def load(path):
     return module
 
 
-def assert_told_the_story(output, results):
-    assert json.loads((output / "results.json").read_text()) == results
-    pictures = {"palette", "quantization", "loss_curves", "depth_curves", "completions", "samples"}
-    assert pictures <= {path.stem for path in output.glob("*.png")}
-    assert results["largest difference of logits after reloading"] == 0.0
-    for name in ("raw pixels, logistic regression", "fine-tuned, L_CLF alone"):
-        assert 0 <= results[name] <= 1
-    model = keras.saving.load_model(output / "igpt.keras")
-    assert model.palette.num_colors == model.backbone.vocabulary_size
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_use_what_is_public(path):
     """`keras_igpt` and its plotting, by exported names."""
@@ -59,60 +48,6 @@ def test_examples_use_what_is_public(path):
             assert {alias.name for alias in node.names} <= {*igpt.__all__, "plotting"}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "igpt":
             assert node.attr in igpt.__all__
-
-
-@pytest.fixture
-def quickstart(monkeypatch):
-    for package in ("skimage", "sklearn", "matplotlib", "PIL"):
-        pytest.importorskip(package)
-    module = load(ROOT / "examples" / "quickstart.py")
-    small = {"image_size": 4, "num_colors": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 16}
-    small |= {"pretraining_steps": 4, "finetuning_steps": 2, "probe_examples": 42, "batch_size": 8}
-    monkeypatch.setattr(module, "SIZES", {name: module.Size(**small) for name in module.SIZES})
-    monkeypatch.setattr(module, "PATCHES", {"train": 6, "validation": 2, "test": 2})
-    return module
-
-
-def test_quickstart_on_photographs(quickstart, tmp_path, capsys):
-    results = quickstart.main(["--output", str(tmp_path)])
-    assert_told_the_story(tmp_path, results)
-    assert (tmp_path / "strip.png").is_file()
-    assert "fine-tuned, joint loss L_GEN + L_CLF" in capsys.readouterr().out
-
-
-def test_quickstart_on_a_folder(quickstart, tmp_path):
-    from PIL import Image
-
-    random = np.random.default_rng(0)
-    for name in ("dark", "bright"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for index in range(12):
-            pixels = random.integers(0, 256, (6, 6, 3)).astype("uint8")
-            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.png")
-    output = tmp_path / "out"
-    assert_told_the_story(output, quickstart.main(["--images", str(tmp_path / "in"), "--output", str(output)]))
-
-
-def test_patches_of_a_photograph_share_no_pixel_across_splits(quickstart, monkeypatch):
-    # A picture whose pixels tell their column: (x // 256, x % 256, 0).
-    x = np.arange(120)
-    columns = np.stack([x // 256, x % 256, 0 * x], axis=-1).astype("uint8")
-    monkeypatch.setattr(quickstart, "photograph", lambda name: np.tile(columns, (quickstart.PHOTOGRAPH_HEIGHT, 1, 1)))
-    data = quickstart.photograph_patches(8, seed=0)
-    ranges = [
-        (int(part.images[..., 1].min()), int(part.images[..., 1].max()))
-        for part in (data.train, data.validation, data.test)
-    ]
-    assert ranges[0][1] < 75 <= ranges[1][0] <= ranges[1][1] < 90 <= ranges[2][0]
-
-
-def test_a_strip_keeps_what_was_seen(quickstart, palette):
-    backbone = igpt.ImageGPTBackbone(vocabulary_size=16, image_size=4, num_layers=1, num_heads=1, hidden_dim=8)
-    strip = palette.decode(np.random.default_rng(0).integers(0, 16, 44), (4, 11))
-    drawn = quickstart.complete_strip(igpt.ImageGPTCausalLM(backbone, palette), strip, keep_rows=2, seed=0)
-    assert drawn.shape == (4, 10, 3)
-    np.testing.assert_array_equal(drawn[:2], strip[:2, :10])
-    assert (drawn[2:] != strip[2:, :10]).any()
 
 
 @pytest.fixture(scope="module")

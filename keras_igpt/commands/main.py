@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "quickstart": "the whole story in a few minutes, without a download",
     "pretrain": "train a model on the pixels of unlabelled pictures",
     "probe": "linear probes: what the features of each depth know about the classes",
     "finetune": "train a classifier from a pre-trained model",
