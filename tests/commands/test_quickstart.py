@@ -43,7 +43,10 @@ def test_on_photographs(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("_tiny")
-def test_on_a_folder(tmp_path):
+def test_on_a_folder(tmp_path, monkeypatch):
+    # They are the same whatever the pictures are.
+    for stage in ("_probe", "_finetune"):
+        monkeypatch.setattr(quickstart, stage, lambda *_: None)
     random = np.random.default_rng(0)
     for name in ("dark", "bright"):
         (tmp_path / "in" / name).mkdir(parents=True)
@@ -52,7 +55,9 @@ def test_on_a_folder(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.png")
     output = tmp_path / "out"
     main(["quickstart", "--images", str(tmp_path / "in"), "--steps", "2", "--output", str(output)])
-    assert_told_the_story(output)
+    results = json.loads((output / "results.json").read_text())
+    assert results["largest difference of logits after reloading"] == 0.0
+    assert (output / "completions.png").is_file()
     assert not (output / "strip.png").exists()
 
 
