@@ -3,9 +3,9 @@
 Run: python examples/own_pictures.py     # reads pictures/CLASS/PICTURE.jpg, writes own_pictures_output/
 
 Needs: pip install "keras_igpt[jax,data,plot]"
-Measured: on 500 pictures of each class of CIFAR-10, probe 32.4%, raw pixels 37.4%, fine-tuned 36.4%, one seed; 285 s of
-processor time on JAX, x86-64. 620 steps teach too little to beat the pixels: 2,800 steps on 45,000 pictures, with the
-sizes of examples/pretrain.py, bring the probe to 45.1% against 41.5% (RESULTS.md).
+Measured: on 500 pictures of each class of CIFAR-10, probe 32.4%, raw pixels 37.4%, fine-tuned 36.4% (± 2 points for
+500 test pictures; one seed) in 285 s of processor time on JAX, x86-64. So few steps do not beat the pixels: 2,800 steps
+on 45,000 pictures (examples/pretrain.py) bring the probe to 45.1% against 41.5%.
 """
 
 import os
