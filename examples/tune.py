@@ -5,7 +5,7 @@ For each weight of L_GEN the learning rate falls until the validation accuracy d
 Run: TFDS_DATA_DIR=FOLDER python examples/tune.py     # FOLDER/cifar10, as TensorFlow Datasets prepares it
 
 Needs: pip install "keras_igpt[jax,data,tune]"
-Measured: at the tiny sizes of the tests only.
+Measured: at the tiny sizes of the tests only; RESULTS.md has searches of this kind for one weight at a time.
 """
 
 import os
