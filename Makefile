@@ -6,7 +6,7 @@ BACKENDS := jax tensorflow torch
 .PHONY: quickstart test lint docs package benchmark clean $(addprefix test-,$(BACKENDS))
 
 quickstart: .venv/.quickstart  ## the whole story in a few minutes; pictures in quickstart_output/
-	KERAS_BACKEND=jax $(BIN)/python examples/quickstart.py
+	KERAS_BACKEND=jax $(BIN)/keras-igpt quickstart
 
 test: lint $(addprefix test-,$(BACKENDS))  ## lint, types, and the whole suite on each backend
 

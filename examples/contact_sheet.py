@@ -1,42 +1,37 @@
 """What training sees: pictures as they are evaluated, and as random crops in one epoch after another.
 
-Command:
-    python examples/contact_sheet.py --images FOLDER                            # FOLDER/<class>/<picture>
-    python examples/contact_sheet.py --dataset imagenet2012 --data-dir FOLDER   # prepared by TensorFlow Datasets
+Run: python examples/contact_sheet.py     # reads pictures/CLASS/PICTURE.jpg, writes contact_sheet.png
 
-Needs: pip install "keras_igpt[data,plot]" and a backend. Takes seconds. Writes contact_sheet.png (--output): a row for
-each of up to twelve training pictures, the first column without augmentation.
+Needs: pip install "keras_igpt[jax,data,plot]"
+Measured: a sheet of 12 of 4,000 training pictures in 2 s of processor time, x86-64.
 """
-
-from __future__ import annotations
 
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
-from arguments import load_data, make_parser
 
 import keras_igpt as igpt
 from keras_igpt import plotting
 
+PICTURES = "pictures"
+OUTPUT = "contact_sheet.png"
+IMAGE_SIZE = 32  # the paper's are 32, 48 and 64
 ROWS, COLUMNS = 12, 8
 
 
-def main(arguments: list[str] | None = None) -> np.ndarray:
+def main() -> np.ndarray:
     """Draws the sheet; returns its pictures in order."""
-    parser = make_parser(__doc__, "contact_sheet.png", datasets=("imagenet2012",))
-    parser.add_argument("--image-size", type=int, default=32, help="side in pixels; the paper's are 32, 48 and 64")
-    options = parser.parse_args(arguments)
-
-    data = load_data(options, options.image_size, in_memory=False)
+    # For ImageNet: igpt.load_dataset("imagenet2012", FOLDER, IMAGE_SIZE).train
+    train = igpt.load_image_folder(PICTURES, IMAGE_SIZE).train
     crop = igpt.RandomResizedCrop()
     images = []
-    for row in range(min(ROWS, len(data.train))):
-        images.append(data.train.read(row)[0])
-        images += [data.train.read(row, crop, options.seed, epoch)[0] for epoch in range(COLUMNS - 1)]
-    plotting.plot_grid(np.stack(images), columns=COLUMNS).savefig(options.output)
-    print(f"{len(data.train):,} training pictures; the first {len(images) // COLUMNS} in {options.output}")
+    for row in np.linspace(0, len(train) - 1, min(ROWS, len(train))).round().astype(int):
+        images.append(train.read(row)[0])
+        images += [train.read(row, crop, seed=0, epoch=epoch)[0] for epoch in range(COLUMNS - 1)]
+    plotting.plot_grid(np.stack(images), columns=COLUMNS).savefig(OUTPUT)
+    print(f"{len(train):,} training pictures; {len(images) // COLUMNS} of them in {OUTPUT}")
     return np.stack(images)
 
 

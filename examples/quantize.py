@@ -1,70 +1,47 @@
-"""Quantising a trained model to int8: what it saves on disk and what it costs in loss or accuracy.
+"""Quantising a trained model to int8: what it saves on disk and what it costs in loss.
 
-Command:
-    python examples/quantize.py --model igpt.keras --dataset cifar10 --data-dir FOLDER   # FOLDER as prepared by TFDS
-    python examples/quantize.py --model classifier.keras --images FOLDER                 # FOLDER/<class>/<picture>
+Run: TFDS_DATA_DIR=FOLDER python examples/quantize.py     # FOLDER/cifar10, as TensorFlow Datasets prepares it
 
-Needs: pip install "keras_igpt[jax,data]" and a model's file, such as examples/pretrain.py and examples/finetune.py
-write. The kernels of all dense layers become int8, a quarter of their size; `--kernels-alone` leaves the layers'
-inputs as they are. It saves room, not time, on a CPU: 512 pictures of 64 tokens took the bundled model 0.65 s before
-and 0.66 s after on JAX, 1.31 and 5.14 s on TensorFlow, 1.18 and 4.06 s on PyTorch (two cores, medians of five).
-Measures the same test pictures before and after: loss in nats per token, or a classifier's accuracy too.
-Writes float.keras, int8.keras (both without optimizer) and results.json to quantize_output/ (--output).
+Needs: pip install "keras_igpt[jax,data]"
+Measured: 3.98 MB and 3.0298 nats per token before, 1.32 MB and 3.0300 after; 77 s of processor time on JAX, x86-64.
+It saves room, not time, on a CPU: 512 pictures took 0.65 s before and 0.66 s after on JAX, 1.31 and 5.14 s on
+TensorFlow, 1.18 and 4.06 s on PyTorch (two cores, medians of five).
 """
 
-from __future__ import annotations
-
-import json
 import os
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from arguments import add_model_argument, load_data, make_parser
 
 import keras_igpt as igpt
 
+MODEL = "igpt_cifar10_8x8"  # comes with the package
+OUTPUT = Path("quantize_output")
 
-def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Quantises; returns sizes and measurements before and after."""
-    parser = make_parser(__doc__, "quantize_output")
-    add_model_argument(parser)
-    parser.add_argument("--kernels-alone", action="store_true", help="do not round the inputs of layers")
-    parser.add_argument("--pictures", type=int, help="test pictures to measure, the first so many; all by default")
-    parser.add_argument("--batch-size", type=int, default=128)
-    options = parser.parse_args(arguments)
 
-    model = keras.saving.load_model(options.model, compile=False)
-    data = load_data(options, model.backbone.image_size)
-    chosen = data.test.take(range(len(data.test))[: options.pictures])
-    test = igpt.EvaluationBatches(chosen.encode(model.palette), None, options.batch_size)
-
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    results = {"float": measure(model, test, output / "float.keras")}
-    # From the file again: helpers of the first one are compiled with its own weights.
-    model = keras.saving.load_model(options.model, compile=False)
-    inputs = {"activation_quantizer": None} if options.kernels_alone else {}
-    model.quantize(config=keras.quantizers.Int8QuantizationConfig(**inputs))
-    results["int8"] = measure(model, test, output / "int8.keras")
-    for name in results["float"]:
-        print(f"{name:<16}{results['float'][name]:>12.4f} -> {results['int8'][name]:.4f}")
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+def main() -> dict[str, tuple[float, float]]:
+    """Measures before and after; returns megabytes and test loss of each."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    lm = igpt.ImageGPTCausalLM.from_preset(MODEL)
+    data = igpt.load_dataset("cifar10", image_size=lm.backbone.image_size)
+    test = igpt.EvaluationBatches(data.test, lm.palette, 500)
+    results = {"float32": measure(lm, test, OUTPUT / "float32.keras")}
+    lm = igpt.ImageGPTCausalLM.from_preset(MODEL)  # a new one: the first is compiled with its own weights
+    # Kernels and the inputs of the layers; Int8QuantizationConfig(activation_quantizer=None) for kernels alone.
+    lm.quantize(config=keras.quantizers.Int8QuantizationConfig())
+    results["int8"] = measure(lm, test, OUTPUT / "int8.keras")
+    for name, (megabytes, loss) in results.items():
+        print(f"{name}: {megabytes:.2f} MB, {loss:.4f} nats per token")
     return results
 
 
-def measure(model: keras.Model, test: igpt.EvaluationBatches, path: Path) -> dict[str, float]:
-    """Saves a model that is not compiled, and evaluates it."""
-    model.save(path)
-    if isinstance(model, igpt.ImageGPTImageClassifier):
-        # For the loss and the accuracy; nothing is trained.
-        model.compile(**igpt.finetuning_recipe(0.001))
-    else:
-        model.compile()
-    measured = model.evaluate(test, verbose=0, return_dict=True)
-    return {"megabytes": path.stat().st_size / 1e6, **measured}
+def measure(lm: igpt.ImageGPTCausalLM, test: igpt.EvaluationBatches, path: Path) -> tuple[float, float]:
+    """Saves a model without optimizer, and evaluates it."""
+    lm.save(path)
+    lm.compile()
+    return path.stat().st_size / 1e6, lm.evaluate(test, verbose=0, return_dict=True)["loss"]
 
 
 if __name__ == "__main__":

@@ -1,31 +1,22 @@
-"""Every example and benchmark runs, at a tiny size."""
+"""Every example runs, at a tiny size."""
 
 import ast
 import importlib.util
 import json
-import re
 import sys
 import types
-import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from conftest import prepare
+from conftest import make_causal_lm
 
 import keras_igpt as igpt
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _folders_are_on_the_path():
-    """As for a script: examples and benchmarks import what they share from their own folders."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "examples")
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+TINY = {"IMAGE_SIZE": 4, "COLORS": 8, "LAYERS": 1, "HEADS": 1, "WIDTH": 8, "BATCH_SIZE": 8}
 
 
 def load(path):
@@ -36,18 +27,7 @@ def load(path):
     return module
 
 
-def assert_told_the_story(output, results):
-    assert json.loads((output / "results.json").read_text()) == results
-    pictures = {"palette", "quantization", "loss_curves", "depth_curves", "completions", "samples"}
-    assert pictures <= {path.stem for path in output.glob("*.png")}
-    assert results["largest difference of logits after reloading"] == 0.0
-    for name in ("raw pixels, logistic regression", "fine-tuned, L_CLF alone"):
-        assert 0 <= results[name] <= 1
-    model = keras.saving.load_model(output / "igpt.keras")
-    assert model.palette.num_colors == model.backbone.vocabulary_size
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_use_what_is_public(path):
     """`keras_igpt` and its plotting, by exported names."""
     tree = ast.parse(path.read_text())
@@ -61,365 +41,162 @@ def test_examples_use_what_is_public(path):
             assert node.attr in igpt.__all__
 
 
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_short_and_say_what_they_gave(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < 80
+    assert "argparse" not in text
+    header = ast.get_docstring(ast.parse(text))
+    assert all(f"{part}: " in header for part in ("Run", "Needs", "Measured"))
+    assert f"python examples/{path.name}" in header
+
+
 @pytest.fixture
-def quickstart(monkeypatch):
-    for package in ("skimage", "sklearn", "matplotlib", "PIL"):
-        pytest.importorskip(package)
-    module = load(ROOT / "examples" / "quickstart.py")
-    small = {"image_size": 4, "num_colors": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 16}
-    small |= {"pretraining_steps": 4, "finetuning_steps": 2, "probe_examples": 42, "batch_size": 8}
-    monkeypatch.setattr(module, "SIZES", {name: module.Size(**small) for name in module.SIZES})
-    monkeypatch.setattr(module, "PATCHES", {"train": 6, "validation": 2, "test": 2})
-    return module
+def run(monkeypatch, tmp_path):
+    """Runs an example's `main` with other constants; what it writes goes to tmp_path."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, **constants):
+        module = load(ROOT / "examples" / f"{name}.py")
+        for constant, value in constants.items():
+            monkeypatch.setattr(module, constant, value)
+        return module.main()
+
+    return run
 
 
-def test_quickstart_on_photographs(quickstart, tmp_path, capsys):
-    results = quickstart.main(["--output", str(tmp_path)])
-    assert_told_the_story(tmp_path, results)
-    assert (tmp_path / "strip.png").is_file()
-    assert "fine-tuned, joint loss L_GEN + L_CLF" in capsys.readouterr().out
-
-
-def test_quickstart_on_a_folder(quickstart, tmp_path):
-    from PIL import Image
-
+@pytest.fixture
+def _cifar10(monkeypatch):
+    """A hundred pictures of noise, brighter in each of three classes, in place of CIFAR-10."""
     random = np.random.default_rng(0)
-    for name in ("dark", "bright"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for index in range(12):
-            pixels = random.integers(0, 256, (6, 6, 3)).astype("uint8")
-            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.png")
-    output = tmp_path / "out"
-    assert_told_the_story(output, quickstart.main(["--images", str(tmp_path / "in"), "--output", str(output)]))
+    labels = np.arange(100) % 3
+    pixels = (random.integers(0, 85, (100, 6, 6, 3)) + 85 * labels[:, None, None, None]).astype("uint8")
+
+    def load_dataset(name, image_size):
+        assert name == "cifar10"
+        return igpt.load_arrays((pixels[:80], labels[:80]), (pixels[80:], labels[80:]), image_size)
+
+    monkeypatch.setattr(igpt, "load_dataset", load_dataset)
 
 
-def test_patches_of_a_photograph_share_no_pixel_across_splits(quickstart, monkeypatch):
-    # A picture whose pixels tell their column: (x // 256, x % 256, 0).
-    x = np.arange(120)
-    columns = np.stack([x // 256, x % 256, 0 * x], axis=-1).astype("uint8")
-    monkeypatch.setattr(quickstart, "photograph", lambda name: np.tile(columns, (quickstart.PHOTOGRAPH_HEIGHT, 1, 1)))
-    data = quickstart.photograph_patches(8, seed=0)
-    ranges = [
-        (int(part.images[..., 1].min()), int(part.images[..., 1].max()))
-        for part in (data.train, data.validation, data.test)
-    ]
-    assert ranges[0][1] < 75 <= ranges[1][0] <= ranges[1][1] < 90 <= ranges[2][0]
+@pytest.fixture
+def _tiny_preset(monkeypatch, palette):
+    """A small model in place of the trained preset, with the same weights each time."""
+
+    def from_preset(name):
+        keras.utils.set_random_seed(0)
+        return make_causal_lm(palette, num_layers=1, hidden_dim=16)
+
+    monkeypatch.setattr(igpt.ImageGPTCausalLM, "from_preset", from_preset)
 
 
-def test_a_strip_keeps_what_was_seen(quickstart, palette):
-    backbone = igpt.ImageGPTBackbone(vocabulary_size=16, image_size=4, num_layers=1, num_heads=1, hidden_dim=8)
-    strip = palette.decode(np.random.default_rng(0).integers(0, 16, 44), (4, 11))
-    drawn = quickstart.complete_strip(igpt.ImageGPTCausalLM(backbone, palette), strip, keep_rows=2, seed=0)
-    assert drawn.shape == (4, 10, 3)
-    np.testing.assert_array_equal(drawn[:2], strip[:2, :10])
-    assert (drawn[2:] != strip[2:, :10]).any()
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A small CIFAR-10 and the folder that examples/pretrain.py has written for it."""
-    pytest.importorskip("keras_tuner")
+@pytest.fixture
+def _pictures(tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
-    root = tmp_path_factory.mktemp("study")
-    prepare(root, "cifar10", {"train": 100, "test": 12}, size=9)
-    example = load(ROOT / "examples" / "pretrain.py")
-    command = ["--dataset", "cifar10", "--data-dir", str(root), "--output", str(root / "runs" / "ar")]
-    command += ["--image-size", "4", "--colors", "8", "--layers", "1", "--heads", "1", "--width", "8"]
-    command += ["--batch-size", "16", "--updates", "8", "--updates-per-epoch", "4", "--search-updates", "4"]
-    return root, command, example.main([*command, "--rates", "0.1", "0.01"])
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "bright")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = random.integers(128 * label, 128 * (label + 1), (6, 5, 3)).astype("uint8")
+            pillow.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
 
 
-def test_pretrain(pretrained):
-    root, command, config = pretrained
-    output = root / "runs" / "ar"
-    assert config["learning_rate"] in (0.1, 0.01)
-    assert {path.name for path in (output / "epochs").iterdir()} == {"epoch-01.keras", "epoch-02.keras"}
+@pytest.mark.usefixtures("_pictures")
+def test_own_pictures(run, tmp_path):
+    pytest.importorskip("sklearn")
+    results = run("own_pictures", **TINY, PRETRAINING_EPOCHS=1, FINETUNING_EPOCHS=1)
+    assert set(results) == {"probe", "raw pixels", "fine-tuned"}
+    assert all(0 <= accuracy <= 1 for accuracy in results.values())
+    written = {path.name for path in (tmp_path / "own_pictures_output").iterdir()}
+    assert written == {"igpt.keras", "depth_curve.png", "completions.png", "classifier.keras"}
+
+
+@pytest.mark.usefixtures("_cifar10")
+def test_pretrain(run, tmp_path):
+    for package in ("sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    loss = run("pretrain", **TINY, EPOCHS=2, EPOCH_STEPS=2)
+    output = tmp_path / "pretrain_output"
     assert keras.saving.load_model(output / "igpt.keras").palette.num_colors == 8
-    lines = (output / "log.csv").read_text().splitlines()
-    assert len(lines) == 3  # a header and two epochs
-    again = load(ROOT / "examples" / "pretrain.py").main([*command, "--rates", "0.1", "0.01"])
-    assert again == config
-    assert (output / "log.csv").read_text().splitlines() == lines
-    assert str(root) not in (output / "config.json").read_text()
+    log = (output / "log.csv").read_text()
+    assert len(log.splitlines()) == 3  # a header and two epochs
+    # A finished run is not trained again.
+    assert run("pretrain", **TINY, EPOCHS=2, EPOCH_STEPS=2) == loss
+    assert (output / "log.csv").read_text() == log
 
 
-def test_cifar10_study(pretrained, capsys):
-    root, _, _ = pretrained
-    example = load(ROOT / "examples" / "cifar10_study.py")
-    options = ["--runs", str(root / "runs"), "--data-dir", str(root), "--models", "ar", "random"]
-    options += ["--starts", "AR, joint loss", "AR, L_CLF alone", "--labels-per-class", "8", "--batch-size", "8"]
-    options += ["--rates", "0.01", "--epochs", "2", "--seeds", "2", "--to-beat", "0", "--labels", "2", "4"]
-    for part in ("probes", "finetuning", "joint-loss", "low-data", "pictures"):
-        example.main([part, *options])
-    study = root / "runs" / "study"
-    report = json.loads((study / "finetuning" / "AR_joint_loss" / "report.json").read_text())
-    assert report["num_refit"] == 24 + 10
-    assert 0 <= report["final_on_test"]["accuracy"] <= 1
-    assert {path.name for path in study.glob("*.png")} == {"depth_curves.png", "depth_curves_ar.png"}
-    assert len(list((study / "joint_loss").iterdir())) == 4
-    assert "AR, L_CLF alone" in capsys.readouterr().out
-    # What is there is not done anew.
-    changed = {path: path.stat().st_mtime_ns for path in study.rglob("*.json")}
-    example.main(["probes", *options])
-    assert changed == {path: path.stat().st_mtime_ns for path in study.rglob("*.json")}
+@pytest.mark.usefixtures("_cifar10", "_tiny_preset")
+def test_linear_probe_and_low_data(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert set(run("linear_probe")) == {0, 1}
+    assert {path.name for path in (tmp_path / "linear_probe_output").iterdir()} == {"report.json", "depth_curve.png"}
+    table = run("low_data", LABELS_PER_CLASS=(2, 4), SEEDS=range(2))
+    assert {line.labels_per_class for line in table.lines} == {2, 4}
+    assert json.loads((tmp_path / "low_data_output" / "table.json").read_text())["num_test"] == 20
 
 
-def test_linear_probe_and_low_data(pretrained, tmp_path):
-    root = pretrained[0]
-    options = ["--model", str(root / "runs" / "ar" / "igpt.keras"), "--dataset", "cifar10", "--data-dir", str(root)]
-    load(ROOT / "examples" / "linear_probe.py").main([*options, "--output", str(tmp_path / "probe")])
-    assert list((tmp_path / "probe").glob("*.json"))
-    assert list((tmp_path / "probe").glob("*.png"))
-    load(ROOT / "examples" / "low_data.py").main([*options, "--output", str(tmp_path / "low"), "--labels", "2", "4"])
-    assert list((tmp_path / "low").glob("*.json"))
+@pytest.mark.usefixtures("_cifar10", "_tiny_preset")
+def test_finetune_and_tune(run, tmp_path):
+    pytest.importorskip("keras_tuner")
+    small = {"LABELS_PER_CLASS": 8, "VALIDATION_PICTURES": 6, "BATCH_SIZE": 8, "EPOCHS": 2}
+    assert 0 <= run("finetune", **small) <= 1
+    assert keras.saving.load_model(tmp_path / "finetune_output" / "classifier.keras").num_classes == 3
+    result = run("tune", **{**small, "EPOCHS": 1}, LEARNING_RATES=(0.1, 0.01), TO_BEAT=0.0)
+    assert set(result.values) == {"learning_rate", "generative_weight"}
+    assert {trial.values["generative_weight"] for trial in result.chosen_on_validation.trials} == {0.0, 1.0}
 
 
-def test_finetune(pretrained, tmp_path):
-    root = pretrained[0]
-    options = ["--model", str(root / "runs" / "ar" / "igpt.keras"), "--dataset", "cifar10", "--data-dir", str(root)]
-    options += ["--output", str(tmp_path), "--batch-size", "8", "--epochs", "2", "--patience", "1", "--layer", "1"]
-    results = load(ROOT / "examples" / "finetune.py").main(options)
-    assert 0 <= results["test accuracy"] <= 1
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+@pytest.mark.usefixtures("_tiny_preset", "_pictures")
+def test_sample(run, tmp_path):
+    assert run("sample", PICTURES=("pictures/dark/0.png",)) > 0
+    output = tmp_path / "sample_output"
+    pictures = {"samples.png", "samples.gif", "completions.png", "surprise.png", "attention.png"}
+    assert {path.name for path in output.iterdir()} == pictures
 
 
-def test_tune(pretrained, tmp_path):
-    root = pretrained[0]
-    options = ["--model", str(root / "runs" / "ar" / "igpt.keras"), "--dataset", "cifar10", "--data-dir", str(root)]
-    options += ["--batch-size", "8", "--epochs", "1", "--rates", "0.1", "0.01", "--to-beat", "0"]
-    tune = load(ROOT / "examples" / "tune.py")
-    frozen = tune.main([*options, "--frozen", "--layer", "0", "--output", str(tmp_path / "frozen")])
-    assert set(frozen.values) == {"learning_rate"}
-    once = ["--rates", "0.1", "--weights", "0.5", "1"]
-    swept = tune.main([*options, *once, "--output", str(tmp_path / "swept")])
-    assert set(swept.values) == {"learning_rate", "generative_weight"}
-    assert len({trial.values["generative_weight"] for trial in swept.chosen_on_validation.trials}) == 2
+@pytest.mark.usefixtures("_cifar10", "_tiny_preset")
+def test_quantize(run):
+    assert set(run("quantize")) == {"float32", "int8"}
 
 
-def test_quantize_and_export(pretrained, tmp_path):
-    root = pretrained[0]
-    model = ["--model", str(root / "runs" / "ar" / "igpt.keras")]
-    options = ["--dataset", "cifar10", "--data-dir", str(root), "--pictures", "4", "--batch-size", "4"]
-    results = load(ROOT / "examples" / "quantize.py").main([*model, *options, "--output", str(tmp_path / "int8")])
-    assert set(results) == {"float", "int8"}
+@pytest.mark.usefixtures("_tiny_preset")
+def test_export(run):
+    pytest.importorskip("tensorflow")
     if keras.backend.backend() == "torch":
         pytest.skip("a SavedModel of PyTorch's needs torch_xla")
-    export = load(ROOT / "examples" / "export.py")
-    assert export.main([*model, "--layers", "1", "--output", str(tmp_path / "saved")]) < 1e-5
+    assert run("export", LAYERS=(1,)) < 1e-5
 
 
-def test_sample(pretrained, tmp_path):
-    from PIL import Image
-
-    root = pretrained[0]
-    example = load(ROOT / "examples" / "sample.py")
-    model = ["--model", str(root / "runs" / "ar" / "igpt.keras")]
-    example.main([*model, "--num-images", "3", "--output", str(tmp_path / "drawn")])
-    assert list((tmp_path / "drawn").glob("*.png"))
-    Image.fromarray(np.full((9, 7, 3), 90, "uint8")).save(tmp_path / "picture.png")
-    options = ["--complete", str(tmp_path / "picture.png"), "--keep-rows", "2", "--num-images", "2"]
-    example.main([*model, *options, "--output", str(tmp_path / "completed")])
-    assert list((tmp_path / "completed").glob("*.png"))
+@pytest.mark.usefixtures("_pictures")
+def test_contact_sheet(run, tmp_path):
+    images = run("contact_sheet", IMAGE_SIZE=4, ROWS=2)
+    assert images.shape == (2 * 8, 4, 4, 3)  # seen whole, and seven times cropped
+    assert (tmp_path / "contact_sheet.png").is_file()
 
 
-def test_sample_names_a_file_that_it_cannot_read(tmp_path, capsys):
-    from PIL import Image
-
-    example = load(ROOT / "examples" / "sample.py")
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype("uint8")
-    Image.fromarray(noise).save(tmp_path / "good.jpg")
-    (tmp_path / "corrupt.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:1000])
-    options = ["--complete", str(tmp_path / "good.jpg"), str(tmp_path / "corrupt.jpg")]
-    with pytest.raises(SystemExit):
-        example.main([*options, "--output", str(tmp_path / "completed")])
-    assert "corrupt.jpg" in capsys.readouterr().err.splitlines()[-1]
-
-
-BENCHMARKS = ROOT / "benchmarks"
-
-
-def test_logistic_regression(tmp_path, monkeypatch):
-    pytest.importorskip("sklearn")
-    prepare(tmp_path, "cifar10", {"train": 60, "test": 12}, size=8, noise=True)
-    benchmark = load(BENCHMARKS / "logistic_regression.py")
-    # Without processes of their own.
-    in_turn = lambda name, strength, path: (benchmark.fit_depth if isinstance(strength, list) else benchmark.fit)(  # noqa: E731
-        name, strength, path
-    )
-    monkeypatch.setattr(benchmark, "run", in_turn)
-    options = ["--data-dir", str(tmp_path), "--width", "8", "--strengths", "0.1", "--rounds", "1"]
-    assert len(benchmark.main(options)) == 4
-
-
-def test_generation_benchmark():
-    for package in ("transformers", "torch", "safetensors"):
-        pytest.importorskip(package)
-    sizes = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
-    # The peer is on PyTorch.
-    peers = ["use_cache"] if keras.backend.backend() == "torch" else []
-    contestants = ["--only", f"keras_igpt, {keras.backend.backend()}", *peers, "--shape", json.dumps(sizes)]
-    results = load(BENCHMARKS / "generation.py").main(["--rounds", "1", "--batch-sizes", "2", "--greedy", *contestants])
-    assert len(results) == 2 + len(peers)
-    # The most probable tokens of the same weights.
-    assert len({tuple(figures["tokens"]) for figures in results.values()}) == 1
-
-
-def test_contact_sheet(tmp_path):
-    for package in ("matplotlib", "PIL"):
-        pytest.importorskip(package)
-    from PIL import Image
-
-    for name in ("dark", "bright"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for index in range(3):
-            pixels = np.random.default_rng(index).integers(0, 256, (40, 50, 3)).astype("uint8")
-            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.jpg")
-    output = tmp_path / "sheet.png"
-    example = load(ROOT / "examples" / "contact_sheet.py")
-    images = example.main(["--images", str(tmp_path / "in"), "--image-size", "8", "--output", str(output)])
-    assert images.shape == (2 * 8, 8, 8, 3)  # one training picture a class, seen and seven times cropped
-    assert output.is_file()
-
-
-def test_pretraining_on_a_mixture(tmp_path, palette):
-    pillow = pytest.importorskip("PIL.Image")
+@pytest.mark.usefixtures("_pictures")
+def test_pretraining_on_a_mixture(run, tmp_path, palette):
     random = np.random.default_rng(0)
-    for name in ("dark", "bright"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for index in range(4):
-            pixels = random.integers(0, 256, (6, 5, 3)).astype("uint8")
-            pillow.fromarray(pixels).save(tmp_path / "in" / name / f"{index}.png")
     shard = igpt.write_token_shard(tmp_path / "web", "0.npy", random.integers(0, 16, (20, 16)), 16)
     igpt.write_token_manifest(tmp_path / "web", [shard], palette, 4)
-    example = load(ROOT / "examples" / "pretrain_mixture.py")
-    command = ["--web", str(tmp_path / "web"), "--images", str(tmp_path / "in"), "--preset", "igpt_nano"]
-    command += ["--batch-size", "4", "--updates", "4", "--updates-per-epoch", "2", "--output", str(tmp_path / "out")]
-    results = example.main(command)
-    assert results == example.main(command)  # a finished run is not trained again
-    assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 3  # a header and two epochs
-    assert keras.saving.load_model(tmp_path / "out" / "igpt.keras").palette == palette
+    small = {"PRESET": "igpt_nano", "BATCH_SIZE": 4, "EPOCHS": 2, "EPOCH_STEPS": 2}
+    results = run("pretrain_mixture", **small)
+    assert results == run("pretrain_mixture", **small)  # a finished run is not trained again
+    output = tmp_path / "pretrain_mixture_output"
+    assert len((output / "log.csv").read_text().splitlines()) == 3  # a header and two epochs
+    assert keras.saving.load_model(output / "igpt.keras").palette == palette
 
 
-def test_distributed_pretraining(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("skimage")
+@pytest.mark.usefixtures("_cifar10")
+def test_distributed_pretraining(run, monkeypatch, tmp_path, capsys):
     if keras.backend.backend() != "jax":
         pytest.skip("Keras distributes on JAX alone")
-    example = load(ROOT / "examples" / "distributed_pretraining.py")
-    monkeypatch.setattr(example, "PATCHES", 40)
     preset = types.SimpleNamespace(architecture={**igpt.get_preset("igpt_nano").architecture, "num_layers": 1})
     monkeypatch.setattr(igpt, "get_preset", lambda name: preset)
-    tiny = ["--image-size", "4", "--batch-size", "8", "--epochs", "2", "--steps", "2"]
-    losses = example.main([*tiny, "--output", str(tmp_path)])
+    losses = run("distributed_pretraining", IMAGE_SIZE=4, BATCH_SIZE=8, EPOCHS=2, EPOCH_STEPS=2)
     assert {"loss", "val_loss"} <= set(losses)
     assert "devices: 1, processes: 1, models: 1 of 0." in capsys.readouterr().out
-    assert keras.saving.load_model(tmp_path / "igpt.keras").palette.num_colors == 64
+    output = tmp_path / "distributed_pretraining_output"
+    assert keras.saving.load_model(output / "igpt.keras").palette.num_colors == 64
     assert keras.distribution.distribution() is None
-
-
-def test_benchmark_of_the_training_step(capsys):
-    """One contestant in a process of its own, at a tiny size."""
-    shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
-    name = f"keras_igpt, {keras.backend.backend()}"
-    arguments = ["--rounds", "2", "--batch-size", "2", "--shape", json.dumps(shape), "--only", name]
-    figures = load(BENCHMARKS / "train_step.py").main(arguments)
-    assert set(figures) == {name}
-    assert 0 < figures[name]["loss"] < 3
-    assert f"| {name} |" in capsys.readouterr().out
-
-
-def test_the_peers_of_the_training_step_learn_the_same_task():
-    """From all tokens of the picture, the first one included: log 8 at first."""
-    pytest.importorskip("transformers")
-    pytest.importorskip("torch")
-    benchmark = load(BENCHMARKS / "train_step.py")
-    shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
-    for name in benchmark.PEERS:
-        step = benchmark.make_transformers_step(name.replace("compile", "eager"), shape, batch_size=2)
-        losses = [step() for _ in range(30)]
-        assert losses[0] == pytest.approx(np.log(8), abs=0.3)
-        assert losses[-1] < losses[0]
-
-
-def test_benchmark_of_the_gpu(tmp_path, monkeypatch):
-    pytest.importorskip("jax")
-    pytest.importorskip("torch")
-    if keras.backend.backend() != "torch":
-        pytest.skip("the contestants choose their own backends: once is enough")
-    # torch.compile takes half a minute on a CPU, and is not what is tested.
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    output = tmp_path / "gpu.json"
-    arguments = ["--toy", "--rounds", "1", "--steps", "2", "--output", str(output)]
-    names = ["toy, keras_igpt jax", "toy, plain torch", "toy, keras_igpt torch, eager"]
-    report = load(BENCHMARKS / "gpu.py").main([*arguments, "--only", *names])
-    assert json.loads(output.read_text()) == report
-    assert set(report["results"]) == set(names)
-    for result in report["results"].values():
-        assert "error" not in result
-        assert result["tokens_per_second"] > 0
-
-
-def test_benchmark_of_palette_encoding():
-    for package in ("torch", "transformers", "sklearn"):
-        pytest.importorskip(package)
-    result = load(BENCHMARKS / "palette_encoding.py").main(
-        ["--rounds", "1", "--images", "2", "--colors", "4096", "--palette-size", "16"]
-    )
-    assert result.pop("differences") == 0
-    assert len(result) == 3
-
-
-def test_benchmark_of_the_data_pipeline(tmp_path, monkeypatch):
-    prepare(tmp_path, "cifar10", {"train": 40, "test": 2}, size=32, noise=True)
-    prepare(tmp_path, "imagenet2012", {"train": 40, "validation": 2}, size=40, noise=True)
-    module = load(BENCHMARKS / "data_pipeline.py")
-    monkeypatch.setattr(module, "BATCH_SIZE", 8)
-    seconds = module.main(["--data-dir", str(tmp_path), "--rounds", "1", "--steps", "2"])
-    assert len(seconds) == 5
-
-
-def test_benchmark_of_normalization(monkeypatch):
-    if keras.backend.backend() != "jax":
-        pytest.skip("measures JAX")
-    tiny = {"vocabulary_size": 128, "image_size": 4, "num_layers": 1, "num_heads": 1, "hidden_dim": 8}
-    monkeypatch.setattr(igpt.ImageGPTBackbone, "from_preset", lambda *_, **__: igpt.ImageGPTBackbone(**tiny))
-    medians = load(BENCHMARKS / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
-    assert set(medians) == {"Keras operation", "matrix products"}
-
-
-def test_benchmark_of_curation(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("apache_beam")
-    from curation_process import encoded, photograph
-
-    from keras_igpt.data.image_files import ImageReader
-
-    class Photographs(ImageReader):
-        upright = False
-
-        def __init__(self, _folder, *names):
-            self.first = 1000 * zlib.crc32(repr(names).encode())
-
-        def __len__(self):
-            return 50
-
-        def read(self, number):
-            return encoded(photograph(self.first + number)), 0
-
-        def name(self, number):
-            return str(number)
-
-        def fingerprint(self):
-            return {}
-
-    benchmark = load(BENCHMARKS / "curation.py")
-    for module in (benchmark, sys.modules["web_pictures"]):
-        monkeypatch.setattr(module, "prepared", Photographs)
-    monkeypatch.setattr(benchmark, "REFERENCE", 40)
-    monkeypatch.setattr(benchmark, "EVALUATION", 10)
-    monkeypatch.setattr(benchmark, "EXTRACTORS", {"by hand": benchmark.load_color_statistics})
-    monkeypatch.setattr(benchmark, "RULES", (benchmark.Rules(quantile=0),))
-    benchmark.main(["separate", "--data-dir", "", "--folder", str(tmp_path), "--cifar", "10", "--junk", "1"])
-    assert re.search(
-        r"'huge': 1.*faults {.*00007\.tar.*precision 0\.\d+, recall 0\.\d+", capsys.readouterr().out, re.DOTALL
-    )
-    benchmark.main(["duplicates", "--hashes", "10000"])
-    assert "10,000 hashes: 100 copies" in capsys.readouterr().out

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[4, 25, 400], help="labels a class")
     parser.add_argument("--subsets", type=int, default=5, help="random subsets, of seeds 0, 1, …")
     parser.add_argument("--layers", type=int, nargs="+", help="depths to choose from; all of them by default")
+    parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
     parser.add_argument("--batch-size", type=int, default=128)
     add_output_argument(parser, "low_data_output")
 
@@ -35,7 +36,13 @@ def run(options: argparse.Namespace) -> None:
     model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
     table = igpt.low_data_table(
-        model, data, options.labels, range(options.subsets), options.layers, batch_size=options.batch_size
+        model,
+        data,
+        options.labels,
+        range(options.subsets),
+        options.layers,
+        which=options.which,
+        batch_size=options.batch_size,
     )
     print(table)
     write_config(options)

@@ -11,6 +11,7 @@ from importlib import import_module
 from keras_igpt.curation.command import parse
 
 COMMANDS = {
+    "quickstart": "the whole story in a few minutes, without a download",
     "suggest": "sizes and steps for one's pictures and time",
     "pretrain": "train a model on the pixels of unlabelled pictures",
     "probe": "linear probes: what the features of each depth know about the classes",

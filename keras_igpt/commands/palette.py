@@ -15,6 +15,7 @@ from keras_igpt.commands.shared import (
     load_training_pictures,
     pixels_of,
     say_what_next,
+    spread,
 )
 
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     train, held_out = load_training_pictures(options, options.image_size)
-    shown = pixels_of(held_out, 1000)
+    shown = pixels_of(spread(held_out, 1000))
     palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     palette.save(options.output / "palette.npy")

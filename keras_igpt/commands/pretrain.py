@@ -25,6 +25,7 @@ from keras_igpt.commands.shared import (
     say_what_next,
     write_config,
 )
+from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import read_log
 
 
@@ -44,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remat", action="store_true", help="less memory, a third more time")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument(
+        "--epoch-steps", type=int, help="steps between validations; one pass over the pictures by default"
+    )
+    parser.add_argument("--keep-epochs", action="store_true", help="also write the model of each epoch, to epochs/")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003], help="falling; several are searched")
     parser.add_argument("--search-epochs", type=int, default=1, help="length of each trial of the search")
     add_output_argument(parser, "pretrain_output")
@@ -58,6 +63,8 @@ def run(options: argparse.Namespace) -> None:
     tokens = igpt.DataSplits(train.encode(palette), held_out, held_out, ())
     batches = igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed)
     epoch_steps = batches.steps_per_epoch
+    if options.epoch_steps is not None:
+        epoch_steps = check_integer("--epoch-steps", options.epoch_steps)
     steps = options.epochs * epoch_steps
     model = _make_model(options, palette, options.rates[0], steps)
     _say_plan(options, model, len(tokens.train), steps)
@@ -68,12 +75,9 @@ def run(options: argparse.Namespace) -> None:
     model.fit(
         batches,
         epochs=options.epochs,
+        steps_per_epoch=epoch_steps,
         validation_data=igpt.EvaluationBatches(tokens.validation, palette, options.batch_size),
-        callbacks=[
-            TimeLeft(steps),
-            keras.callbacks.CSVLogger(str(options.output / "log.csv"), append=True),
-            igpt.ExactResume(options.output / "checkpoints", every=max(50, epoch_steps // 4)),
-        ],
+        callbacks=_callbacks(options, epoch_steps),
         verbose=2,
     )
     model.save(options.output / "igpt.keras")
@@ -127,6 +131,19 @@ def _make_model(options: argparse.Namespace, palette: igpt.ColorPalette, rate: f
     return model
 
 
+def _callbacks(options: argparse.Namespace, epoch_steps: int) -> list[Any]:
+    kept = []
+    if options.keep_epochs:
+        (options.output / "epochs").mkdir(exist_ok=True)
+        kept.append(keras.callbacks.ModelCheckpoint(str(options.output / "epochs" / "epoch-{epoch:02d}.keras")))
+    return [
+        TimeLeft(options.epochs * epoch_steps),
+        *kept,
+        keras.callbacks.CSVLogger(str(options.output / "log.csv"), append=True),
+        igpt.ExactResume(options.output / "checkpoints", every=max(50, epoch_steps // 4)),
+    ]
+
+
 def _say_plan(options: argparse.Namespace, model: Any, pictures: int, steps: int) -> None:
     needs = igpt.estimate(model.backbone.architecture, options.batch_size, dtype=options.dtype, remat=options.remat)
     print(
@@ -153,6 +170,6 @@ def _searched_rate(
         seed=options.seed,
     )
     oracle = igpt.DescendingLearningRateOracle("val_loss", options.rates)
-    search = study.search(epochs=options.search_epochs, oracle=oracle)
+    search = study.search(epochs=options.search_epochs, oracle=oracle, steps_per_epoch=epoch_steps)
     print(search)
     return float(search.best.values["learning_rate"])

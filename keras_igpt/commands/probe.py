@@ -24,11 +24,13 @@ from keras_igpt.commands.shared import (
     load_data,
     load_language_model,
     say_what_next,
+    spread,
     write_config,
 )
 from keras_igpt.data.inputs import as_pictures
 from keras_igpt.evaluation.low_data import pixel_features
 from keras_igpt.plotting import plot_depth_similarity
+from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import write_json
 
 # Few would make the similarities too high, more take long.
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, nargs="+", help="depths; all of them by default")
     parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
     parser.add_argument("--concatenate", type=int, help="also so many depths side by side; 5 in the paper's iGPT-XL")
+    parser.add_argument("--pictures", type=int, help="training pictures at most; a fifth as many for validation")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--features", help="folder for the features of sets too large for memory")
     parser.add_argument(
@@ -59,6 +62,10 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
+    if options.pictures is not None:
+        few = check_integer("--pictures", options.pictures)
+        train, validation = spread(data.train, few), spread(data.validation, -(-few // 5))
+        data = igpt.DataSplits(train, validation, data.test, data.class_names)
     print(
         f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test pictures",
         flush=True,

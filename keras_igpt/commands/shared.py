@@ -19,9 +19,9 @@ from keras_igpt.support.files import write_json
 DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds `--dataset`, `--data-dir`, `--images`, `--skip-unreadable` and `--seed`."""
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--images", help="folder of pictures, with a subfolder for each class")
     source.add_argument("--dataset", choices=DATASETS, help="a data set as TensorFlow Datasets prepares it")
     parser.add_argument("--data-dir", help="folder of the prepared data sets")
@@ -100,10 +100,14 @@ def load_training_pictures(options: argparse.Namespace, image_size: int) -> tupl
     return train, validation
 
 
+def spread(examples: Any, at_most: int) -> Any:
+    """Takes `at_most` examples, spread evenly over all of them."""
+    return examples.take(np.unique(np.linspace(0, len(examples) - 1, min(at_most, len(examples))).round().astype(int)))
+
+
 def pixels_of(examples: Any, at_most: int = 20_000) -> UInt8Images:
-    """Returns the pixels of pictures in memory or in files, of `at_most` spread evenly over all of them."""
-    rows = np.unique(np.linspace(0, len(examples) - 1, min(at_most, len(examples))).round().astype(int))
-    images = examples.take(rows)
+    """Returns the pixels of pictures; of those in files, of `at_most` spread evenly over all of them."""
+    images = examples if isinstance(examples, igpt.LabeledImages) else spread(examples, at_most)
     while not isinstance(images, np.ndarray):
         # Pictures without classes may be in files; files are read into labelled pictures.
         images = images.load() if isinstance(images, igpt.ImageFiles) else images.images

@@ -61,7 +61,7 @@ _OURS: dict[str, Any] = {
     "objectives",
 }
 _TRAINED: dict[str, Any] = {
-    "source": "not in the paper: RESULTS.md, by examples/pretrain.py on two CPU cores, the rate found by its search",
+    "source": "not in the paper: RESULTS.md, trained on two CPU cores at the rate that a search found",
     "batch_size": 64,
     "steps": 2800,
 }

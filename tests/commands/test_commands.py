@@ -56,9 +56,9 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     model = ["--model", str(pretrained / "igpt.keras")]
     labelled = ["--images", folders.classes, *model]
     also = ["--also", "nearest-neighbors", "attention"]
-    main(["probe", *labelled, *also, "--output", str(tmp_path / "probe")])
+    main(["probe", *labelled, *also, "--pictures", "20", "--output", str(tmp_path / "probe")])
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
-    assert report["num_train"] == 32
+    assert (report["num_train"], report["num_validation"]) == (20, 4)
     said = capsys.readouterr().out
     assert "nearest neighbours at depth" in said
     assert "attention pooling at depth" in said
@@ -155,8 +155,11 @@ def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, t
         ["palette", "--images", folders.classes, "--image-size", "4", "--colors", "8", "--output", str(palette.parent)]
     )
     sizes = [*SIZES[:2], *SIZES[4:]]  # without the number of colours
-    command = ["pretrain", "--images", folders.classes, *sizes, "--epochs", "1", "--objective", "bert"]
+    command = ["pretrain", "--images", folders.classes, *sizes, "--epochs", "2", "--objective", "bert"]
+    command += ["--epoch-steps", "1", "--keep-epochs"]
     main([*command, "--palette", str(palette), "--output", str(output)])
+    assert {path.name for path in (output / "epochs").iterdir()} == {"epoch-01.keras", "epoch-02.keras"}
+    assert len((output / "log.csv").read_text().splitlines()) == 3  # a header and two epochs of one step
     assert keras.saving.load_model(output / "igpt.keras").palette == igpt.ColorPalette.load(palette)
     with pytest.raises(SystemExit, match="`batch_size` must be at most the number of examples, 32"):
         main([*command, "--batch-size", "99", "--output", str(tmp_path / "too_large")])

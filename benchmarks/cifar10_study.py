@@ -1,22 +1,20 @@
 """The paper's claims put to the test on CIFAR-10, at a size that two cores carry: probes, fine-tuning, few labels.
 
-Command, for models that examples/pretrain.py has written to RUNS/ar, RUNS/bert and RUNS/small:
-    python examples/cifar10_study.py probes --runs RUNS --data-dir FOLDER       # every depth, along training
-    python examples/cifar10_study.py finetuning --runs RUNS --data-dir FOLDER   # from AR, from BERT, from scratch
-    python examples/cifar10_study.py joint-loss --runs RUNS --data-dir FOLDER   # L_GEN + L_CLF against L_CLF, 5 seeds
-    python examples/cifar10_study.py low-data --runs RUNS --data-dir FOLDER     # 4, 25 and 400 labels a class
-    python examples/cifar10_study.py pictures --runs RUNS --data-dir FOLDER     # once the others are done
+For models that `keras-igpt pretrain --keep-epochs` has written to RUNS/ar, RUNS/bert and RUNS/small:
+    python benchmarks/cifar10_study.py probes --runs RUNS --data-dir FOLDER       # every depth, along training
+    python benchmarks/cifar10_study.py finetuning --runs RUNS --data-dir FOLDER   # from AR, from BERT, from scratch
+    python benchmarks/cifar10_study.py joint-loss --runs RUNS --data-dir FOLDER   # L_GEN + L_CLF against L_CLF, 5 seeds
+    python benchmarks/cifar10_study.py low-data --runs RUNS --data-dir FOLDER     # 4, 25 and 400 labels a class
+    python benchmarks/cifar10_study.py pictures --runs RUNS --data-dir FOLDER     # once the others are done
 
 Needs: pip install "keras_igpt[jax,data,tune,plot]"
 Each part writes JSON and pictures to RUNS/study and can be interrupted and restarted: finished parts are skipped.
-
-Expected figures, their spread, machine and time: RESULTS.md.
+Figures, their spread, machine and time: RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import time
@@ -26,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
+from keras_igpt.commands.shared import read_log
+from keras_igpt.support.files import whole_file, write_json
 
 RUNS = {"AR": "ar", "BERT": "bert", "AR, smaller": "small", "random weights": "random"}
 # What fine-tuning begins with, and the weight of L_GEN.
@@ -87,17 +86,9 @@ def once(path: Path, compute: Callable[[], Any]) -> Any:
     if not path.is_file():
         print(f"{path.stem} …", flush=True)
         started = time.monotonic()
-        write(path, json.dumps(compute(), indent=2))
+        write_json(path, compute())
         print(f"{path.stem}: {time.monotonic() - started:.0f} s", flush=True)
     return json.loads(path.read_text())
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, whenever the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def load(options: argparse.Namespace, run: str) -> Any:
@@ -135,8 +126,8 @@ def probes(options: argparse.Namespace) -> None:
         if run == "random":
             continue
         data = load_splits(options, run)
-        with open(options.runs / run / "log.csv", newline="") as file:
-            losses = {int(line["epoch"]) + 1: float(line["val_loss"]) for line in csv.DictReader(file)}
+        log = read_log(options.runs / run / "log.csv")
+        losses = {epoch + 1: line["val_loss"] for epoch, line in log.items()}
         # Each twice as long as the one before, as the paper's.
         for epoch in sorted({max(losses) // 2**power for power in range(4)} - {0}):
 
@@ -258,7 +249,8 @@ def low_data(options: argparse.Namespace) -> None:
     if not path.is_file():
         table = igpt.low_data_table(language_model, data, options.labels, batch_size=500)
         table.save(options.study / "low_data.json")
-        write(path, f"{table}\n")
+        with whole_file(path) as partial:
+            partial.write_text(f"{table}\n")
     print(path.read_text())
 
 
