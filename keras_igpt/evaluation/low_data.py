@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,9 @@ class LowDataLine:
 
     @property
     def interval(self) -> Interval:
-        """Mean accuracy with its 95% interval over the subsets; see `mean_interval`."""
-        return mean_interval(self.accuracies)
+        """Mean accuracy with its 95% interval over the subsets, cut to [0, 1]; see `mean_interval`."""
+        interval = mean_interval(self.accuracies)
+        return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_a_card_says_what_model_and_reports_say(tmp_path, palette, runs, hub):
         "Fine-tuning": "| learning rate | 0.0003 |",
         "Search and refit": "| batch size | 32 |",
         "Linear probes on cifar10": "| **2** | 50.00% | 50.00% |",
-        "Few labels on cifar10": "| 4 | 40 | features | 1 | 37.5% ± 17.7% (2 subsets) |",
+        "Few labels on cifar10": "| 4 | 40 | features | 1 | 37.5% [0.0, 100.0] ± 17.7% (2 subsets) |",
         "Fine-tuning on cifar10": "| test accuracy | 81.25% |",
         "Test after a search on cifar10": "| accuracy | 84.38% |",
         "Licence": "apache-2.0",

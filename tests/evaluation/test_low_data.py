@@ -90,7 +90,8 @@ def test_it_prints_and_saves_itself(measured, tmp_path):
     assert len(rows) == 6
     assert all(row.count("|") == 6 for row in rows)
     line = table.lines[2]
-    interval = mean_interval(line.accuracies)
+    interval = line.interval
+    assert mean_interval(line.accuracies).low <= interval.low >= 0
     shown = f"{interval.as_percentages()} ± {line.deviation:.1%} (2 subsets)"
     assert rows[4] == f"| 5 | 15 | features | {line.layer} | {shown} |"
     table.save(tmp_path / "table.json")

@@ -276,9 +276,11 @@ def test_pictures_of_other_sizes_and_kinds_are_resized_with_a_word(palette):
     rotated = image.fromarray(pixels[:4, :4].transpose(1, 0, 2)[::-1])
     rotated.getexif()[0x0112] = 6
     np.testing.assert_array_equal(model.complete(rotated, keep_rows=4)[0, 0], pixels[:4, :4])
-    for given in ([], pixels[..., :1], image.new("F", (4, 4)), "picture.png", [pixels[None]]):
+    for given in ([], pixels[..., :1], image.new("F", (4, 4)), [pixels[None]]):
         with pytest.raises(ValueError, match="`images`"):
             model.complete(given, keep_rows=4)
+    with pytest.raises(FileNotFoundError, match=r"picture\.png"):
+        model.complete("picture.png", keep_rows=4)
 
 
 def test_long_runs_say_how_far_they_are(model, capsys):

@@ -101,7 +101,7 @@ def test_scores_that_mean_nothing_are_refused(causal):
     wrong = LabeledTokens(TOKENS, np.zeros(7, "int64"), 32)
     for model, arguments, message in (
         (diverged, (TOKENS,), "finite logits"),
-        (causal, (endless,), "`inputs` must be"),
+        (causal, (endless,), "`inputs` must end"),
         (causal, (wrong,), "`inputs` must be tokens of 16 colours"),
         (causal, (TOKENS[:, :5],), "`inputs` must be"),
         (causal, (TOKENS, False, 0), "`batch_size`"),
