@@ -17,6 +17,8 @@ from keras_igpt.support.randomness import check_seed
 _FEWEST_RUNS = 6
 # Threshold of the Huber loss of log-losses (Hoffmann et al., 2022, appendix D.2).
 _HUBER_DELTA = 1e-3
+# Few resampled runs would otherwise allow exponents whose factors overflow.
+_LARGEST_EXPONENT = 5.0
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -184,7 +186,8 @@ def _best_fit(
         # Scaled to suit the optimizer's tolerances.
         return float(losses.sum()) / _HUBER_DELTA**2, np.array([*gradient, by_term[2].sum()]) / _HUBER_DELTA**2
 
-    bounds = [(None, None), (0, None), (None, None), (0, None), (None, None)]
+    exponents = (0, _LARGEST_EXPONENT)
+    bounds = [(None, None), exponents, (None, None), exponents, (None, None)]
     minimize = import_scipy("optimize").minimize
     fits = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
     best: Float64Array = min(fits, key=lambda fit: fit.fun).x
