@@ -17,7 +17,6 @@ from keras_igpt.support.randomness import check_seed
 _FEWEST_RUNS = 6
 # Threshold of the Huber loss of log-losses (Hoffmann et al., 2022, appendix D.2).
 _HUBER_DELTA = 1e-3
-# Few resampled runs would otherwise allow exponents whose factors overflow.
 _LARGEST_EXPONENT = 5.0
 
 Float64Array = npt.NDArray[np.float64]
@@ -173,24 +172,27 @@ def _best_fit(
     n, d = (logs[:, :2] - centre).T
     observed = logs[:, 2]
 
-    def objective(at: Float64Array) -> tuple[float, Float64Array]:
-        terms = np.stack([at[0] - at[1] * n, at[2] - at[3] * d, np.full_like(n, at[4])])
-        predicted = np.logaddexp.reduce(terms)
-        shares = np.exp(terms - predicted)
-        residual = predicted - observed
-        small = np.abs(residual) <= _HUBER_DELTA
-        losses = np.where(small, residual**2 / 2, _HUBER_DELTA * (np.abs(residual) - _HUBER_DELTA / 2))
-        slope = np.clip(residual, -_HUBER_DELTA, _HUBER_DELTA)
-        by_term = shares * slope
-        gradient = [by_term[0].sum(), -(by_term[0] * n).sum(), by_term[1].sum(), -(by_term[1] * d).sum()]
-        # Scaled to suit the optimizer's tolerances.
-        return float(losses.sum()) / _HUBER_DELTA**2, np.array([*gradient, by_term[2].sum()]) / _HUBER_DELTA**2
+    def terms_of(at: Float64Array) -> Float64Array:
+        return np.stack([at[0] - at[1] * n, at[2] - at[3] * d, np.full_like(n, at[4])])
 
-    exponents = (0, _LARGEST_EXPONENT)
-    bounds = [(None, None), exponents, (None, None), exponents, (None, None)]
-    minimize = import_scipy("optimize").minimize
-    fits = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
-    best: Float64Array = min(fits, key=lambda fit: fit.fun).x
+    def residuals(at: Float64Array) -> Float64Array:
+        errors: Float64Array = np.logaddexp.reduce(terms_of(at)) - observed
+        return errors
+
+    def jacobian(at: Float64Array) -> Float64Array:
+        terms = terms_of(at)
+        first, second, third = np.exp(terms - np.logaddexp.reduce(terms))
+        return np.stack([first, -first * n, second, -second * d, third], axis=1)
+
+    # Bounded, since factors of few runs' exponents would overflow.
+    low, high = np.full(5, -np.inf), np.full(5, np.inf)
+    low[[1, 3]], high[[1, 3]] = 0, _LARGEST_EXPONENT
+    least_squares = import_scipy("optimize").least_squares
+    fits = [
+        least_squares(residuals, start, jacobian, bounds=(low, high), loss="huber", f_scale=_HUBER_DELTA)
+        for start in np.asarray(starts, np.float64)
+    ]
+    best: Float64Array = min(fits, key=lambda fit: fit.cost).x
     return best
 
 
