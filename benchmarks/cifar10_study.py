@@ -30,8 +30,7 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.commands.shared import read_log
-from keras_igpt.support.files import whole_file, write_json
+from keras_igpt.support.files import read_log, whole_file, write_json
 
 RUNS = {"AR": "ar", "BERT": "bert", "AR, smaller": "small", "random weights": "random"}
 # What fine-tuning begins with, and the weight of L_GEN.

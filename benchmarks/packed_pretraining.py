@@ -1,4 +1,4 @@
-"""CIFAR-10 at 32x32 pixels in one packed call on a GPU that is lent for minutes, without network and without Keras.
+"""CIFAR-10 at 32x32 pixels, packed for a GPU without network and without Keras, in nine minutes a call.
 
 Commands, the first on a machine with the data, the others on the one with the GPU:
     python benchmarks/packed_pretraining.py pack --data-dir FOLDER      # writes packed/; some minutes

@@ -36,7 +36,9 @@ def main() -> float:
     few = igpt.low_data_subset(data.train, LABELS_PER_CLASS, SEED)
     validation = data.validation.take(np.arange(VALIDATION_PICTURES))
 
-    classifier = igpt.ImageGPTImageClassifier(lm, len(data.class_names), GENERATIVE_WEIGHT)
+    classifier = igpt.ImageGPTImageClassifier(
+        lm, len(data.class_names), GENERATIVE_WEIGHT, class_names=data.class_names
+    )
     classifier.compile(**igpt.finetuning_recipe(LEARNING_RATE))
     # The paper pads pictures of 32 pixels by 4, crops and mirrors them.
     crops = igpt.PaddedCrop(padding=max(1, lm.backbone.image_size // 8))

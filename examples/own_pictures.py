@@ -64,7 +64,7 @@ def main() -> dict[str, float]:
     plotting.plot_completions(some, completions, keep_rows=IMAGE_SIZE // 2).savefig(OUTPUT / "completions.png")
 
     # === A classifier: all weights trained on both losses, L_GEN + L_CLF ===
-    classifier = igpt.ImageGPTImageClassifier(lm, num_classes=len(data.class_names))
+    classifier = igpt.ImageGPTImageClassifier(lm, len(data.class_names), class_names=data.class_names)
     classifier.compile(**igpt.finetuning_recipe(learning_rate=0.001))
     crops = igpt.TrainingBatches(data.train, palette, BATCH_SIZE, augmentation=igpt.PaddedCrop(padding=1))
     classifier.fit(crops, epochs=FINETUNING_EPOCHS, validation_data=held_out, verbose=2)

@@ -42,7 +42,7 @@ def main() -> igpt.TunedResult:
     def make_model(hyperparameters: Any) -> igpt.ImageGPTImageClassifier:
         lm = igpt.ImageGPTCausalLM.from_preset(MODEL)  # for each trial: all begin with the same weights
         weight = hyperparameters.get("generative_weight")
-        classifier = igpt.ImageGPTImageClassifier(lm, len(data.class_names), weight)
+        classifier = igpt.ImageGPTImageClassifier(lm, len(data.class_names), weight, class_names=data.class_names)
         classifier.compile(**igpt.finetuning_recipe(hyperparameters.get("learning_rate")))
         return classifier
 

@@ -94,7 +94,7 @@ from keras_igpt.training.distribution import make_distribution, save_model
 from keras_igpt.training.recipes import finetuning_recipe, pretraining_recipe, probing_recipe
 from keras_igpt.training.resume import ExactResume
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ApplyLeftoverGradients",

@@ -18,6 +18,9 @@ from keras_igpt.objectives.token_model import TokenModel
 from keras_igpt.support.checks import check_integer
 from keras_igpt.training.recipes import pretraining_recipe
 
+# Of a classifier's class names.
+_NAMES_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class Description:
@@ -97,7 +100,9 @@ def _describe_model(model: ImageGPTBackbone | TokenModel, batch_size: int) -> De
         rows["palette"] = "none" if model.palette is None else repr(model.palette)
     if isinstance(model, ImageGPTImageClassifier):
         rows |= {name: getattr(model, name) for name in ("num_classes", "layer", "generative_weight", "frozen")}
-        rows["class names"] = ", ".join(model.class_names or ("none",))
+        names = model.class_names or ("none",)
+        more = len(names) - _NAMES_SHOWN
+        rows["class names"] = ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
     if isinstance(model, PixelModel):
         rows |= {name: getattr(model, name) for name in model._own_options}
     quantized = int8_layers(model)

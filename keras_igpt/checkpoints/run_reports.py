@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from keras_igpt.checkpoints.huggingface_files import read_json
 from keras_igpt.evaluation.low_data import LowDataLine, LowDataTable
+from keras_igpt.evaluation.probe_report import ProbeReport
 from keras_igpt.objectives.pixel_model import PixelModel
-from keras_igpt.plotting import plot_depth_curves, plot_loss_curves
+from keras_igpt.plotting import plot_loss_curves
 from keras_igpt.support.files import read_log
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _SETTINGS = {
     "backend": "backend",
     "keras_igpt": "version of keras_igpt",
 }
+_TEST_ACCURACY = ", test accuracy"
+_LOW_END, _HIGH_END = ", low end of the 95% interval", ", high end of the 95% interval"
 _TRAININGS = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "search": "Search and refit"}
 # How `keras-igpt pretrain` calls the sizes of a network.
 _SIZES = {"image_size": "image_size", "layers": "num_layers", "heads": "num_heads", "width": "hidden_dim"}
@@ -84,7 +87,8 @@ def read_reports(paths: Sequence[str | os.PathLike[str]], language_model: PixelM
         `RunReports`.
 
     Raises:
-        ValueError: if a path has no report, or one of another model.
+        ValueError: if a path has no report, or a pre-training's or a probe's of another model. Reports of fine-tuning,
+            searches and few labels do not name the model, and are not checked.
     """
     found = RunReports([], [])
     for path in map(Path, paths):
@@ -143,14 +147,15 @@ def _training_section(log: Mapping[int, Mapping[str, float]]) -> list[Section]:
 
 
 def _section(path: Path, config: Mapping[str, Any], model: PixelModel) -> Section:
-    content = read_json(path)
+    content: Any = read_json(path)
     title, make = next(
         (kind for keys, kind in _KINDS.items() if content.keys() >= set(keys)),
         (_TRAININGS.get(config.get("command", ""), path.stem.replace("_", " ").capitalize()), _figures),
     )
     try:
         if make is _probe:
-            _check_probed(path, dict(content["model"]), model)
+            content = ProbeReport.load(path)
+            _check_probed(path, dict(content.model), model)
         text, figure = make(content, config)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
@@ -167,31 +172,18 @@ def _check_probed(path: Path, probed: dict[str, Any], model: PixelModel) -> None
     _check_sizes(path, probed, {name: name for name in probed}, model)
 
 
-def _probe(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
-    chosen, final = report["chosen_on_validation"], report["final_on_test"]
-    best = chosen["best_layer"]
-    curves = {"validation": {line["layers"][0]: line["validation_accuracy"] for line in chosen["layers"]}}
-    if final is not None:
-        curves["test"] = {int(depth): accuracy for depth, accuracy in final["accuracies"].items()}
-    rows = [
-        [
-            f"**{depth}**" if depth == best else str(depth),
-            *(_shown("accuracy", curve[depth]) for curve in curves.values()),
-        ]
-        for depth in curves["validation"]
-    ]
-    counts = {"training": report["num_train"], "validation": report["num_validation"]}
-    if final is not None:
-        counts["test"] = final["num_test"]
+def _probe(report: ProbeReport, config: Mapping[str, Any]) -> tuple[str, Figure | None]:
+    counts = {"training": report.num_train, "validation": report.num_validation}
+    if report.final_on_test is not None:
+        counts["test"] = report.final_on_test.num_test
     text = (
-        f"Logistic regression on the frozen features of each depth ({report['which']}, means over positions); "
-        f"{', '.join(f'{count:,} {part}' for part, count in counts.items())} pictures of {report['num_classes']} "
-        "classes. The depth in bold was chosen on validation.\n\n"
+        f"Logistic regression on the frozen features of each depth ({report.which}, means over positions); "
+        f"{', '.join(f'{count:,} {part}' for part, count in counts.items())} pictures of {report.num_classes} "
+        f"classes.\n\n```text\n{report}\n```"
     )
-    references = {name: value for name, value in config.items() if name.startswith("raw pixels") and value is not None}
-    text += _table(["depth", *curves], rows)
+    references = {name: value for name, value in config.items() if name.endswith(_TEST_ACCURACY) and value is not None}
     text += "".join(f"\n\n{name[0].upper()}{name[1:]}: {_shown(name, value)}." for name, value in references.items())
-    return text, plot_depth_curves(curves, references, dict.fromkeys(curves, best))
+    return text, report.plot()
 
 
 def _study(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
@@ -211,7 +203,11 @@ def _low_data(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str
 
 
 def _figures(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
-    return table({name: _shown(name, value) for name, value in report.items()}), None
+    shown = {name: _shown(name, value) for name, value in report.items()}
+    # The ends of an interval stand behind its middle.
+    for name in [name for name in shown if f"{name}{_LOW_END}" in shown]:
+        shown[name] += f" [{shown.pop(f'{name}{_LOW_END}')}, {shown.pop(f'{name}{_HIGH_END}')}]"
+    return table(shown), None
 
 
 # What each report has, the title of its section, and what makes it.

@@ -1,4 +1,4 @@
-"""Tell what is on pictures, by a classifier that `keras-igpt finetune` trained.
+"""Classify pictures with a classifier that `keras-igpt finetune` trained.
 
 keras-igpt classify cat.jpg dog.png --model finetune_output/classifier.keras
 """

@@ -12,11 +12,11 @@ from keras_igpt.curation.command import parse
 
 COMMANDS = {
     "quickstart": "the whole story in a few minutes, without a download",
-    "suggest": "sizes and steps for one's pictures and time",
+    "suggest": "sizes and steps that fit your pictures and time",
     "pretrain": "train a model on the pixels of unlabelled pictures",
     "probe": "linear probes: what the features of each depth know about the classes",
     "finetune": "train a classifier from a pre-trained model",
-    "classify": "what is on pictures, by a fine-tuned classifier",
+    "classify": "what is in pictures, by a fine-tuned classifier",
     "search": "the paper's protocol: search on validation, refit, test once",
     "low-data": "classify from few labels",
     "draw": "draw pictures from nothing",

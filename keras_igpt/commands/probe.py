@@ -74,6 +74,9 @@ def run(options: argparse.Namespace) -> None:
     probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
     extractor = igpt.FeatureExtractor(model, layers, options.which)
     folder = None if options.features is None else Path(options.features)
+    if "attention" in options.also:
+        # Before anything is computed; the depth does not matter.
+        _attention_probe(model, 0, options).check_memory(len(data.train) + len(data.validation))
     train, validation, test = (
         extractor.extract_labeled(data[name], options.batch_size, None if folder is None else folder / f"{name}.npy")
         for name in ("train", "validation", "test")
@@ -96,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
         by_depth = {depth: asdict(result) for depth, result in results.items()}
         write_json(options.output / "nearest_neighbors.json", by_depth)
     if "attention" in options.also:
-        attention = igpt.AttentionProbe(model, report.best_layer, batch_size=options.batch_size, folder=folder)
+        attention = _attention_probe(model, report.best_layer, options)
         accuracy = attention.fit(data.train, data.validation).score(data.test)
         others[f"attention pooling at depth {report.best_layer}"] = accuracy
         attention.report.save(options.output / "attention.json")
@@ -107,6 +110,10 @@ def run(options: argparse.Namespace) -> None:
         f"report.json, accuracies.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",
         f"finetune --model {options.model} …",
     )
+
+
+def _attention_probe(model: Any, layer: int, options: argparse.Namespace) -> igpt.AttentionProbe:
+    return igpt.AttentionProbe(model, layer, batch_size=options.batch_size, folder=options.features)
 
 
 def _say(report: igpt.ProbeReport, others: Mapping[str, igpt.MeasuredAccuracy]) -> None:

@@ -70,6 +70,8 @@ def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = Fa
     Returns:
         `DataSplits`.
     """
+    if options.dataset and options.skip_unreadable:
+        raise ValueError("--skip-unreadable goes with --images. Received: --skip-unreadable with --dataset")
     if options.images:
         data: igpt.DataSplits[Any] = igpt.load_image_folder(
             options.images, image_size, seed=options.seed, skip_unreadable=options.skip_unreadable

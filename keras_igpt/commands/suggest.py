@@ -1,4 +1,4 @@
-"""Suggest sizes and steps for one's pictures and time, and say what to expect.
+"""Suggest sizes and steps that fit your pictures and time, and say what to expect.
 
 keras-igpt suggest --images FOLDER --minutes 30
 keras-igpt suggest --pictures 1280000 --minutes 1440 --flops-per-second 3e14
@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 
 import keras_igpt as igpt
+from keras_igpt.commands.shared import add_data_arguments, load_training_pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    pictures = parser.add_mutually_exclusive_group(required=True)
-    pictures.add_argument("--images", help="folder of pictures, which are counted")
-    pictures.add_argument("--pictures", type=int, help="how many pictures there are to train on")
+    add_data_arguments(parser, required=False)
+    parser.add_argument("--pictures", type=int, help="how many pictures there are to train on, in place of any")
     parser.add_argument("--minutes", type=float, required=True, help="time for one run")
     parser.add_argument(
         "--flops-per-second", type=float, help="of another device in training; by default this one is timed"
@@ -25,14 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     pictures = options.pictures
-    if options.images:
-        # A tenth is held out.
-        pictures = max(1, len(igpt.load_unlabeled_folder(options.images, image_size=8)) * 9 // 10)
+    given = [name for name in ("images", "dataset", "pictures") if getattr(options, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"One of --images, --dataset and --pictures must be given. Received: {given or 'none'}")
+    if pictures is None:
+        train, _ = load_training_pictures(options, image_size=8)
+        pictures = len(train)
     suggestion = igpt.suggest(pictures, options.minutes, options.flops_per_second)
     model = suggestion.architecture
+    # A run shorter than a pass over the pictures.
+    length = f" --epoch-steps {suggestion.steps}" if suggestion.steps * suggestion.batch_size < pictures else ""
     print(f"{pictures:,} pictures, {options.minutes:g} minutes:\n{suggestion}")
+    data = f"--images {options.images or 'FOLDER'}"
+    if options.dataset:
+        data = f"--dataset {options.dataset}" + (f" --data-dir {options.data_dir}" if options.data_dir else "")
     print(
-        f"Next: keras-igpt pretrain --images {options.images or 'FOLDER'} --image-size {model.image_size} "
+        f"Next: keras-igpt pretrain {data} --image-size {model.image_size} "
         f"--colors {model.vocabulary_size} --layers {model.num_layers} --heads {model.num_heads} "
-        f"--width {model.hidden_dim} --batch-size {suggestion.batch_size} --epochs {suggestion.epochs}"
+        f"--width {model.hidden_dim} --batch-size {suggestion.batch_size} --epochs {suggestion.epochs}{length}"
     )

@@ -79,7 +79,7 @@ class GrainBatches(keras.utils.PyDataset):
         batch = self._dataset[step % self._count]
         if batch is None:
             raise ValueError(
-                "`x` must be a MapDataset that has all of its batches, without `filter`, where `callbacks` has "
-                f"ExactResume. Received: none at {step % self._count}"
+                "`x` must be a MapDataset that has all of its batches; `x.to_iter_dataset()` leaves out those that "
+                f"`filter` drops, but has no position for ExactResume. Received: none at {step % self._count}"
             )
         return batch

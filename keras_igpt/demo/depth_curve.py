@@ -83,7 +83,8 @@ def find_depth_curve(model: Any, name: str) -> DepthCurve | None:
     folder = Path(name).absolute().parent
     sizes = {"kind": type(model).__name__, **model.backbone.architecture.arguments}
     found = [*folder.glob("*.json"), *folder.glob("*/*.json")]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+    there = [path for path in found if path.is_file()]
+    for path in sorted(there, key=lambda path: path.stat().st_mtime, reverse=True):
         report = _read(path)
         # A search's report has choices too, but no model.
         if {"chosen_on_validation", "final_on_test"} <= report.keys() and _fits(report.get("model"), sizes):
@@ -98,9 +99,9 @@ def _fits(described: Any, sizes: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; what is none, or is not there, has no entries."""
+    """Reads a JSON object. Other files, and those that cannot be read, count as empty ones."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -331,6 +331,9 @@ class Page:
         if curve is not None:
             gr.HTML(text(str(curve)) + f'<div class="igpt-curve"><img src="{address_of(curve.png())}"></div>')
             return
+        if not Path(self._name).is_file():
+            gr.HTML(text("No probe report of this model is known."))
+            return
         gr.HTML(
             text("No probe report stands beside this model. This makes one, from pictures in a folder for each class:")
             + f"<pre>keras-igpt probe --model {html.escape(self._name)} --images FOLDER "

@@ -159,7 +159,7 @@ class AttentionProbe:
             for name, part in (("train", train), ("validation", validation))
         ]
         check_classes(sources[0].labels, sources[1].labels)
-        self._check_memory(sum(map(len, sources)))
+        self.check_memory(sum(map(len, sources)))
         parts = [
             (self._features(source, name), source.labels)
             for name, source in zip(("train", "validation"), sources, strict=True)
@@ -228,7 +228,8 @@ class AttentionProbe:
             )
         return self._fit
 
-    def _check_memory(self, count: int) -> None:
+    def check_memory(self, count: int) -> None:
+        """Raises `ValueError` if the features of `count` pictures need more than half of the memory, and no folder."""
         backbone, available = self._extractor.language_model.backbone, host_memory()
         needed = 2 * count * backbone.num_tokens * backbone.hidden_dim
         if self._folder is None and available is not None and needed > available / 2:

@@ -1,4 +1,4 @@
-"""What to train on one's own pictures in the time one has."""
+"""Sizes and steps that fit a number of pictures and a time."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ _LADDER = (
         Architecture(512, 16, num_layers=8, num_heads=4, hidden_dim=96),
         64,
         0.003,
-        "TODO",
+        "on CIFAR-10, 875 steps of a run of 3,500: 2.90 nats per token; probes of a whole run were not measured",
     ),
     _Rung(
         Architecture(512, 32, num_layers=12, num_heads=8, hidden_dim=256),
@@ -157,14 +157,15 @@ def suggest(num_pictures: int, minutes: float, flops_per_second: float | None = 
 
 def _run(rung: _Rung, pictures: int, seconds: float, rate: float) -> Suggestion:
     """Returns the longest sensible run of a size."""
-    needs = estimate(rung.architecture, rung.batch_size)
-    epoch_steps = math.ceil(pictures / rung.batch_size)
+    batch_size = min(rung.batch_size, pictures)
+    needs = estimate(rung.architecture, batch_size)
+    epoch_steps = math.ceil(pictures / batch_size)
     steps = max(1, min(int(seconds * rate / needs.training_flops), _MOST_EPOCHS * epoch_steps))
     if steps > epoch_steps:
         steps -= steps % epoch_steps
     return Suggestion(
         rung.architecture,
-        rung.batch_size,
+        batch_size,
         steps,
         epochs=math.ceil(steps / epoch_steps),
         learning_rate=rung.learning_rate,

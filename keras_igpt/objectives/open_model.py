@@ -58,7 +58,7 @@ def _open_from_hub(address: str, argument: str) -> Any:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{argument} must be the address of a Keras model on the Hugging Face hub, as "
-            "`model.save('hf://user/model')` makes it (`load_huggingface_checkpoint` opens ImageGPT of transformers). "
-            f"Received: {address} ({type(error).__name__}: {reason})"
+            f"{argument} could not be opened: {type(error).__name__}: {reason}. It must be the address of a Keras "
+            "model, as `model.save('hf://user/model')` makes it (`load_huggingface_checkpoint` opens ImageGPT of "
+            f"transformers), and the hub must be reachable. Received: {address}"
         ) from error

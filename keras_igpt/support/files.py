@@ -160,12 +160,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_log(path: Path) -> dict[int, dict[str, float]]:
-    """Returns the lines of a training's log by epoch; one that a kill made run twice counts once."""
+    """Returns the lines of a training's log by epoch; the last one of an epoch that was run again after a kill.
+
+    Raises:
+        ValueError: if the file is no such log.
+    """
     if not path.exists():
         return {}
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
-    return {int(line["epoch"]): {name: float(value) for name, value in line.items()} for line in lines}
+    try:
+        return {int(line["epoch"]): {name: float(value) for name, value in line.items()} for line in lines}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must be a log of numbers by epoch. Received: {error}") from error
 
 
 def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -200,6 +200,15 @@ def test_what_is_suggested_can_be_run(folders, capsys):
     assert told.startswith("36 pictures, 5 minutes:")
     command = told.splitlines()[-1].removeprefix("Next: keras-igpt ").split()
     assert make_parser().parse_args(command).image_size == 8
+    assert make_parser().parse_args(command).batch_size == 36
+    # Less than one pass over the pictures.
+    main(["suggest", "--pictures", "10000000", "--minutes", "60", "--flops-per-second", "5e10"])
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: keras-igpt ").split()
+    shorter = make_parser().parse_args(command)
+    assert shorter.epoch_steps * shorter.batch_size < 10_000_000
+    for wrong in ([], ["--images", folders.flat, "--pictures", "9"]):
+        with pytest.raises(SystemExit, match="One of --images"):
+            main(["suggest", "--minutes", "5", *wrong])
 
 
 def test_stopping_survives_a_kill(tmp_path):

@@ -48,3 +48,12 @@ def test_a_report_beside_the_model_is_found_if_it_is_of_such_a_model(tmp_path, p
         "30.0% from raw pixels. Validation chose depth 1." in str(curve)
     )
     assert curve.png().startswith(b"\x89PNG")
+
+
+def test_what_is_no_report_is_passed_over(tmp_path):
+    model = make_causal_lm()
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "broken.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "text.json").write_text("no JSON")
+    assert find_depth_curve(model, str(tmp_path / "model.keras")) is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_igpt.support import files as atomic_file
-from keras_igpt.support.files import new_mapped_array, remove_partial, whole_file, whole_folder, write_json
+from keras_igpt.support.files import new_mapped_array, read_log, remove_partial, whole_file, whole_folder, write_json
 
 
 def test_links_that_were_planted_are_not_followed(tmp_path):
@@ -107,3 +107,10 @@ def test_a_disk_too_small_says_what_is_missing(small_disk, reserving, monkeypatc
     monkeypatch.setattr(atomic_file, "_ZEROS", 1000)
     new_mapped_array(small_disk / "array.npy", "uint8", (1000, 1000))[:] = 7
     np.testing.assert_array_equal(np.load(small_disk / "array.npy"), 7)
+
+
+@pytest.mark.parametrize("line", ["0,0.5\n1", "a,b\n1,2", "epoch,loss\n0,much"])
+def test_a_damaged_log_is_named(tmp_path, line):
+    (tmp_path / "log.csv").write_text(line if line.startswith(("a", "e")) else f"epoch,loss\n{line}")
+    with pytest.raises(ValueError, match=r"log\.csv must be a log of numbers by epoch"):
+        read_log(tmp_path / "log.csv")
