@@ -143,7 +143,7 @@ def plot_depth_curves(
         axes.axhline(value, color=color, linestyle="--", label=name)
         axes.axhspan(lowest, highest, color=color, alpha=0.1, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, "depth l of the features (0 = embeddings)", "accuracy of a linear probe (%)")
+    _finish(axes, "depth of the features (0 = embeddings)", "accuracy of a linear probe (%)")
     return figure
 
 
@@ -296,7 +296,7 @@ def plot_surprise(images: npt.ArrayLike, surprise: npt.ArrayLike) -> Figure:
     for column, (picture, nats) in enumerate(zip(pictures, maps, strict=True)):
         _show(grid[0, column], picture)
         shown = _show_map(grid[1, column], nats, 0.0, float(np.nanmax(maps)))
-    figure.colorbar(shown, ax=grid[1].tolist(), label="nats")
+    figure.colorbar(shown, ax=grid.ravel().tolist(), label="nats")
     _name_rows(grid, ("picture", "surprise"))
     return figure
 

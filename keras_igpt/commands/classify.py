@@ -34,4 +34,4 @@ def run(options: argparse.Namespace) -> None:
     )
     options.output.mkdir(parents=True, exist_ok=True)
     write_json(options.output / "classes.json", dict(zip(options.pictures, probabilities, strict=True)))
-    say_what_next(f"classes.json to {options.output}/", f"export --model {options.model}")
+    say_what_next(f"classes.json to {options.output}/", f"export --model {options.model} --format onnx --batch-size 1")

@@ -1,6 +1,6 @@
 """Write a SavedModel or an ONNX file that takes uint8 pictures and runs without this package.
 
-keras-igpt export --model finetune_output/classifier.keras
+keras-igpt export --model finetune_output/classifier.keras --format onnx --batch-size 1
 keras-igpt export --model run/igpt.keras --layers 4 6 --format onnx --batch-size 1
 """
 

@@ -32,6 +32,14 @@ COMMANDS = {
 }
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Shows descriptions as they are written, and defaults."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # Without "(default: None)" and "(default: False)", which say nothing.
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -46,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)

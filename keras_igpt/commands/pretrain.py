@@ -32,19 +32,21 @@ from keras_igpt.support.files import read_log
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_data_arguments(parser)
-    parser.add_argument("--objective", choices=("ar", "bert"), default="ar")
+    parser.add_argument("--objective", choices=("ar", "bert"), default="ar", help="ar: autoregressive")
     parser.add_argument("--image-size", type=int, default=16, help="side of the pictures in pixels")
     colors = parser.add_mutually_exclusive_group()
     colors.add_argument("--colors", type=int, default=256, help="of a palette fitted to the pictures")
     colors.add_argument("--palette", type=Path, help="file of a palette, such as that of keras-igpt palette")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--normalization", choices=("layer_norm", "rms_norm"), default="layer_norm")
+    parser.add_argument("--layers", type=int, default=8, help="transformer blocks")
+    parser.add_argument("--heads", type=int, default=4, help="attention heads of a block")
+    parser.add_argument("--width", type=int, default=96, help="of the residual stream")
+    parser.add_argument(
+        "--normalization", choices=("layer_norm", "rms_norm"), default="layer_norm", help="rms_norm for transformers"
+    )
     parser.add_argument("--dtype", default="float32", help="dtype policy, such as mixed_bfloat16")
     parser.add_argument("--remat", action="store_true", help="less memory, a third more time")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures of a step")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the pictures, or of --epoch-steps each")
     parser.add_argument(
         "--epoch-steps", type=int, help="steps between validations; one pass over the pictures by default"
     )
@@ -57,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     train, validation = load_training_pictures(options, options.image_size)
+    if options.batch_size > len(train):
+        raise ValueError(f"--batch-size must be at most {len(train)}, the pictures. Received: {options.batch_size}")
     palette = _palette(options, train)
     held_out = validation.encode(palette)
     # The search reads no test set.
@@ -100,8 +104,8 @@ def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
             raise ValueError(f"--palette must be that of the run in {options.output}. Received: {options.palette}")
         if not options.palette and palette.num_colors != options.colors:
             raise ValueError(
-                f"--colors must be that of the run in {options.output}, {palette.num_colors}. "
-                f"Received: {options.colors}"
+                f"--colors must be that of the run in {options.output}, {palette.num_colors}; a new run needs another "
+                f"--output. Received: {options.colors}"
             )
         return palette
     if options.palette:
@@ -140,7 +144,7 @@ def _callbacks(options: argparse.Namespace, epoch_steps: int) -> list[Any]:
         TimeLeft(options.epochs * epoch_steps),
         *kept,
         keras.callbacks.CSVLogger(str(options.output / "log.csv"), append=True),
-        igpt.ExactResume(options.output / "checkpoints", every=max(50, epoch_steps // 4)),
+        igpt.ExactResume(options.output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4))),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 
@@ -57,7 +56,7 @@ class Suggestion:
             f"{model.image_size}x{model.image_size} pixels, {model.vocabulary_size} colours, "
             f"{model.num_layers} layers, {model.num_heads} heads, width {model.hidden_dim}: "
             f"{model.num_parameters:,} parameters\n"
-            f"{self.steps:,} steps of {self.batch_size} pictures, {self.epochs} epochs, about {self.minutes:,.0f} "
+            f"{self.steps:,} steps of {self.batch_size} pictures, {self.epochs} epochs, about {self.minutes:,.1f} "
             f"minutes and {self.memory / 2**30:.1f} GiB in float32 beside the framework's own{self._smaller()}\n"
             f"rate {self.learning_rate} to start with\n"
             f"{self.expected}"
@@ -159,7 +158,7 @@ def _run(rung: _Rung, pictures: int, seconds: float, rate: float) -> Suggestion:
     """Returns the longest sensible run of a size."""
     batch_size = min(rung.batch_size, pictures)
     needs = estimate(rung.architecture, batch_size)
-    epoch_steps = math.ceil(pictures / batch_size)
+    epoch_steps = pictures // batch_size
     steps = max(1, min(int(seconds * rate / needs.training_flops), _MOST_EPOCHS * epoch_steps))
     if steps > epoch_steps:
         steps -= steps % epoch_steps
@@ -167,7 +166,7 @@ def _run(rung: _Rung, pictures: int, seconds: float, rate: float) -> Suggestion:
         rung.architecture,
         batch_size,
         steps,
-        epochs=math.ceil(steps / epoch_steps),
+        epochs=max(1, steps // epoch_steps),
         learning_rate=rung.learning_rate,
         minutes=steps * needs.training_flops / rate / 60,
         memory=needs.training_memory,

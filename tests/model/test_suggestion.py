@@ -19,7 +19,7 @@ def test_more_time_and_pictures_give_a_larger_model():
 def test_a_run_fits_the_time_and_the_pictures(pictures, minutes):
     suggestion = igpt.suggest(pictures, minutes, RATE)
     assert 0 < suggestion.minutes <= minutes
-    assert suggestion.steps <= 40 * -(-pictures // suggestion.batch_size)
+    assert suggestion.steps <= 40 * (pictures // suggestion.batch_size)
     flops = igpt.estimate(suggestion.architecture, suggestion.batch_size).training_flops
     assert suggestion.minutes * 60 * RATE == pytest.approx(suggestion.steps * flops)
     assert f"{suggestion.steps:,} steps of {suggestion.batch_size} pictures" in str(suggestion)
