@@ -331,7 +331,7 @@ class Page:
         if curve is not None:
             gr.HTML(text(str(curve)) + f'<div class="igpt-curve"><img src="{address_of(curve.png())}"></div>')
             return
-        if not Path(self._name).is_file():
+        if not self._name.endswith(".keras"):
             gr.HTML(text("No probe report of this model is known."))
             return
         gr.HTML(
