@@ -2,8 +2,8 @@
 
 Commands, the first on a machine with the data, the others on the one with the GPU:
     python benchmarks/packed_pretraining.py pack --data-dir FOLDER      # writes packed/; some minutes
-    python3 -m pip install -q --no-index --no-deps --target /tmp/site packed/wheels/*.whl
-    export PYTHONPATH=/tmp/site:$PWD
+    python3 -m pip install -q --no-index --no-deps --target packed/site packed/wheels/*.whl
+    export PYTHONPATH=$PWD/packed/site:$PWD
     python3 benchmarks/packed_pretraining.py train --output OUT         # nine minutes at most; again to go on
     python3 benchmarks/packed_pretraining.py judge --output OUT         # nine minutes at most
 
