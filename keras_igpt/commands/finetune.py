@@ -20,6 +20,7 @@ from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    exact_resume,
     load_data,
     load_language_model,
     padded_crop,
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
             ),
             keras.callbacks.CSVLogger(str(log), append=True),
             StopAfterBest(log, options.patience),
-            igpt.ExactResume(options.output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4))),
+            exact_resume(options.output, epoch_steps),
         ],
         verbose=2,
     )
@@ -115,22 +116,26 @@ def run(options: argparse.Namespace) -> None:
         voted = chosen.vote(tokens.token_ids, num_masks=5, seed=options.seed, batch_size=options.batch_size)
         measured["test accuracy, vote of 5 masks"] = igpt.measure_accuracy(voted, tokens.labels)
     chosen.save(options.output / "classifier.keras")
-    validation = interval_of_share(accuracy, len(data.validation))
+    _report(options.output, epoch, interval_of_share(accuracy, len(data.validation)), measured)
+    say_what_next(
+        f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
+        f"classify PICTURE --model {options.output}/classifier.keras",
+    )
+
+
+def _report(output: Path, epoch: int, validation: igpt.Interval, measured: dict[str, igpt.MeasuredAccuracy]) -> None:
+    """Writes and prints the accuracies with their intervals."""
     intervals = {"validation accuracy": validation, **{name: value.interval for name, value in measured.items()}}
     results: dict[str, float] = {"best epoch": epoch + 1}
     for name, interval in intervals.items():
         results[name] = interval.estimate
         results[f"{name}, low end of the 95% interval"] = interval.low
         results[f"{name}, high end of the 95% interval"] = interval.high
-    write_json(options.output / "results.json", results)
-    write_json(options.output / "accuracies.json", {name: asdict(value) for name, value in measured.items()})
+    write_json(output / "results.json", results)
+    write_json(output / "accuracies.json", {name: asdict(value) for name, value in measured.items()})
     print(f"best epoch: {epoch + 1}")
     for name, interval in intervals.items():
         print(f"{name}: {interval.as_percentages()}")
     if len(measured) > 1:
         one_mask, vote = measured.values()
         print(f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}")
-    say_what_next(
-        f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
-        f"classify PICTURE --model {options.output}/classifier.keras",
-    )

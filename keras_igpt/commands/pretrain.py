@@ -20,6 +20,7 @@ from keras_igpt.commands.shared import (
     TimeLeft,
     add_data_arguments,
     add_output_argument,
+    exact_resume,
     load_training_pictures,
     pixels_of,
     say_what_next,
@@ -144,7 +145,7 @@ def _callbacks(options: argparse.Namespace, epoch_steps: int) -> list[Any]:
         TimeLeft(options.epochs * epoch_steps),
         *kept,
         keras.callbacks.CSVLogger(str(options.output / "log.csv"), append=True),
-        igpt.ExactResume(options.output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4))),
+        exact_resume(options.output, epoch_steps),
     ]
 
 

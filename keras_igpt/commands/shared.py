@@ -142,6 +142,11 @@ def padded_crop(image_size: int) -> igpt.PaddedCrop:
     return igpt.PaddedCrop(padding=max(1, round(4 * image_size / 32)))
 
 
+def exact_resume(output: Path, epoch_steps: int) -> igpt.ExactResume:
+    """Saves a few times an epoch, or once where epochs are short."""
+    return igpt.ExactResume(output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4)))
+
+
 def write_config(options: argparse.Namespace, **found: Any) -> None:
     """Writes `config.json` into the output folder: the command's arguments, the backend and what was found out."""
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}

@@ -197,4 +197,4 @@ def test_a_person_chooses_a_hole_for_a_bert_model(opened, upload, palette, monke
     hands.press("draw")
     hands.images("drawn", 6)
     hands.open_tab("Depth")
-    hands.wait(lambda browser: "No probe report stands beside" in browser.find_element("tag name", "body").text)
+    assert hands.wait(lambda browser: "No probe report stands beside" in browser.find_element("tag name", "body").text)
