@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
 from importlib import metadata, util
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,3 +226,12 @@ def weights_trained_in_parts(batches_from, *parts):
         step += steps
     assert int(to_numpy(model.optimizer.iterations)) == step
     return [to_numpy(weight) for weight in model.trainable_weights]
+
+
+def load_script(path):
+    """Imports a script by its path."""
+    spec = util.spec_from_file_location(path.stem, path)
+    module = util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,6 +1,5 @@
 """Every benchmark runs, at a tiny size."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import prepare
+from conftest import load_script, prepare
 
 import keras_igpt as igpt
 from keras_igpt.commands.main import main
@@ -26,14 +25,6 @@ def _folder_is_on_the_path():
         yield
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_cifar10_study(tmp_path, capsys):
     for package in ("keras_tuner", "matplotlib"):
         pytest.importorskip(package)
@@ -42,7 +33,7 @@ def test_cifar10_study(tmp_path, capsys):
     command = ["pretrain", "--dataset", "cifar10", "--data-dir", str(root), "--output", str(root / "runs" / "ar")]
     command += ["--image-size", "4", "--colors", "8", "--layers", "1", "--heads", "1", "--width", "8"]
     main([*command, "--batch-size", "16", "--epochs", "2", "--epoch-steps", "4", "--keep-epochs", "--rates", "0.01"])
-    benchmark = load(BENCHMARKS / "cifar10_study.py")
+    benchmark = load_script(BENCHMARKS / "cifar10_study.py")
     options = ["--runs", str(root / "runs"), "--data-dir", str(root), "--models", "ar", "random"]
     options += ["--starts", "AR, joint loss", "AR, L_CLF alone", "--labels-per-class", "8", "--batch-size", "8"]
     options += ["--rates", "0.01", "--epochs", "2", "--seeds", "2", "--to-beat", "0", "--labels", "2", "4"]
@@ -64,7 +55,7 @@ def test_cifar10_study(tmp_path, capsys):
 def test_logistic_regression(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     prepare(tmp_path, "cifar10", {"train": 60, "test": 12}, size=8, noise=True)
-    benchmark = load(BENCHMARKS / "logistic_regression.py")
+    benchmark = load_script(BENCHMARKS / "logistic_regression.py")
     # Without processes of their own.
     in_turn = lambda name, strength, path: (benchmark.fit_depth if isinstance(strength, list) else benchmark.fit)(  # noqa: E731
         name, strength, path
@@ -81,7 +72,9 @@ def test_generation_benchmark():
     # The peer is on PyTorch.
     peers = ["use_cache"] if keras.backend.backend() == "torch" else []
     contestants = ["--only", f"keras_igpt, {keras.backend.backend()}", *peers, "--shape", json.dumps(sizes)]
-    results = load(BENCHMARKS / "generation.py").main(["--rounds", "1", "--batch-sizes", "2", "--greedy", *contestants])
+    results = load_script(BENCHMARKS / "generation.py").main(
+        ["--rounds", "1", "--batch-sizes", "2", "--greedy", *contestants]
+    )
     assert len(results) == 2 + len(peers)
     # The most probable tokens of the same weights.
     assert len({tuple(figures["tokens"]) for figures in results.values()}) == 1
@@ -92,7 +85,7 @@ def test_benchmark_of_the_training_step(capsys):
     shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
     name = f"keras_igpt, {keras.backend.backend()}"
     arguments = ["--rounds", "2", "--batch-size", "2", "--shape", json.dumps(shape), "--only", name]
-    figures = load(BENCHMARKS / "train_step.py").main(arguments)
+    figures = load_script(BENCHMARKS / "train_step.py").main(arguments)
     assert set(figures) == {name}
     assert 0 < figures[name]["loss"] < 3
     assert f"| {name} |" in capsys.readouterr().out
@@ -102,7 +95,7 @@ def test_the_peers_of_the_training_step_learn_the_same_task():
     """From all tokens of the picture, the first one included: log 8 at first."""
     pytest.importorskip("transformers")
     pytest.importorskip("torch")
-    benchmark = load(BENCHMARKS / "train_step.py")
+    benchmark = load_script(BENCHMARKS / "train_step.py")
     shape = {"vocabulary_size": 8, "image_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
     for name in benchmark.PEERS:
         step = benchmark.make_transformers_step(name.replace("compile", "eager"), shape, batch_size=2)
@@ -121,7 +114,7 @@ def test_benchmark_of_the_gpu(tmp_path, monkeypatch):
     output = tmp_path / "gpu.json"
     arguments = ["--toy", "--rounds", "1", "--steps", "2", "--output", str(output)]
     names = ["toy, keras_igpt jax", "toy, plain torch", "toy, keras_igpt torch, eager"]
-    report = load(BENCHMARKS / "gpu.py").main([*arguments, "--only", *names])
+    report = load_script(BENCHMARKS / "gpu.py").main([*arguments, "--only", *names])
     assert json.loads(output.read_text()) == report
     assert set(report["results"]) == set(names)
     for result in report["results"].values():
@@ -132,7 +125,7 @@ def test_benchmark_of_the_gpu(tmp_path, monkeypatch):
 def test_benchmark_of_palette_encoding():
     for package in ("torch", "transformers", "sklearn"):
         pytest.importorskip(package)
-    result = load(BENCHMARKS / "palette_encoding.py").main(
+    result = load_script(BENCHMARKS / "palette_encoding.py").main(
         ["--rounds", "1", "--images", "2", "--colors", "4096", "--palette-size", "16"]
     )
     assert result.pop("differences") == 0
@@ -142,7 +135,7 @@ def test_benchmark_of_palette_encoding():
 def test_benchmark_of_the_data_pipeline(tmp_path, monkeypatch):
     prepare(tmp_path, "cifar10", {"train": 40, "test": 2}, size=32, noise=True)
     prepare(tmp_path, "imagenet2012", {"train": 40, "validation": 2}, size=40, noise=True)
-    module = load(BENCHMARKS / "data_pipeline.py")
+    module = load_script(BENCHMARKS / "data_pipeline.py")
     monkeypatch.setattr(module, "BATCH_SIZE", 8)
     seconds = module.main(["--data-dir", str(tmp_path), "--rounds", "1", "--steps", "2"])
     assert len(seconds) == 5
@@ -153,7 +146,7 @@ def test_benchmark_of_normalization(monkeypatch):
         pytest.skip("measures JAX")
     tiny = {"vocabulary_size": 128, "image_size": 4, "num_layers": 1, "num_heads": 1, "hidden_dim": 8}
     monkeypatch.setattr(igpt.ImageGPTBackbone, "from_preset", lambda *_, **__: igpt.ImageGPTBackbone(**tiny))
-    medians = load(BENCHMARKS / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
+    medians = load_script(BENCHMARKS / "normalization.py").main(["--rounds", "1", "--batch-size", "2"])
     assert set(medians) == {"Keras operation", "matrix products"}
 
 
@@ -181,7 +174,7 @@ def test_benchmark_of_curation(tmp_path, monkeypatch, capsys):
         def fingerprint(self):
             return {}
 
-    benchmark = load(BENCHMARKS / "curation.py")
+    benchmark = load_script(BENCHMARKS / "curation.py")
     for module in (benchmark, sys.modules["web_pictures"]):
         monkeypatch.setattr(module, "prepared", Photographs)
     monkeypatch.setattr(benchmark, "REFERENCE", 40)
@@ -204,7 +197,7 @@ def test_benchmark_of_scaling(tmp_path):
     prepare(tmp_path, "cifar10", {"train": 90, "test": 10}, size=8, noise=True)
     options = ["--data-dir", str(tmp_path), "--budgets", "4e9", "8e9", "1.2e10", "--widths", "8", "16"]
     options += ["--held-out-widths", "8", "16", "--output", str(tmp_path / "out")]
-    result = load(BENCHMARKS / "scaling.py").main(options)
+    result = load_script(BENCHMARKS / "scaling.py").main(options)
     assert json.loads((tmp_path / "out" / "forecast.json").read_text()) == result
     assert [run["size"] for run in result["held_out"]] == ["width 8", "width 16"]
     assert (tmp_path / "out" / "scaling.png").is_file()

@@ -1,30 +1,20 @@
 """Every example runs, at a tiny size."""
 
 import ast
-import importlib.util
 import json
-import sys
 import types
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from conftest import make_causal_lm
+from conftest import load_script, make_causal_lm
 
 import keras_igpt as igpt
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 TINY = {"IMAGE_SIZE": 4, "COLORS": 8, "LAYERS": 1, "HEADS": 1, "WIDTH": 8, "BATCH_SIZE": 8}
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -57,7 +47,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(name, **constants):
-        module = load(ROOT / "examples" / f"{name}.py")
+        module = load_script(ROOT / "examples" / f"{name}.py")
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value)
         return module.main()
