@@ -13,18 +13,19 @@ from keras_igpt.backend.row_reductions import reduces_rows_slowly
 ValueT = TypeVar("ValueT")
 
 
-def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -> Callable[[Any], Any]:
-    """Gives a function of one tensor a custom gradient, like `ops.custom_gradient` but the same on all backends.
+def differentiate_by_hand(function: Callable[..., tuple[Any, Callable[[Any], Any]]]) -> Callable[..., Any]:
+    """Gives a function of tensors a custom gradient, like `ops.custom_gradient` but the same on all backends.
 
     Args:
-        function: takes a tensor; returns the value and a function from the value's gradient to the tensor's.
+        function: takes tensors; returns the value and a function from the value's gradient to the tensor's, or to a
+            tuple of the tensors'.
 
     Returns:
-        A differentiable function of the tensor.
+        A differentiable function of the tensors.
     """
 
-    def in_keras_form(inputs: Any) -> tuple[Any, Callable[..., Any]]:
-        value, gradient = function(inputs)
+    def in_keras_form(*inputs: Any) -> tuple[Any, Callable[..., Any]]:
+        value, gradient = function(*inputs)
 
         # PyTorch passes the inputs, and the gradient by name; the others pass the gradient only.
         def with_any_arguments(*arguments: Any, upstream: Any | None = None) -> Any:
@@ -32,7 +33,7 @@ def differentiate_by_hand(function: Callable[[Any], tuple[Any, Callable[[Any], A
 
         return value, with_any_arguments
 
-    differentiable: Callable[[Any], Any] = ops.custom_gradient(in_keras_form)
+    differentiable: Callable[..., Any] = ops.custom_gradient(in_keras_form)
     return differentiable
 
 
@@ -95,6 +96,41 @@ def product_of_rows(inputs: Any, kernel: Any) -> Any:
     return product(inputs, ops.convert_to_tensor(kernel))
 
 
+def product_of_silu(inputs: Any, kernel: Any) -> Any:
+    """Computes `silu(inputs) @ kernel`, keeping for the backward pass the inputs but not what `silu` makes of them.
+
+    To compute the activation again is cheap beside the products, and it has the network's widest shape.
+
+    Args:
+        inputs: tensor `(…, D)`.
+        kernel: tensor or variable `(D, E)`.
+
+    Returns:
+        Tensor `(…, E)`.
+    """
+
+    def product(inputs: Any, kernel: Any) -> tuple[Any, Callable[[Any], Any]]:
+        def gradient(upstream: Any) -> tuple[Any, Any]:
+            (again,) = barrier(upstream, (inputs,))
+            rows = (ops.reshape(tensor, (-1, tensor.shape[-1])) for tensor in (ops.silu(again), upstream))
+            by_silu = ops.matmul(upstream, ops.transpose(kernel))
+            return _silu_gradient(by_silu, again), ops.einsum("rd,re->de", *rows)
+
+        return ops.matmul(ops.silu(inputs), kernel), gradient
+
+    return differentiate_by_hand(product)(inputs, ops.convert_to_tensor(kernel))
+
+
+def _silu_gradient(upstream: Any, inputs: Any) -> Any:
+    if keras.backend.backend() == "torch":
+        import torch
+
+        # One pass over memory in place of six.
+        return torch.ops.aten.silu_backward(upstream, inputs)
+    gate = ops.sigmoid(inputs)
+    return upstream * gate * (1.0 + inputs * (1.0 - gate))
+
+
 def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:
     """Makes the backward pass recompute a layer's intermediates instead of storing them.
 
@@ -132,11 +168,6 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:
         return with_gradient(inputs, *values)
 
     return call_with_weights
-
-
-def keeps_intermediates() -> bool:
-    """Whether activations store all intermediates for the backward pass, having no fused kernel (JAX)."""
-    return bool(keras.backend.backend() == "jax")
 
 
 def without_gradient(compute: Callable[[], ValueT]) -> ValueT:

@@ -13,9 +13,9 @@ from keras_igpt.model.presets import get_preset
 from keras_igpt.support.checks import check_choice, check_integer
 
 # Widths D that a block keeps of each token for its backward pass, in the compute dtype: both normalised inputs;
-# queries, keys and values; attention's output in the kernel's layout and in the projection's; the input and output of
-# quick_gelu, 4 D each.
-_KEPT_WIDTHS = 2 + 3 + 2 + 2 * 4
+# queries, keys and values; attention's output in the kernel's layout and in the projection's; the input of quick_gelu,
+# 4 D.
+_KEPT_WIDTHS = 2 + 3 + 2 + 4
 # In float32, for each normalisation: its input, and what else its gradient needs where it is not one kernel.
 _KEPT_WIDTHS_OF_NORM = {"jax": 1, "tensorflow": 2, "torch": 1}
 # Widths D of temporary tensors in a block's backward pass, and in its forward pass where nothing is kept.

@@ -8,11 +8,12 @@ import keras
 from keras import ops
 
 from keras_igpt.backend.direct_call import call_directly
-from keras_igpt.backend.gradients import barrier, differentiate_by_hand, keeps_intermediates, product_of_rows
+from keras_igpt.backend.gradients import barrier, differentiate_by_hand, product_of_rows, product_of_silu
 from keras_igpt.backend.row_reductions import reduces_rows_slowly, row_sum
 from keras_igpt.model.architecture import NormalizationKind
 
 _EPSILON = 1e-5
+_GELU_SCALE = 1.702
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -25,19 +26,7 @@ def quick_gelu(inputs: Any) -> Any:
     Returns:
         Tensor of the same shape and dtype.
     """
-    if not keeps_intermediates():
-        return ops.silu(1.702 * inputs) / 1.702
-
-    def gelu(inputs: Any) -> Any:
-        # Three tensors of the network's widest shape would be kept without this; only the input need be.
-        def gradient(upstream: Any) -> Any:
-            (again,) = barrier(upstream, (inputs,))
-            gate = ops.sigmoid(1.702 * again)
-            return upstream * gate * (1.0 + 1.702 * again * (1.0 - gate))
-
-        return inputs * ops.sigmoid(1.702 * inputs), gradient
-
-    return differentiate_by_hand(gelu)(inputs)
+    return ops.silu(_GELU_SCALE * inputs) / _GELU_SCALE
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -143,12 +132,14 @@ class FeedForward(keras.layers.Layer):
         self.contraction.build((*input_shape[:-1], 4 * width))
 
     def call(self, inputs: Any) -> Any:
-        if self.expansion.quantization_mode is None:
-            product = product_of_rows(inputs, self.expansion.kernel)
-            expanded = quick_gelu(ops.add(product, self.expansion.bias) if self.use_bias else product)
-        else:
-            expanded = call_directly(self.expansion, inputs)
-        return call_directly(self.contraction, expanded)
+        if self.expansion.quantization_mode is not None:
+            return call_directly(self.contraction, call_directly(self.expansion, inputs))
+        # quick_gelu with its two factors taken out to where tensors are a quarter as wide.
+        expanded = product_of_rows(_GELU_SCALE * inputs, self.expansion.kernel)
+        if self.use_bias:
+            expanded = expanded + _GELU_SCALE * ops.convert_to_tensor(self.expansion.bias)
+        outputs = product_of_silu(expanded, self.contraction.kernel) / _GELU_SCALE
+        return outputs + self.contraction.bias if self.use_bias else outputs
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "use_bias": self.use_bias}

@@ -4,7 +4,7 @@ import pytest
 from conftest import to_numpy
 from keras import ops
 
-from keras_igpt.backend.gradients import product_of_rows, rematerialized
+from keras_igpt.backend.gradients import product_of_rows, product_of_silu, rematerialized
 
 needs_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="another way to the same gradients on JAX")
 
@@ -28,6 +28,41 @@ def test_its_gradients_are_those_of_a_matrix_product():
     inputs_gradient, kernel_gradient = jax.vjp(product_of_rows, inputs, kernel)[1](upstream)
     np.testing.assert_allclose(inputs_gradient, upstream @ kernel.T, rtol=1e-5)
     np.testing.assert_allclose(kernel_gradient, np.einsum("btd,bte->de", inputs, upstream), rtol=1e-5)
+
+
+def test_a_product_of_silu_has_the_gradients_of_silu_and_a_product():
+    inputs, kernel, upstream = arrays()
+    gate = 1 / (1 + np.exp(-inputs))
+    expected = (
+        (inputs * gate) @ kernel,
+        (upstream @ kernel.T) * gate * (1 + inputs * (1 - gate)),
+        np.einsum("btd,bte->de", inputs * gate, upstream),
+    )
+    for computed, reference in zip(
+        value_and_gradients(product_of_silu, inputs, kernel, upstream), expected, strict=True
+    ):
+        np.testing.assert_allclose(computed, reference, rtol=1e-4, atol=1e-6)
+
+
+def value_and_gradients(function, inputs, kernel, upstream):
+    """The value, and its gradient with respect to the inputs and the kernel."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        value, backward = jax.vjp(function, inputs, kernel)
+        return [np.asarray(tensor) for tensor in (value, *backward(upstream))]
+    inputs, kernel = keras.Variable(inputs), keras.Variable(kernel)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = function(inputs.value, kernel.value)
+        gradients = tape.gradient(value, [inputs.value, kernel.value], output_gradients=upstream)
+    else:
+        value = function(inputs.value, kernel.value)
+        value.backward(ops.convert_to_tensor(upstream))
+        gradients = [inputs.value.grad, kernel.value.grad]
+    return [to_numpy(tensor) for tensor in (value, *gradients)]
 
 
 class Block(keras.layers.Layer):
