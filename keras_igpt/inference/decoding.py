@@ -90,11 +90,12 @@ class Decoder(Program):
         token_ids = prompt if self.window > 1 else ops.maximum(prompt, 0)
         state: Any = (zeros + first, token_ids, ops.equal(zeros, 0), zeros)
         cache: list[Any] = []
+        blocks = self.language_model.backbone.decoding_blocks()
         for length in _cache_lengths(tokens):
             cache = _grown_cache(cache, filled, length)
             *state, cache = ops.while_loop(
                 lambda index, *_, length=length: self._has_work(index, length),
-                lambda *state: self._pass(inputs, *state),
+                lambda *state: self._pass(inputs, blocks, *state),
                 (*state, cache),
             )
         _, token_ids, finite, passes = state
@@ -123,7 +124,14 @@ class Decoder(Program):
         return ops.logical_and(left, ops.max(ops.minimum(index, tokens - self.window)) <= length - self.window)
 
     def _pass(
-        self, inputs: dict[str, Any], index: Any, token_ids: Any, finite: Any, passes: Any, cache: Any
+        self,
+        inputs: dict[str, Any],
+        blocks: list[Any],
+        index: Any,
+        token_ids: Any,
+        finite: Any,
+        passes: Any,
+        cache: Any,
     ) -> tuple[Any, ...]:
         """Runs one pass: draws each row's next positions and updates the guesses of the later ones."""
         backbone, window = self.language_model.backbone, self.window
@@ -132,11 +140,13 @@ class Decoder(Program):
         positions = ops.expand_dims(start, -1) + offsets  # (B, w)
         if window == 1:
             guesses = None
-            hidden, cache = backbone.decode_step(token_ids, _common_index(start), cache)
+            hidden, cache = backbone.decode_step(token_ids, _common_index(start), cache, blocks)
         else:
             guesses = self._guesses(token_ids, positions)
             token_ids = _placed(token_ids, guesses, start)
-            hidden, updated = backbone.decode_step(token_ids, positions, _seen_where_eager(cache, start + window))
+            hidden, updated = backbone.decode_step(
+                token_ids, positions, _seen_where_eager(cache, start + window), blocks
+            )
             cache = cache if runs_eagerly() else updated
         logits = self.language_model.pixel_head(hidden)
         finite = ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=(1, 2)))

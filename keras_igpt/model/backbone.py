@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
 import keras
 from keras import ops
 
+from keras_igpt.backend.compilation import runs_eagerly
 from keras_igpt.backend.direct_call import call_directly
+from keras_igpt.backend.eager_block import EagerBlock, as_tensors
 from keras_igpt.backend.fused_attention import contiguous
 from keras_igpt.backend.gradients import rematerialized
 from keras_igpt.backend.processes import infers_shapes_of_replicas
@@ -17,10 +20,10 @@ from keras_igpt.model.architecture import FIELDS, Architecture, Attention, Norma
 from keras_igpt.model.attention import SelfAttention
 from keras_igpt.model.attention_kernels import Kernel, KeyValue, attention_kernel
 from keras_igpt.model.embedding import PixelEmbedding
-from keras_igpt.model.layers import FeedForward, Normalization
+from keras_igpt.model.layers import EPSILON, GELU_SCALE, FeedForward, Normalization
 from keras_igpt.model.preset_weights import open_preset
 from keras_igpt.model.presets import get_preset
-from keras_igpt.model.quantization import QuantizableModel
+from keras_igpt.model.quantization import QuantizableModel, int8_layers
 from keras_igpt.support.checks import check_choice, check_depths, check_integer
 
 
@@ -90,6 +93,24 @@ class TransformerBlock(keras.layers.Layer):
         hidden = hidden + attended
         normed = call_directly(self.feed_forward_norm, hidden)
         return hidden + call_directly(self.feed_forward, normed), key_value
+
+    def eager(self) -> EagerBlock:
+        """Returns the same block for decoding where operations run eagerly; it must not be quantised."""
+        statistics = keras.backend.result_type(self.compute_dtype, "float32")
+        norms = [as_tensors(norm.gain, norm.bias, statistics) for norm in (self.attention_norm, self.feed_forward_norm)]
+        attention, output, expansion, contraction = (
+            as_tensors(layer.kernel, layer.bias, self.compute_dtype)
+            for layer in (
+                self.attention.query_key_value,
+                self.attention.output_projection,
+                self.feed_forward.expansion,
+                self.feed_forward.contraction,
+            )
+        )
+        centred = self.attention_norm.kind == "layer_norm"
+        return EagerBlock(
+            *(norms[0], attention, output, norms[1], expansion, contraction), centred, EPSILON, GELU_SCALE
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._options}
@@ -370,7 +391,15 @@ class ImageGPTBackbone(QuantizableModel):
         shape = (batch_size, self.num_heads, self.num_tokens, self.head_dim)
         return [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
 
-    def decode_step(self, token_ids: Any, index: Any, cache: Sequence[KeyValue]) -> tuple[Any, list[KeyValue]]:
+    def decoding_blocks(self) -> list[Any]:
+        """Returns the blocks in the form that is fastest in many calls of `decode_step`."""
+        if runs_eagerly() and not int8_layers(self):
+            return [block.eager() for block in self.blocks]
+        return [partial(call_directly, block) for block in self.blocks]
+
+    def decode_step(
+        self, token_ids: Any, index: Any, cache: Sequence[KeyValue], blocks: Sequence[Any] | None = None
+    ) -> tuple[Any, list[KeyValue]]:
         """Computes the features of some positions from the cached earlier ones.
 
         Args:
@@ -378,13 +407,16 @@ class ImageGPTBackbone(QuantizableModel):
             index: int or scalar tensor, the position of all rows; or int tensor `(B, w)` of consecutive positions.
             cache: a pair of tensors `(B, N, S, H)` for each block, filled before `index`, with `index < S <= T`.
                 PyTorch updates them in place.
+            blocks: those of `decoding_blocks`, for many steps with the same weights.
 
         Returns:
             Tensor `(B, 1, D)` or `(B, w, D)`, the output of `call` at `index`, and the updated cache.
         """
-        states = self._residual_states(self.pixel_embedding.embed_step(token_ids, index), cache, index)
-        hiddens, updated = zip(*states, strict=True)
-        return call_directly(self.final_norm, hiddens[-1]), list(updated[1:])
+        hidden, updated = self.pixel_embedding.embed_step(token_ids, index), []
+        for block, key_value in zip(blocks or self.decoding_blocks(), cache, strict=True):
+            hidden, key_value = block(hidden, cache=key_value, index=index)
+            updated.append(key_value)
+        return call_directly(self.final_norm, hidden), updated
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -394,18 +426,11 @@ class ImageGPTBackbone(QuantizableModel):
             "remat": self.remat,
         }
 
-    def _residual_states(
-        self, hidden: Any, cache: Sequence[KeyValue] | None = None, index: Any | None = None
-    ) -> Iterator[tuple[Any, KeyValue]]:
-        """Yields h^0 … h^L with the keys and values of each one's block; None for h^0. Args as in `decode_step`."""
+    def _residual_states(self, hidden: Any) -> Iterator[tuple[Any, KeyValue]]:
+        """Yields h^0 … h^L with the keys and values of each one's block; None for h^0."""
         yield hidden, (None, None)
-        for layer, block in enumerate(self.blocks):
-            if cache is not None:
-                hidden, key_value = call_directly(block, hidden, cache=cache[layer], index=index)
-            elif self.remat:
-                hidden, key_value = rematerialized(block)(hidden)
-            else:
-                hidden, key_value = block(hidden)
+        for block in self.blocks:
+            hidden, key_value = rematerialized(block)(hidden) if self.remat else block(hidden)
             yield hidden, key_value
 
     def _read_states(

@@ -94,7 +94,15 @@ class PixelEmbedding(keras.layers.Layer):
         Returns:
             Tensor `(B, 1, D)` or `(B, w, D)`.
         """
-        if isinstance(index, int) or not len(index.shape):
+        if isinstance(index, int):
+            # Eagerly, where each operation counts.
+            position = self.position_embedding[index : index + 1]
+            if not index:
+                content = ops.broadcast_to(self.start_vector, (token_ids.shape[0], 1, self.hidden_dim))
+            else:
+                content = call_directly(self.token_embedding, token_ids[:, index - 1 : index])
+            return content + ops.cast(position, content.dtype)
+        if not len(index.shape):
             index = ops.reshape(index, (1, 1))
             before = ops.take(token_ids, ops.maximum(index[0] - 1, 0), axis=1)
         else:

@@ -12,8 +12,8 @@ from keras_igpt.backend.gradients import barrier, differentiate_by_hand, product
 from keras_igpt.backend.row_reductions import reduces_rows_slowly, row_sum
 from keras_igpt.model.architecture import NormalizationKind
 
-_EPSILON = 1e-5
-_GELU_SCALE = 1.702
+EPSILON = 1e-5
+GELU_SCALE = 1.702
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -26,7 +26,7 @@ def quick_gelu(inputs: Any) -> Any:
     Returns:
         Tensor of the same shape and dtype.
     """
-    return ops.silu(_GELU_SCALE * inputs) / _GELU_SCALE
+    return ops.silu(GELU_SCALE * inputs) / GELU_SCALE
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -60,9 +60,9 @@ class Normalization(keras.layers.Layer):
         if reduces_rows_slowly():
             outputs = self._normalize_written_out(ops.cast(inputs, "float32"))
         elif self.kind == "layer_norm":
-            outputs = ops.layer_normalization(inputs, self.gain, self.bias, epsilon=_EPSILON)
+            outputs = ops.layer_normalization(inputs, self.gain, self.bias, epsilon=EPSILON)
         else:
-            outputs = ops.rms_normalization(inputs, self.gain, epsilon=_EPSILON)
+            outputs = ops.rms_normalization(inputs, self.gain, epsilon=EPSILON)
         return ops.cast(outputs, self.compute_dtype)
 
     def _normalize_written_out(self, inputs: Any) -> Any:
@@ -72,7 +72,7 @@ class Normalization(keras.layers.Layer):
 
         def standardize(inputs: Any) -> tuple[Any, Any]:
             states = inputs - row_sum(inputs) / width if centred else inputs
-            inverse = ops.rsqrt(row_sum(ops.square(states)) / width + _EPSILON)
+            inverse = ops.rsqrt(row_sum(ops.square(states)) / width + EPSILON)
             return states * inverse, inverse
 
         def standardized(inputs: Any) -> Any:
@@ -135,10 +135,10 @@ class FeedForward(keras.layers.Layer):
         if self.expansion.quantization_mode is not None:
             return call_directly(self.contraction, call_directly(self.expansion, inputs))
         # quick_gelu with its two factors taken out to where tensors are a quarter as wide.
-        expanded = product_of_rows(_GELU_SCALE * inputs, self.expansion.kernel)
+        expanded = product_of_rows(GELU_SCALE * inputs, self.expansion.kernel)
         if self.use_bias:
-            expanded = expanded + _GELU_SCALE * ops.convert_to_tensor(self.expansion.bias)
-        outputs = product_of_silu(expanded, self.contraction.kernel) / _GELU_SCALE
+            expanded = expanded + GELU_SCALE * ops.convert_to_tensor(self.expansion.bias)
+        outputs = product_of_silu(expanded, self.contraction.kernel) / GELU_SCALE
         return outputs + self.contraction.bias if self.use_bias else outputs
 
     def get_config(self) -> dict[str, Any]:

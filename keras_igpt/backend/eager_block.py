@@ -1,0 +1,79 @@
+"""A transformer block over few positions in plain PyTorch calls.
+
+In decoding, Keras' layers and operations take several times as long as the arithmetic of a small model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_igpt.backend.fused_attention import attend_in_place
+
+
+class Affine(NamedTuple):
+    """The kernel, or gain, of a layer and its bias, which may be None."""
+
+    kernel: Any
+    bias: Any | None
+
+
+class EagerBlock(NamedTuple):
+    """A pre-norm block: its weights as PyTorch tensors, read once for all steps, and its constants."""
+
+    attention_norm: Affine
+    query_key_value: Affine
+    output_projection: Affine
+    feed_forward_norm: Affine
+    expansion: Affine
+    contraction: Affine
+    centred: bool
+    epsilon: float
+    gelu_scale: float
+
+    def __call__(self, hidden: Any, cache: tuple[Any, Any], index: Any) -> tuple[Any, tuple[Any, Any]]:
+        """Runs the block over new positions of a cache that is updated in place.
+
+        Args:
+            hidden: tensor `(B, T, D)`, the residual stream at the new positions.
+            cache: pair of tensors `(B, N, S, H)`, keys and values.
+            index: as in `attend_in_place`.
+
+        Returns:
+            Tensor `(B, T, D)`, and the updated cache.
+        """
+        projected = _product(self._normalized(hidden, self.attention_norm), self.query_key_value)
+        attended, cache = attend_in_place(projected, cache, index)
+        hidden = hidden + _product(attended, self.output_projection, contracted=2)
+        expanded = _product(self._normalized(hidden, self.feed_forward_norm), self.expansion)
+        return hidden + _product(_quick_gelu(expanded, self.gelu_scale), self.contraction), cache
+
+    def _normalized(self, hidden: Any, norm: Affine) -> Any:
+        import torch
+
+        # The norm's weights have the dtype of its statistics.
+        states, shape = hidden.to(norm.kernel.dtype), hidden.shape[-1:]
+        if self.centred:
+            states = torch.nn.functional.layer_norm(states, shape, norm.kernel, norm.bias, self.epsilon)
+        else:
+            states = torch.nn.functional.rms_norm(states, shape, norm.kernel, self.epsilon)
+        return states.to(hidden.dtype)
+
+
+def as_tensors(kernel: Any, bias: Any | None, dtype: str) -> Affine:
+    """Casts the weights of a layer."""
+    return Affine(keras.ops.cast(kernel, dtype), None if bias is None else keras.ops.cast(bias, dtype))
+
+
+def _product(inputs: Any, layer: Affine, contracted: int = 1) -> Any:
+    import torch
+
+    outputs = torch.tensordot(inputs, layer.kernel, contracted)
+    return outputs if layer.bias is None else outputs + layer.bias
+
+
+def _quick_gelu(inputs: Any, scale: float) -> Any:
+    import torch
+
+    return torch.nn.functional.silu(scale * inputs) / scale
