@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_igpt.checkpoints.huggingface_files import read_json
-from keras_igpt.evaluation.low_data import LowDataLine, LowDataTable
+from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, Interval, interval_of_share
+from keras_igpt.evaluation.low_data import RAW_PIXELS, LowDataLine, LowDataTable
 from keras_igpt.evaluation.probe_report import ProbeReport
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.plotting import plot_loss_curves
@@ -38,8 +39,8 @@ _SETTINGS = {
     "backend": "backend",
     "keras_igpt": "version of keras_igpt",
 }
-_TEST_ACCURACY = ", test accuracy"
-_LOW_END, _HIGH_END = ", low end of the 95% interval", ", high end of the 95% interval"
+# Behind the names of other ways to judge in the settings of a probe.
+TEST_ACCURACY = ", test accuracy"
 _TRAININGS = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "search": "Search and refit"}
 # How `keras-igpt pretrain` calls the sizes of a network.
 _SIZES = {"image_size": "image_size", "layers": "num_layers", "heads": "num_heads", "width": "hidden_dim"}
@@ -181,9 +182,26 @@ def _probe(report: ProbeReport, config: Mapping[str, Any]) -> tuple[str, Figure 
         f"{', '.join(f'{count:,} {part}' for part, count in counts.items())} pictures of {report.num_classes} "
         f"classes.\n\n```text\n{report}\n```"
     )
-    references = {name: value for name, value in config.items() if name.endswith(_TEST_ACCURACY) and value is not None}
-    text += "".join(f"\n\n{name[0].upper()}{name[1:]}: {_shown(name, value)}." for name, value in references.items())
-    return text, report.plot()
+    others = accuracies_beside(report, config)
+    for name, interval in others.items():
+        text += f"\n\n{name[0].upper()}{name[1:]}{TEST_ACCURACY}: {interval.as_percentages()}."
+    return text, report.plot({RAW_PIXELS: others[RAW_PIXELS]} if RAW_PIXELS in others else None)
+
+
+def accuracies_beside(report: ProbeReport, config: Mapping[str, Any]) -> dict[str, Interval]:
+    """Returns the test accuracies of other ways to judge than a scored probe, by their names.
+
+    Args:
+        report: `ProbeReport` of `keras-igpt probe`.
+        config: mapping. The `config.json` beside it.
+    """
+    if report.final_on_test is None:
+        return {}
+    return {
+        name.removesuffix(TEST_ACCURACY): interval_of_share(value, report.final_on_test.num_test)
+        for name, value in config.items()
+        if name.endswith(TEST_ACCURACY) and value is not None
+    }
 
 
 def _study(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
@@ -205,8 +223,8 @@ def _low_data(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str
 def _figures(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
     shown = {name: _shown(name, value) for name, value in report.items()}
     # The ends of an interval stand behind its middle.
-    for name in [name for name in shown if f"{name}{_LOW_END}" in shown]:
-        shown[name] += f" [{shown.pop(f'{name}{_LOW_END}')}, {shown.pop(f'{name}{_HIGH_END}')}]"
+    for name in [name for name in shown if f"{name}{LOW_END}" in shown]:
+        shown[name] += f" [{shown.pop(f'{name}{LOW_END}')}, {shown.pop(f'{name}{HIGH_END}')}]"
     return table(shown), None
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import keras_igpt as igpt
+from keras_igpt.checkpoints.run_reports import TEST_ACCURACY
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
@@ -28,7 +29,7 @@ from keras_igpt.commands.shared import (
     write_config,
 )
 from keras_igpt.data.inputs import as_pictures
-from keras_igpt.evaluation.low_data import pixel_features
+from keras_igpt.evaluation.low_data import RAW_PIXELS, pixel_features
 from keras_igpt.plotting import plot_depth_similarity
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import write_json
@@ -86,12 +87,14 @@ def run(options: argparse.Namespace) -> None:
     print(report, flush=True)
     # Before the other ways to judge: what takes long is kept, whatever becomes of them.
     report.save(options.output / "report.json")
-    report.plot().savefig(options.output / "depth_curve.png")
+    depth_curve = options.output / "depth_curve.png"
+    report.plot().savefig(depth_curve)
     similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
     plot_depth_similarity(similarity, extractor.depths).savefig(options.output / "depth_similarity.png")
     others: dict[str, igpt.MeasuredAccuracy] = {}
     if not options.no_pixels:
-        others["raw pixels"] = _raw_pixels(model, data)
+        others[RAW_PIXELS] = _raw_pixels(model, data)
+        report.plot({RAW_PIXELS: others[RAW_PIXELS].interval}).savefig(depth_curve)
     if "nearest-neighbors" in options.also:
         results = dict(zip(extractor.depths, igpt.nearest_neighbors(train, validation, test), strict=True))
         depth = max(results, key=lambda depth: (results[depth].validation_accuracy, -depth))
@@ -104,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         others[f"attention pooling at depth {report.best_layer}"] = accuracy
         attention.report.save(options.output / "attention.json")
     _say(report, others)
-    write_config(options, **{f"{name}, test accuracy": measured.accuracy for name, measured in others.items()})
+    write_config(options, **{f"{name}{TEST_ACCURACY}": measured.accuracy for name, measured in others.items()})
     write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
     say_what_next(
         f"report.json, accuracies.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",

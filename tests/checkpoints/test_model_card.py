@@ -4,10 +4,9 @@ from dataclasses import asdict
 import keras
 import numpy as np
 import pytest
-from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize
+from conftest import make_causal_lm, make_masked_lm, probe_report, random_tokens, randomize
 
 import keras_igpt as igpt
-from keras_igpt.evaluation.linear_probe import FinalReport, LayerReport, ProbeReport, ValidationReport
 from keras_igpt.evaluation.low_data import LowDataLine, LowDataTable
 from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
 from keras_igpt.support.files import write_json
@@ -19,25 +18,6 @@ pytest.importorskip("matplotlib", reason="draws the card's pictures")
 # The others compile for half a minute to draw, which their own tests do.
 DRAWS = keras.backend.backend() == "torch"
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype("uint8")
-
-
-def probe_report(lm, final=True):
-    lines = tuple(LayerReport((depth,), 1.0, 0.25 + 0.125 * depth, 9, True) for depth in range(3))
-    return ProbeReport(
-        chosen_on_validation=ValidationReport(lines, 2, None),
-        final_on_test=FinalReport(1234, {depth: 0.3 + 0.1 * depth for depth in range(3)}, None) if final else None,
-        model={"kind": type(lm).__name__, **lm.backbone.architecture.arguments},
-        which="normed",
-        pooling="mean",
-        solver="L-BFGS",
-        strengths=(1.0,),
-        max_iterations=9,
-        num_train=4000,
-        num_validation=500,
-        num_classes=10,
-        mask_seed=None,
-        backend="torch",
-    )
 
 
 @pytest.fixture
@@ -124,7 +104,7 @@ def test_a_card_says_what_model_and_reports_say(tmp_path, palette, runs, hub):
     }.items():
         assert said in parts[title], title
     assert "Validation loss at the end: 1.969 nats per token" in text
-    assert "Raw pixels, test accuracy: 37.50%." in text
+    assert "Raw pixels, test accuracy: 37.5% [34.8, 40.2]." in text
     assert "Not stated" not in text
     assert "/home/me" not in text
     assert (folder / "notes.txt").read_text() == "mine"
