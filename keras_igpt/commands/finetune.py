@@ -28,6 +28,7 @@ from keras_igpt.commands.shared import (
     write_config,
 )
 from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, interval_of_share
+from keras_igpt.evaluation.probe_report import describe_probed
 from keras_igpt.support.files import read_log, write_json
 
 
@@ -87,7 +88,13 @@ def run(options: argparse.Namespace) -> None:
         data.train, palette, options.batch_size, seed=options.seed, augmentation=augmentation
     )
     epoch_steps = batches.steps_per_epoch
-    write_config(options, classes=data.class_names, layer=classifier.layer, augmentation=repr(augmentation))
+    write_config(
+        options,
+        language_model=describe_probed(language_model),
+        classes=data.class_names,
+        layer=classifier.layer,
+        augmentation=repr(augmentation),
+    )
     log, best = options.output / "log.csv", options.output / "best.keras"
     so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
     classifier.fit(
