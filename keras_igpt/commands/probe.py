@@ -11,7 +11,7 @@ shows how much the features of every two depths resemble each other (linear CKA)
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,7 @@ def run(options: argparse.Namespace) -> None:
         others[RAW_PIXELS] = _raw_pixels(model, data)
         report.plot({RAW_PIXELS: others[RAW_PIXELS].interval}).savefig(depth_curve)
     if "nearest-neighbors" in options.also:
-        results = dict(zip(extractor.depths, igpt.nearest_neighbors(train, validation, test), strict=True))
-        depth = max(results, key=lambda depth: (results[depth].validation_accuracy, -depth))
-        others[f"{results[depth].num_neighbors} nearest neighbours at depth {depth}"] = results[depth].measured
-        by_depth = {depth: asdict(result) for depth, result in results.items()}
-        write_json(options.output / "nearest_neighbors.json", by_depth)
+        others |= _nearest_neighbors(extractor.depths, (train, validation, test), options.output)
     if "attention" in options.also:
         attention = _attention_probe(model, report.best_layer, options)
         accuracy = attention.fit(data.train, data.validation).score(data.test)
@@ -126,6 +122,17 @@ def _say(report: igpt.ProbeReport, others: Mapping[str, igpt.MeasuredAccuracy]) 
         comparison = report.compare(measured)
         verdict = "significant" if comparison.significant else "not significant"
         print(f"{name}: {measured} on test; the linear probe is {comparison}: {verdict} by the paired test")
+
+
+def _nearest_neighbors(
+    depths: Sequence[int], parts: Sequence[igpt.LabeledFeatures], output: Path
+) -> dict[str, igpt.MeasuredAccuracy]:
+    """Writes the votes of all depths; returns the accuracy, by name, at the one that validation chose."""
+    train, validation, test = parts
+    results = dict(zip(depths, igpt.nearest_neighbors(train, validation, test), strict=True))
+    write_json(output / "nearest_neighbors.json", {depth: asdict(result) for depth, result in results.items()})
+    depth = max(results, key=lambda depth: (results[depth].validation_accuracy, -depth))
+    return {f"{results[depth].num_neighbors} nearest neighbours at depth {depth}": results[depth].measured}
 
 
 def _raw_pixels(model: Any, data: igpt.DataSplits[Any]) -> igpt.MeasuredAccuracy:
