@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.data.image_files import import_pillow
 from keras_igpt.data.inputs import pictures_of_size
 from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images
 from keras_igpt.support.checks import check_integer, check_number
@@ -93,7 +94,10 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
     for name, losses in curves.items():
         dashes = "--" if name.endswith("validation") else "-"
         epochs = np.arange(1, len(losses) + 1)
-        axes.plot(epochs, losses, dashes, color=colors[name.partition(",")[0]], label=name)
+        # One epoch makes no line.
+        marker = "o" if len(losses) == 1 else None
+        axes.plot(epochs, losses, dashes, marker=marker, color=colors[name.partition(",")[0]], label=name)
+    _whole_numbers(axes)
     _finish(axes, "epoch", label)
     return figure
 
@@ -107,7 +111,8 @@ def plot_depth_curves(
 
     Args:
         curves: accuracy in 0…1 by depth (`LinearProbe.score`), by the name of the model; with an `Interval` in place of
-            a number, the interval is drawn as a band, or as a bar where a curve has one depth.
+            a number, the interval is drawn as a band, or as bars where a curve has one depth. A curve whose name ends
+            in "validation" is dotted and has bars, so that it can lie on that of test.
         references: accuracy in 0…1 or `Interval` by name, such as that of raw pixels.
         chosen: depth that validation chose (`probe.report.best_layer`), by the name of the model; it is ringed.
 
@@ -123,26 +128,35 @@ def plot_depth_curves(
     """
     references, chosen = references or {}, chosen or {}
     figure = _figure(6.4, 4.2)
-    from matplotlib.ticker import MaxNLocator
-
     axes = figure.subplots()
     colors = _cycle(len(curves) + len(references))
+    shift = 0.0
     for color, (name, accuracies) in zip(colors, curves.items(), strict=False):
         depths = sorted(accuracies)
         values, low, high = np.transpose([_percentages(accuracies[depth]) for depth in depths])
-        axes.plot(depths, values, "o-", color=color, markersize=4, label=name)
-        if len(depths) > 1:
-            axes.fill_between(depths, low, high, color=color, alpha=0.2, linewidth=0)
-        else:
-            axes.errorbar(depths, values, [values - low, high - values], color=color, capsize=3)
+        held_out = name.endswith("validation")
+        with_bars = held_out or len(depths) == 1
+        places = np.array(depths) + shift * with_bars
+        shift += 0.1 * with_bars  # so that no bar hides another
+        line, inside = ("o:", "white") if held_out else ("o-", color)
+        axes.plot(places, values, line, color=color, markerfacecolor=inside, markersize=4, label=name)
+        if not with_bars:
+            axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+        elif (low < high).any():
+            axes.errorbar(
+                places, values, [values - low, high - values], fmt="none", color=color, capsize=3, linewidth=1
+            )
         if name in chosen:
             best = depths.index(chosen[name])
-            axes.plot([depths[best]], [values[best]], "o", color=color, markersize=10, fillstyle="none")
+            axes.plot([places[best]], [values[best]], "o", color=color, markersize=10, fillstyle="none")
     for color, (name, accuracy) in zip(colors[len(curves) :], references.items(), strict=True):
         value, lowest, highest = _percentages(accuracy)
         axes.axhline(value, color=color, linestyle="--", label=name)
         axes.axhspan(lowest, highest, color=color, alpha=0.1, linewidth=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    every = [depth for accuracies in curves.values() for depth in accuracies]
+    if every:
+        axes.set_xlim(min(every) - 0.4, max(every) + 0.4)
+    _whole_numbers(axes)
     _finish(axes, "depth of the features (0 = embeddings)", "accuracy of a linear probe (%)")
     return figure
 
@@ -183,8 +197,10 @@ def plot_depth_similarity(similarity: npt.ArrayLike, depths: Sequence[int] | Non
         for (row, column), value in np.ndenumerate(values):
             color = "black" if value > (lowest + 1) / 2 else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+    # More would run into each other.
+    ticks = range(0, len(names), -(-len(names) // 13))
+    axes.set_xticks(ticks, names[:: ticks.step])
+    axes.set_yticks(ticks, names[:: ticks.step])
     axes.set_xlabel("depth")
     axes.set_ylabel("depth")
     figure.colorbar(shown, ax=axes, label="linear CKA")
@@ -267,7 +283,7 @@ def plot_completions(
         for axes, image in zip(grid[row], (hide_pixels(picture, kept), *drawn, picture), strict=True):
             _show(axes, image)
     grid[0, 0].set_title("seen", fontsize=9)
-    grid[0, columns // 2].set_title("completions", fontsize=9)
+    grid[0, 1].set_title("completions" if columns > 3 else "completion", fontsize=9)
     grid[0, -1].set_title("original", fontsize=9)
     return figure
 
@@ -374,9 +390,10 @@ def save_animation(
     keep_pixels: int = 0,
     frames: int = 64,
     seconds: float = 5.0,
-    scale: int = 8,
+    scale: int | None = None,
+    columns: int = 8,
 ) -> None:
-    """Writes a GIF, of at most 256 colours a frame, of images appearing side by side in raster order.
+    """Writes a GIF of images appearing in raster order, in a grid. All frames share 256 colours.
 
     Args:
         images: uint8 array `(B, H, W, C)` or `(H, W, C)`.
@@ -384,7 +401,9 @@ def save_animation(
         keep_pixels: int. Pixels of the first frame.
         frames: int. Frames in which the other pixels appear.
         seconds: float. Time for all frames; the last one then stays for one second more.
-        scale: int. Side of a pixel in the file.
+        scale: int. Side of a pixel in the file; by default images get about 128 pixels wide, smaller ones if the grid
+            would be larger than 1024.
+        columns: int. Images side by side at most.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -392,31 +411,48 @@ def save_animation(
 
     Example:
     ```python
-    save_animation(lm.generate(num_images=8), "drawing.gif")
+    save_animation(lm.generate(num_images=16), "drawing.gif")
     ```
     """
     pictures = check_images(images)
     pictures = pictures[None] if pictures.ndim == 3 else pictures
-    height, width, channels = pictures.shape[1:]
+    height, width = pictures.shape[1:3]
     keep_pixels = check_integer("keep_pixels", keep_pixels, 0, height * width - 1)
-    frames, scale = check_integer("frames", frames), check_integer("scale", scale)
+    frames, columns = check_integer("frames", frames), min(check_integer("columns", columns), len(pictures))
     seconds = check_number("seconds", seconds, 0, above=True)
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("Animations need Pillow: pip install 'keras_igpt[data]'") from error
+    rows = -(-len(pictures) // columns)
+    if scale is None:
+        scale = max(1, min(128 // width, 1024 // max(columns * (width + 1), rows * (height + 1))))
+    scale = check_integer("scale", scale)
+    indices, colors = _share_colors(pictures)
     shown = []
     # Never twice the same frame: Pillow would merge them.
     for there in np.unique(np.linspace(keep_pixels, height * width, frames + 1).astype(int)):
-        # A grey column between images.
-        gap = [(0, 0), (0, 0), (0, 1), (0, 0)]
-        row = np.pad(hide_pixels(pictures, int(there)), gap, constant_values=_HIDDEN)
-        strip = row.transpose(1, 0, 2, 3).reshape(height, -1, channels)[:, :-1]
-        large = strip.repeat(scale, axis=0).repeat(scale, axis=1)
-        shown.append(Image.fromarray(np.repeat(large, 3 // channels, axis=-1)))
+        hidden = np.arange(height * width).reshape(height, width) >= there
+        # Grey lines between images, and grey where the last row has none.
+        grid = np.full((rows * columns, height + 1, width + 1), 255, np.uint8)
+        grid[: len(pictures), :-1, :-1] = np.where(hidden, 255, indices)
+        lines = grid.reshape(rows, columns, height + 1, width + 1).transpose(0, 2, 1, 3)
+        sheet = lines.reshape(rows * (height + 1), -1)[:-1, :-1]
+        shown.append(import_pillow().fromarray(sheet.repeat(scale, axis=0).repeat(scale, axis=1)))
+        shown[-1].putpalette(colors)
     each = max(20, round(1000 * seconds / len(shown)))
     durations = [each] * (len(shown) - 1) + [1000]
     shown[0].save(path, format="GIF", save_all=True, append_images=shown[1:], duration=durations, loop=0)
+
+
+def _share_colors(pictures: UInt8Images) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """Reduces images `(B, H, W, C)` to 255 colours: those of each frame on its own would flicker.
+
+    Returns:
+        uint8 array `(B, H, W)` of their numbers, and the colours one after the other; number 255 is that of hidden
+        pixels.
+    """
+    tall = np.repeat(pictures, 3 // pictures.shape[-1], axis=-1).reshape(-1, pictures.shape[2], 3)
+    reduced = import_pillow().fromarray(tall).quantize(255, dither=0)
+    colors = reduced.getpalette()[: 3 * 255]
+    colors += [0] * (3 * 255 - len(colors)) + [_HIDDEN] * 3
+    return np.asarray(reduced).reshape(pictures.shape[:3]), colors
 
 
 def plot_rows(rows: Mapping[str, UInt8Images], width: float = 8.0) -> Figure:
@@ -454,14 +490,16 @@ def plot_scores(
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
     if len(used):
         axes.set_xlim(edges[used[0]], edges[used[-1] + 1])
+        axes.set_ylim(0, 1.05 * bottom.max())
+    axes.set_axisbelow(True)
     _finish(axes, "score", "pictures")
     return figure
 
 
 def plot_grid(images: npt.ArrayLike, columns: int = 8) -> Figure:
-    """Draws images, uint8 `(B, H, W, C)`, in a grid."""
+    """Draws images, uint8 `(B, H, W, C)`, in a grid of at most so many columns."""
     pictures = check_images(images)
-    columns = check_integer("columns", columns)
+    columns = min(check_integer("columns", columns), len(pictures))
     rows = -(-len(pictures) // columns)
     figure = _figure(0.9 * columns, 0.9 * rows)
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -493,7 +531,8 @@ def _figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Plots need Matplotlib: pip install 'keras_igpt[plot]'") from error
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    # Without gaps between pictures, whose shape is fixed.
+    return Figure(figsize=(width, height), dpi=150, layout="compressed")
 
 
 def _cycle(count: int) -> list[str]:
@@ -515,6 +554,13 @@ def _show_map(axes: Any, values: npt.NDArray[Any], lowest: float, highest: float
 def _name_rows(grid: Any, names: Sequence[str]) -> None:
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name, fontsize=9)
+
+
+def _whole_numbers(axes: Any) -> None:
+    """Puts ticks of the horizontal axis at whole numbers alone, however short it is."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _finish(axes: Any, horizontal: str, vertical: str) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 
 import keras_igpt as igpt
+from keras_igpt.evaluation.probe_report import FinalReport, LayerReport, ProbeReport, ValidationReport, describe_probed
 
 TINY = {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
 
@@ -235,3 +236,23 @@ def load_script(path):
     sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def probe_report(lm, final=True):
+    """Returns an invented report of a probe at depths 0, 1 and 2."""
+    lines = tuple(LayerReport((depth,), 1.0, 0.25 + 0.125 * depth, 9, True) for depth in range(3))
+    return ProbeReport(
+        chosen_on_validation=ValidationReport(lines, 2, None),
+        final_on_test=FinalReport(1234, {depth: 0.3 + 0.1 * depth for depth in range(3)}, None) if final else None,
+        model=describe_probed(lm),
+        which="normed",
+        pooling="mean",
+        solver="L-BFGS",
+        strengths=(1.0,),
+        max_iterations=9,
+        num_train=4000,
+        num_validation=500,
+        num_classes=10,
+        mask_seed=None,
+        backend="torch",
+    )

@@ -103,10 +103,41 @@ def test_accuracies_with_intervals_have_bands():
     np.testing.assert_allclose(axes.patches[0].get_bbox().intervaly, [39, 42])
 
 
+def test_validation_is_told_from_test():
+    def around(value):
+        return igpt.Interval(value, value - 0.02, value + 0.02)
+
+    curves = {name: {0: around(0.5), 1: around(0.6)} for name in ("validation", "test")}
+    (axes,) = plotting.plot_depth_curves(curves, {"raw pixels": around(0.4)}).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["validation"].get_linestyle() != lines["test"].get_linestyle()
+    bars, band = axes.collections
+    assert len(bars.get_segments()) == 2
+    assert len(band.get_paths()) == 1
+
+
+def test_one_depth_and_one_epoch_can_be_read():
+    curves = {name: {7: igpt.Interval(0.5, 0.4, 0.6)} for name in ("validation", "test")}
+    (axes,) = plotting.plot_depth_curves(curves).axes
+    assert [tick for tick in axes.get_xticks() if 6.6 < tick < 7.4] == [7]
+    first, second = (bar.get_segments()[0][0, 0] for bar in axes.collections)
+    assert first != second
+    (axes,) = plotting.plot_loss_curves({"training": [3.0], "validation": [3.1]}).axes
+    assert [line.get_marker() for line in axes.lines] == ["o", "o"]
+
+
+def test_many_depths_have_few_names():
+    (axes, _) = plotting.plot_depth_similarity(np.eye(49)).axes
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names[:3] == ["0", "4", "8"]
+    assert len(names) == 13
+
+
 def test_rows_and_grid():
     wide = {"a strip": np.zeros((4, 40, 3), "uint8"), "another": np.ones((4, 40, 3), "uint8")}
     assert [axes.get_title(loc="left") for axes in plotting.plot_rows(wide).axes] == list(wide)
     assert len(pictures_in(plotting.plot_grid(images(5), columns=3))) == 5
+    assert len(plotting.plot_grid(images(2)).axes) == 2
 
 
 def test_completions_of_a_raster_prefix_show_its_pixels():
@@ -157,6 +188,24 @@ def test_an_animation_writes_pictures_pixel_by_pixel(tmp_path):
             for picture, left in zip(pictures, (0, 5), strict=True):
                 written = np.where(np.arange(16) < there, picture.ravel(), 128).reshape(4, 4)
                 np.testing.assert_allclose(strip[:, left : left + 4], written, atol=1)
-    for arguments in ({"keep_pixels": 16}, {"frames": 0}, {"scale": 0}, {"seconds": 0}):
+    for arguments in ({"keep_pixels": 16}, {"frames": 0}, {"scale": 0}, {"seconds": 0}, {"columns": 0}):
         with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
             plotting.save_animation(pictures, tmp_path / "b.gif", **arguments)
+
+
+def test_an_animation_shows_all_pictures_in_colors_that_stay(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    colors = np.random.default_rng(0).integers(0, 256, (200, 3))
+    pictures = colors[np.random.default_rng(1).integers(0, 200, (16, 16, 16))].astype("uint8")
+    plotting.save_animation(pictures, tmp_path / "a.gif", columns=5)
+    assert (tmp_path / "a.gif").stat().st_size < 2_000_000
+    with image.open(tmp_path / "a.gif") as gif:
+        assert gif.size == (8 * 84, 8 * 67)  # four rows, the last with one picture
+        for frame in (20, 64):
+            gif.seek(frame)
+            sheet = np.asarray(gif.convert("RGB"))[::8, ::8]
+            for number, picture in enumerate(pictures):
+                row, column = divmod(number, 5)
+                shown = sheet[17 * row : 17 * row + 16, 17 * column : 17 * column + 16]
+                np.testing.assert_array_equal(shown, plotting.hide_pixels(picture, 4 * frame))
+        assert (sheet[52:, 17:] == 128).all()

@@ -11,18 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_igpt.checkpoints.run_reports import RunReports, Section, read_reports, table
+from keras_igpt.checkpoints.run_reports import Model, RunReports, Section, read_reports, table
 from keras_igpt.describe import describe
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
-from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.plotting import plot_grid, plot_palette
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import whole_file
-
-Model = ImageGPTCausalLM | ImageGPTMaskedLM | ImageGPTImageClassifier
 
 _PAPER = (
     "[Chen et al., 2020, Generative Pretraining from Pixels]"
@@ -80,7 +77,7 @@ def write_model_card(
     _check_words("address", address, r"[\w.-]+/[\w.-]+", "'user/model'")
     _check_words("license", license, r"[a-z0-9][a-z0-9.-]*", "an identifier of the Hugging Face hub, such as 'mit'")
     num_samples = check_integer("num_samples", num_samples, 0)
-    found = read_reports(reports, _language_model(model))
+    found = read_reports(reports, model)
     parts = [
         Section("", _introduction(model)),
         Section("Model", _model(model)),
@@ -118,10 +115,6 @@ def _write(folder: Path, text: str, parts: Sequence[Section]) -> None:
 def _check_words(name: str, value: Any, pattern: str, wanted: str) -> None:
     if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
         raise ValueError(f"`{name}` must be {wanted}, or None. Received: {name}={value!r}")
-
-
-def _language_model(model: Model) -> PixelModel:
-    return model.language_model if isinstance(model, ImageGPTImageClassifier) else model
 
 
 def _title(model: Model) -> str:

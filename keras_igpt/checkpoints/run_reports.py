@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_igpt.checkpoints.huggingface_files import read_json
-from keras_igpt.evaluation.low_data import LowDataLine, LowDataTable
+from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, Interval, interval_of_share
+from keras_igpt.evaluation.low_data import RAW_PIXELS, LowDataLine, LowDataTable
 from keras_igpt.evaluation.probe_report import ProbeReport
+from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
+from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
+from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.plotting import plot_loss_curves
 from keras_igpt.support.files import read_log
@@ -38,11 +42,20 @@ _SETTINGS = {
     "backend": "backend",
     "keras_igpt": "version of keras_igpt",
 }
-_TEST_ACCURACY = ", test accuracy"
-_LOW_END, _HIGH_END = ", low end of the 95% interval", ", high end of the 95% interval"
+# Behind the names of other ways to judge in the settings of a probe.
+TEST_ACCURACY = ", test accuracy"
 _TRAININGS = {"pretrain": "Pre-training", "finetune": "Fine-tuning", "search": "Search and refit"}
-# How `keras-igpt pretrain` calls the sizes of a network.
-_SIZES = {"image_size": "image_size", "layers": "num_layers", "heads": "num_heads", "width": "hidden_dim"}
+# How `keras-igpt pretrain` calls the sizes and choices of a network.
+_SIZES = {
+    "image_size": "image_size",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "width": "hidden_dim",
+    "normalization": "normalization",
+}
+_OBJECTIVES = {"ar": ImageGPTCausalLM.__name__, "bert": ImageGPTMaskedLM.__name__}
+
+Model = ImageGPTCausalLM | ImageGPTMaskedLM | ImageGPTImageClassifier
 
 
 @dataclass(frozen=True)
@@ -75,20 +88,21 @@ class RunReports:
     sections: list[Section]
 
 
-def read_reports(paths: Sequence[str | os.PathLike[str]], language_model: PixelModel) -> RunReports:
+def read_reports(paths: Sequence[str | os.PathLike[str]], model: Model) -> RunReports:
     """Reads the folders of runs, and reports as JSON.
 
     Args:
         paths: sequence of paths. Folders that commands wrote; or JSON files of `ProbeReport.save`, `LowDataTable.save`,
             a `Study`, or of named numbers.
-        language_model: the model that they must be of.
+        model: what they must be of. A classifier's may be of its language model, too, and a language model's of
+            classifiers made from it.
 
     Returns:
         `RunReports`.
 
     Raises:
-        ValueError: if a path has no report, or a pre-training's or a probe's of another model. Reports of fine-tuning,
-            searches and few labels do not name the model, and are not checked.
+        ValueError: if a path has no report, or one of another model, as far as it says. A search names classes, depth
+            and weight of L_GEN alone, a table of few labels depths, and other numbers nothing.
     """
     found = RunReports([], [])
     for path in map(Path, paths):
@@ -104,14 +118,13 @@ def read_reports(paths: Sequence[str | os.PathLike[str]], language_model: PixelM
             )
         # Earlier revisions did not write which command it was; others than trainings have no log.
         command = config.get("command", "pretrain" if log else "")
-        if command == "pretrain":  # others mean something else by these names
-            _check_sizes(path / _CONFIG, config, _SIZES, language_model)
+        _check(path / _CONFIG, _stated(config, command, model), model)
         title = _TRAININGS.get(command)
         if title:
             settings = {name: config[key] for key, name in _SETTINGS.items() if config.get(key) is not None}
             found.settings.append((title, settings))
         found.sections.extend(_training_section(log))
-        found.sections.extend(_section(file, config, language_model) for file in files)
+        found.sections.extend(_section(file, config, model) for file in files)
     return found
 
 
@@ -125,14 +138,46 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in cells)
 
 
-def _check_sizes(path: Path, stated: Mapping[str, Any], names: Mapping[str, str], model: PixelModel) -> None:
-    """Raises `ValueError` if a report states other sizes or choices than the model's."""
-    architecture = model.backbone.architecture
-    for key, name in names.items():
-        if key in stated and stated[key] != getattr(architecture, name):
+def language_model_of(model: Model) -> PixelModel:
+    """Returns the language model itself, or that of a classifier."""
+    return model.language_model if isinstance(model, ImageGPTImageClassifier) else model
+
+
+def _stated(config: Mapping[str, Any], command: str, model: Model) -> dict[str, Any]:
+    """Returns what the settings of a run say of its model, by the model's own names."""
+    if command == "pretrain":
+        stated = {name: config[key] for key, name in _SIZES.items() if key in config}
+        # Beside a palette that was given, the number of colours is not that of the model.
+        if "colors" in config and config.get("palette") is None:
+            stated["vocabulary_size"] = config["colors"]
+        if "objective" in config:
+            stated["kind"] = _OBJECTIVES.get(config["objective"])
+        return stated
+    if command not in ("finetune", "search"):
+        return {}
+    stated = dict(config.get("language_model", {}))
+    if isinstance(model, ImageGPTImageClassifier):
+        if "classes" in config:
+            stated["num_classes"] = len(config["classes"])
+            stated |= {"class_names": config["classes"]} if model.class_names else {}
+        if "layer" in config:
+            stated["layer"] = model.backbone.num_layers if config["layer"] is None else config["layer"]
+        if "generative_weight" in config:
+            stated["generative_weight"] = 0 if config.get("frozen") else config["generative_weight"]
+    return stated
+
+
+def _check(path: Path, stated: Mapping[str, Any], model: Model) -> None:
+    """Raises `ValueError` if a report says other things of its model than are so."""
+    actual = {"kind": type(language_model_of(model)).__name__, **asdict(model.backbone.architecture)}
+    if isinstance(model, ImageGPTImageClassifier):
+        actual |= {name: getattr(model, name) for name in ("num_classes", "layer", "generative_weight")}
+        actual["class_names"] = list(model.class_names or ())
+    for name, value in stated.items():
+        if value != actual.get(name):
             raise ValueError(
-                f"`reports` must be of this model, with {name}={getattr(architecture, name)!r}. "
-                f"Received: {path} with {key}={stated[key]!r}"
+                f"`reports` must be of this model, with {name}={actual.get(name)!r}. "
+                f"Received: {path} with {name}={value!r}"
             )
 
 
@@ -146,7 +191,7 @@ def _training_section(log: Mapping[int, Mapping[str, float]]) -> list[Section]:
     return [Section("Pre-training", text, plot_loss_curves(curves), level=3)]
 
 
-def _section(path: Path, config: Mapping[str, Any], model: PixelModel) -> Section:
+def _section(path: Path, config: Mapping[str, Any], model: Model) -> Section:
     content: Any = read_json(path)
     title, make = next(
         (kind for keys, kind in _KINDS.items() if content.keys() >= set(keys)),
@@ -155,7 +200,11 @@ def _section(path: Path, config: Mapping[str, Any], model: PixelModel) -> Sectio
     try:
         if make is _probe:
             content = ProbeReport.load(path)
-            _check_probed(path, dict(content.model), model)
+            _check(path, content.model, model)
+        elif make is _low_data:
+            deepest = max((line["layer"] or 0 for line in content["lines"]), default=0)
+            if deepest > model.backbone.num_layers:
+                _check(path, {"num_layers": f"{deepest} or more"}, model)
         text, figure = make(content, config)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
@@ -163,13 +212,6 @@ def _section(path: Path, config: Mapping[str, Any], model: PixelModel) -> Sectio
             f"Received: another file ({type(error).__name__}: {error})"
         ) from error
     return Section(f"{title} on {config['dataset']}" if config.get("dataset") else title, text, figure, level=3)
-
-
-def _check_probed(path: Path, probed: dict[str, Any], model: PixelModel) -> None:
-    kind = probed.pop("kind")
-    if kind != type(model).__name__:
-        raise ValueError(f"`reports` must be of this model, an {type(model).__name__}. Received: {path} of an {kind}")
-    _check_sizes(path, probed, {name: name for name in probed}, model)
 
 
 def _probe(report: ProbeReport, config: Mapping[str, Any]) -> tuple[str, Figure | None]:
@@ -181,13 +223,34 @@ def _probe(report: ProbeReport, config: Mapping[str, Any]) -> tuple[str, Figure 
         f"{', '.join(f'{count:,} {part}' for part, count in counts.items())} pictures of {report.num_classes} "
         f"classes.\n\n```text\n{report}\n```"
     )
-    references = {name: value for name, value in config.items() if name.endswith(_TEST_ACCURACY) and value is not None}
-    text += "".join(f"\n\n{name[0].upper()}{name[1:]}: {_shown(name, value)}." for name, value in references.items())
-    return text, report.plot()
+    others = accuracies_beside(report, config)
+    for name, interval in others.items():
+        text += f"\n\n{name[0].upper()}{name[1:]}{TEST_ACCURACY}: {interval.as_percentages()}."
+    return text, report.plot({RAW_PIXELS: others[RAW_PIXELS]} if RAW_PIXELS in others else None)
+
+
+def accuracies_beside(report: ProbeReport, config: Mapping[str, Any]) -> dict[str, Interval]:
+    """Returns the test accuracies of other ways to judge than a scored probe, by their names.
+
+    Args:
+        report: `ProbeReport` of `keras-igpt probe`.
+        config: mapping. The `config.json` beside it.
+    """
+    if report.final_on_test is None:
+        return {}
+    return {
+        name.removesuffix(TEST_ACCURACY): interval_of_share(value, report.final_on_test.num_test)
+        for name, value in config.items()
+        if name.endswith(TEST_ACCURACY) and value is not None
+    }
 
 
 def _study(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
-    values = report["values"] | {name: _shown(name, value) for name, value in report["final_on_test"].items()}
+    values = dict(report["values"])
+    for name, value in report["final_on_test"].items():
+        values[name] = _shown(name, value)
+        if "accuracy" in name:
+            values[name] = interval_of_share(value, report["num_test"]).as_percentages()
     return (
         "Chosen on validation, refitted on training and validation pictures together "
         f"({report['num_refit']:,}), {report['steps']:,} steps; tested once on {report['num_test']:,} pictures.\n\n"
@@ -205,8 +268,8 @@ def _low_data(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str
 def _figures(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, Figure | None]:
     shown = {name: _shown(name, value) for name, value in report.items()}
     # The ends of an interval stand behind its middle.
-    for name in [name for name in shown if f"{name}{_LOW_END}" in shown]:
-        shown[name] += f" [{shown.pop(f'{name}{_LOW_END}')}, {shown.pop(f'{name}{_HIGH_END}')}]"
+    for name in [name for name in shown if f"{name}{LOW_END}" in shown]:
+        shown[name] += f" [{shown.pop(f'{name}{LOW_END}')}, {shown.pop(f'{name}{HIGH_END}')}]"
     return table(shown), None
 
 

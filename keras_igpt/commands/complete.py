@@ -40,7 +40,10 @@ def run(options: argparse.Namespace) -> None:
     )
     options.output.mkdir(parents=True, exist_ok=True)
     plotting.plot_completions(originals, completions, keep_rows=keep).savefig(options.output / "completions.png")
-    plotting.save_animation(completions[0], options.output / "completions.gif", keep_pixels=keep * size)
+    every = completions.reshape(-1, *completions.shape[2:])
+    plotting.save_animation(
+        every, options.output / "completions.gif", keep_pixels=keep * size, columns=options.num_samples
+    )
     say_what_next(
         f"completions.png and completions.gif to {options.output}/",
         f"score {' '.join(options.pictures)} --model {options.model}",

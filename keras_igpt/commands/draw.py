@@ -18,9 +18,6 @@ from keras_igpt.commands.shared import (
     say_what_next,
 )
 
-# Pictures of which the animation shows something.
-_SHOWN = 8
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
@@ -36,6 +33,6 @@ def run(options: argparse.Namespace) -> None:
     images = model.generate(options.num_images, verbose=1, **drawing(options))
     options.output.mkdir(parents=True, exist_ok=True)
     plotting.plot_grid(images).savefig(options.output / "samples.png")
-    plotting.save_animation(images[:_SHOWN], options.output / "samples.gif")
+    plotting.save_animation(images, options.output / "samples.gif")
     print(model.score(images, batch_size=options.batch_size))
     say_what_next(f"samples.png and samples.gif to {options.output}/", f"complete PICTURE --model {options.model}")

@@ -27,7 +27,8 @@ from keras_igpt.commands.shared import (
     say_what_next,
     write_config,
 )
-from keras_igpt.evaluation.intervals import interval_of_share
+from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, interval_of_share
+from keras_igpt.evaluation.probe_report import describe_probed
 from keras_igpt.support.files import read_log, write_json
 
 
@@ -87,7 +88,13 @@ def run(options: argparse.Namespace) -> None:
         data.train, palette, options.batch_size, seed=options.seed, augmentation=augmentation
     )
     epoch_steps = batches.steps_per_epoch
-    write_config(options, classes=data.class_names, layer=classifier.layer, augmentation=repr(augmentation))
+    write_config(
+        options,
+        language_model=describe_probed(language_model),
+        classes=data.class_names,
+        layer=classifier.layer,
+        augmentation=repr(augmentation),
+    )
     log, best = options.output / "log.csv", options.output / "best.keras"
     so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
     classifier.fit(
@@ -129,8 +136,8 @@ def _report(output: Path, epoch: int, validation: igpt.Interval, measured: dict[
     results: dict[str, float] = {"best epoch": epoch + 1}
     for name, interval in intervals.items():
         results[name] = interval.estimate
-        results[f"{name}, low end of the 95% interval"] = interval.low
-        results[f"{name}, high end of the 95% interval"] = interval.high
+        results[f"{name}{LOW_END}"] = interval.low
+        results[f"{name}{HIGH_END}"] = interval.high
     write_json(output / "results.json", results)
     write_json(output / "accuracies.json", {name: asdict(value) for name, value in measured.items()})
     print(f"best epoch: {epoch + 1}")

@@ -35,7 +35,9 @@ def run(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     palette.save(options.output / "palette.npy")
     plotting.plot_palette(palette).savefig(options.output / "palette.png")
-    plotting.plot_quantization(shown[:8], palette).savefig(options.output / "quantization.png")
+    # The pictures of a class stand together.
+    few = pixels_of(spread(held_out, 8))
+    plotting.plot_quantization(few, palette).savefig(options.output / "quantization.png")
     print(palette.quantization_report(shown))
     say_what_next(
         f"palette.npy, palette.png and quantization.png to {options.output}/",

@@ -11,12 +11,13 @@ shows how much the features of every two depths resemble each other (linear CKA)
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras_igpt as igpt
+from keras_igpt.checkpoints.run_reports import TEST_ACCURACY
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
@@ -28,7 +29,7 @@ from keras_igpt.commands.shared import (
     write_config,
 )
 from keras_igpt.data.inputs import as_pictures
-from keras_igpt.evaluation.low_data import pixel_features
+from keras_igpt.evaluation.low_data import RAW_PIXELS, pixel_features
 from keras_igpt.plotting import plot_depth_similarity
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import write_json
@@ -86,25 +87,23 @@ def run(options: argparse.Namespace) -> None:
     print(report, flush=True)
     # Before the other ways to judge: what takes long is kept, whatever becomes of them.
     report.save(options.output / "report.json")
-    report.plot().savefig(options.output / "depth_curve.png")
+    depth_curve = options.output / "depth_curve.png"
+    report.plot().savefig(depth_curve)
     similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
     plot_depth_similarity(similarity, extractor.depths).savefig(options.output / "depth_similarity.png")
     others: dict[str, igpt.MeasuredAccuracy] = {}
     if not options.no_pixels:
-        others["raw pixels"] = _raw_pixels(model, data)
+        others[RAW_PIXELS] = _raw_pixels(model, data)
+        report.plot({RAW_PIXELS: others[RAW_PIXELS].interval}).savefig(depth_curve)
     if "nearest-neighbors" in options.also:
-        results = dict(zip(extractor.depths, igpt.nearest_neighbors(train, validation, test), strict=True))
-        depth = max(results, key=lambda depth: (results[depth].validation_accuracy, -depth))
-        others[f"{results[depth].num_neighbors} nearest neighbours at depth {depth}"] = results[depth].measured
-        by_depth = {depth: asdict(result) for depth, result in results.items()}
-        write_json(options.output / "nearest_neighbors.json", by_depth)
+        others |= _nearest_neighbors(extractor.depths, (train, validation, test), options.output)
     if "attention" in options.also:
         attention = _attention_probe(model, report.best_layer, options)
         accuracy = attention.fit(data.train, data.validation).score(data.test)
         others[f"attention pooling at depth {report.best_layer}"] = accuracy
         attention.report.save(options.output / "attention.json")
     _say(report, others)
-    write_config(options, **{f"{name}, test accuracy": measured.accuracy for name, measured in others.items()})
+    write_config(options, **{f"{name}{TEST_ACCURACY}": measured.accuracy for name, measured in others.items()})
     write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
     say_what_next(
         f"report.json, accuracies.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",
@@ -123,6 +122,17 @@ def _say(report: igpt.ProbeReport, others: Mapping[str, igpt.MeasuredAccuracy]) 
         comparison = report.compare(measured)
         verdict = "significant" if comparison.significant else "not significant"
         print(f"{name}: {measured} on test; the linear probe is {comparison}: {verdict} by the paired test")
+
+
+def _nearest_neighbors(
+    depths: Sequence[int], parts: Sequence[igpt.LabeledFeatures], output: Path
+) -> dict[str, igpt.MeasuredAccuracy]:
+    """Writes the votes of all depths; returns the accuracy, by name, at the one that validation chose."""
+    train, validation, test = parts
+    results = dict(zip(depths, igpt.nearest_neighbors(train, validation, test), strict=True))
+    write_json(output / "nearest_neighbors.json", {depth: asdict(result) for depth, result in results.items()})
+    depth = max(results, key=lambda depth: (results[depth].validation_accuracy, -depth))
+    return {f"{results[depth].num_neighbors} nearest neighbours at depth {depth}": results[depth].measured}
 
 
 def _raw_pixels(model: Any, data: igpt.DataSplits[Any]) -> igpt.MeasuredAccuracy:

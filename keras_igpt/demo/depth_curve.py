@@ -9,7 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from keras_igpt.plotting import plot_depth_curves
+from keras_igpt.checkpoints.run_reports import TEST_ACCURACY, accuracies_beside
+from keras_igpt.evaluation.intervals import Interval
+from keras_igpt.evaluation.low_data import RAW_PIXELS
+from keras_igpt.evaluation.probe_report import ProbeReport, describe_probed
 
 # Reports of `keras-igpt probe` on CIFAR-10 for the bundled models, and the test accuracy of raw pixels.
 _KNOWN = "depth_curves.json"
@@ -21,46 +24,32 @@ class DepthCurve:
 
     Attributes:
         source: str. Where the figures come from.
-        accuracies: dict of float in 0…1 by depth.
-        best_layer: int. The depth that validation chose.
-        measured_on: str. The pictures, such as "10,000 test pictures of 10 classes".
-        raw_pixels: float. Accuracy of logistic regression on raw pixels, or None if unknown.
+        report: `ProbeReport`.
+        raw_pixels: `Interval` of the test accuracy of logistic regression on raw pixels, or None if unknown.
     """
 
     source: str
-    accuracies: dict[int, float]
-    best_layer: int
-    measured_on: str
-    raw_pixels: float | None
-
-    @classmethod
-    def from_report(cls, report: dict[str, Any], source: str, raw_pixels: float | None) -> DepthCurve:
-        """Takes the figures of test pictures from a saved `ProbeReport`, or of validation if none was scored."""
-        chosen, final = report["chosen_on_validation"], report["final_on_test"]
-        if final is None:
-            accuracies = {line["layers"][0]: line["validation_accuracy"] for line in chosen["layers"]}
-            pictures = f"{report['num_validation']:,} validation"
-        else:
-            accuracies = {int(depth): accuracy for depth, accuracy in final["accuracies"].items()}
-            pictures = f"{final['num_test']:,} test"
-        measured_on = f"{pictures} pictures of {report['num_classes']} classes"
-        return cls(source, accuracies, chosen["best_layer"], measured_on, raw_pixels)
+    report: ProbeReport
+    raw_pixels: Interval | None
 
     def __str__(self) -> str:
-        first, best, last = min(self.accuracies), self.best_layer, max(self.accuracies)
-        told = [f"{self.accuracies[depth]:.1%} at depth {depth}" for depth in sorted({first, best, last})]
-        pixels = "" if self.raw_pixels is None else f"; {self.raw_pixels:.1%} from raw pixels"
+        report, final = self.report, self.report.final_on_test
+        part, count = ("validation", report.num_validation) if final is None else ("test", final.num_test)
+        curve = report.intervals[part]
+        depths = sorted({min(curve), report.best_layer, max(curve)})
+        told = ", ".join(f"{curve[depth].as_percentages()} at depth {depth}" for depth in depths)
+        pixels = "" if self.raw_pixels is None else f"; {self.raw_pixels.as_percentages()} from raw pixels"
         return (
-            f"A linear classifier on the features of each depth, {self.measured_on}: {', '.join(told)}{pixels}. "
-            f"Validation chose depth {best}. From {self.source}."
+            f"A linear classifier on the features of each depth, {count:,} {part} pictures of {report.num_classes} "
+            f"classes: {told}{pixels}. Brackets are 95% intervals. Validation chose depth {report.best_layer}. "
+            f"From {self.source}."
         )
 
     def png(self) -> bytes:
         """Draws the curve as a PNG file."""
-        references = {} if self.raw_pixels is None else {"raw pixels": self.raw_pixels}
         written = io.BytesIO()
-        name = "linear probe"
-        plot_depth_curves({name: self.accuracies}, references, {name: self.best_layer}).savefig(written, format="png")
+        figure = self.report.plot({} if self.raw_pixels is None else {RAW_PIXELS: self.raw_pixels})
+        figure.savefig(written, format="png")
         return written.getvalue()
 
 
@@ -79,23 +68,25 @@ def find_depth_curve(model: Any, name: str) -> DepthCurve | None:
         known = json.loads((files("keras_igpt.demo") / _KNOWN).read_text(encoding="utf-8"))
         if name not in known["reports"]:
             return None
-        return DepthCurve.from_report(known["reports"][name], known["source"], known["raw_pixels"])
+        report = ProbeReport.from_dict(known["reports"][name])
+        return _depth_curve(known["source"], report, {f"{RAW_PIXELS}{TEST_ACCURACY}": known["raw_pixels"]})
     folder = Path(name).absolute().parent
-    sizes = {"kind": type(model).__name__, **model.backbone.architecture.arguments}
+    sizes = describe_probed(model)
     found = [*folder.glob("*.json"), *folder.glob("*/*.json")]
     there = [path for path in found if path.is_file()]
     for path in sorted(there, key=lambda path: path.stat().st_mtime, reverse=True):
-        report = _read(path)
-        # A search's report has choices too, but no model.
-        if {"chosen_on_validation", "final_on_test"} <= report.keys() and _fits(report.get("model"), sizes):
-            pixels = _read(path.parent / "config.json").get("raw pixels, test accuracy")
-            return DepthCurve.from_report(report, str(path), pixels)
+        try:
+            report = ProbeReport.load(path)
+        except (OSError, ValueError):
+            continue  # another file
+        # Reports name the sizes and choices that there were when they were written.
+        if report.model.items() <= sizes.items():
+            return _depth_curve(str(path), report, _read(path.parent / "config.json"))
     return None
 
 
-def _fits(described: Any, sizes: dict[str, Any]) -> bool:
-    """Whether a report's model is one of these sizes; reports name those that there were when they were written."""
-    return isinstance(described, dict) and described.items() <= sizes.items() and "kind" in described
+def _depth_curve(source: str, report: ProbeReport, config: dict[str, Any]) -> DepthCurve:
+    return DepthCurve(source, report, accuracies_beside(report, config).get(RAW_PIXELS))
 
 
 def _read(path: Path) -> dict[str, Any]:

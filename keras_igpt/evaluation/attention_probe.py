@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -71,8 +71,9 @@ class AttentionProbe:
     One learned query attends to the positions of n^l, in several heads, in place of the mean over positions. This is an
     extension: the paper pools by the mean. It shows what a position knows but the mean does not.
 
-    Features of all positions are computed once, without augmentation, and kept as float16: `2 · B · T · D` bytes,
-    3.3 GB for 50,000 pictures of 16x16 at width 128. A BERT model's inputs are masked, as in training.
+    Features of all positions are computed once, without augmentation. Those that are trained and validated on are kept
+    as float16: `2 · B · T · D` bytes, 3.3 GB for 50,000 pictures of 16x16 at width 128. Those to be predicted are used
+    as they come and not kept. A BERT model's inputs are masked, as in training.
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
@@ -83,7 +84,7 @@ class AttentionProbe:
         patience: int. A training ends after this many epochs without a better validation accuracy.
         batch_size: int. Of feature extraction and training.
         seed: int. Seed of initial weights and batches.
-        folder: folder for feature files (`attention_train.npy`, …). None keeps features in memory.
+        folder: folder for `attention_train.npy` and `attention_validation.npy`. None keeps their features in memory.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -200,9 +201,9 @@ class AttentionProbe:
         Raises:
             ValueError: if the probe is not fitted, or inputs do not fit the model or the labels.
         """
-        fitted = self._fitted()
+        self._fitted()
         source = as_labeled_examples(self._extractor.language_model, test, "test")
-        measured = measure_accuracy(fitted.predict(self._features(source, "test")), source.labels)
+        measured = measure_accuracy(self._predict(source), source.labels)
         self._report = replace(self.report, measured=measured)
         return measured
 
@@ -218,8 +219,13 @@ class AttentionProbe:
         Raises:
             ValueError: if the probe is not fitted, or inputs do not fit the model.
         """
-        fitted = self._fitted()
-        return fitted.predict(self._features(as_examples(self._extractor.language_model, inputs), None))
+        self._fitted()
+        return self._predict(as_examples(self._extractor.language_model, inputs))
+
+    def _predict(self, source: PictureExamples) -> npt.NDArray[Any]:
+        """Predicts classes as features come: those of many pictures would not fit into memory."""
+        fitted, batch_size = self._fitted(), min(self._batch_size, len(source))
+        return np.concatenate([fitted.predict(features, batch_size) for _, features in self._computed(source)])
 
     def _fitted(self) -> AttentionFit:
         if self._fit is None:
@@ -239,25 +245,31 @@ class AttentionProbe:
                 "Received: folder=None"
             )
 
-    def _features(self, source: PictureExamples, name: str | None) -> Features:
-        """Computes the features `(B, T, D)` of all positions, in memory or in the file of a name."""
-        backbone = self._extractor.language_model.backbone
-        shape = (len(source), backbone.num_tokens, backbone.hidden_dim)
+    def _computed(self, source: PictureExamples) -> Iterator[tuple[slice, Features]]:
+        """Computes the features of all positions: yields slices of some rows and their float16 `(rows, T, D)`."""
+        language_model = self._extractor.language_model
+        backbone = language_model.backbone
         segments = computed_rows(
             self._extractor,
             {},
             self._batch_size,
-            row_bytes=2 * shape[1] * shape[2],
+            row_bytes=2 * backbone.num_tokens * backbone.hidden_dim,
             examples=source,
-            palette=self._extractor.language_model.palette,
+            palette=language_model.palette,
             purpose="extract",
         )
+        return ((rows, check_finite(features, "extract features")) for rows, features in segments)
+
+    def _features(self, source: PictureExamples, name: str) -> Features:
+        """Computes the features `(B, T, D)` of all positions, in memory or in the file of a name."""
+        backbone = self._extractor.language_model.backbone
+        shape = (len(source), backbone.num_tokens, backbone.hidden_dim)
 
         def fill(features: Features) -> None:
-            for rows, computed in segments:
-                features[rows] = check_finite(computed, "extract features")
+            for rows, computed in self._computed(source):
+                features[rows] = computed
 
-        if self._folder is None or name is None:
+        if self._folder is None:
             features = np.empty(shape, np.float16)
             fill(features)
             return features
@@ -297,7 +309,6 @@ class AttentionFit:
         validation_accuracies: tuple of float in 0…1, by rate.
         learning_rate: float. The chosen rate.
         epochs: int. Epochs of the refit.
-        batch_size: int.
     """
 
     classes: npt.NDArray[Any]
@@ -305,11 +316,10 @@ class AttentionFit:
     validation_accuracies: tuple[float, ...]
     learning_rate: float
     epochs: int
-    batch_size: int
 
-    def predict(self, features: Features) -> npt.NDArray[Any]:
-        """Predicts classes `(B,)` from features `(B, T, D)`."""
-        return np.asarray(self.classes[_predicted(self.model, features, self.batch_size)])
+    def predict(self, features: Features, batch_size: int) -> npt.NDArray[Any]:
+        """Predicts classes `(B,)` from features `(B, T, D)`, `batch_size` of them at once."""
+        return np.asarray(self.classes[_predicted(self.model, features, batch_size)])
 
 
 def fit_attention_pooling(
@@ -345,13 +355,14 @@ def fit_attention_pooling(
     def start(rate: float, statistics: tuple[Features, Features]) -> keras.Model:
         return _make_model(train[0].shape[1:], len(classes), num_heads, statistics, rate, seed)
 
+    held_out = min(batch_size, len(validation[1]))
     trials: list[tuple[float, int]] = []
     for rate in rates:
         model = start(rate, alone)
         best, best_epoch = -1.0, 0
         for epoch in range(max_epochs):
             _train(model, parts[:1], batch_size, seed, epoch)
-            accuracy = float((_predicted(model, parts[1][0], batch_size) == parts[1][1]).mean())
+            accuracy = float((_predicted(model, parts[1][0], held_out) == parts[1][1]).mean())
             if accuracy > best:
                 best, best_epoch = accuracy, epoch
             elif epoch - best_epoch >= patience:
@@ -362,7 +373,7 @@ def fit_attention_pooling(
     refitted, epochs = start(rates[chosen], together), trials[chosen][1]
     for epoch in range(epochs):
         _train(refitted, parts, batch_size, seed, epoch)
-    return AttentionFit(classes, refitted, accuracies, rates[chosen], epochs, batch_size)
+    return AttentionFit(classes, refitted, accuracies, rates[chosen], epochs)
 
 
 def _make_model(
@@ -438,10 +449,9 @@ def _train(model: keras.Model, parts: Sequence[_Part], batch_size: int, seed: in
 def _predicted(model: keras.Model, features: Features, batch_size: int) -> npt.NDArray[np.int64]:
     """Returns the indices of the most likely classes, int array `(B,)`."""
     part = (features, np.zeros(len(features), np.int64))
-    size = min(batch_size, len(features))
     logits = []
-    for start in range(0, len(features), size):
+    for start in range(0, len(features), batch_size):
         # The last batch is filled: another size would be compiled again.
-        rows = np.minimum(np.arange(start, start + size), len(features) - 1)
+        rows = np.minimum(np.arange(start, start + batch_size), len(features) - 1)
         logits.append(model.predict_on_batch(_read([part], rows)[0]))
     return np.asarray(check_finite(np.concatenate(logits)[: len(features)], "predict").argmax(axis=-1))

@@ -16,6 +16,8 @@ from keras_igpt.support.checks import check_number
 from keras_igpt.support.randomness import check_seed
 
 _RESAMPLES = 10_000
+# How the ends of an interval are called in reports, behind the name of the number.
+LOW_END, HIGH_END = ", low end of the 95% interval", ", high end of the 95% interval"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,13 @@ from keras_igpt.evaluation.logistic_regression import (
     check_strengths,
     fit_logistic_regression,
 )
-from keras_igpt.evaluation.probe_report import FinalReport, LayerReport, ProbeReport, ValidationReport
+from keras_igpt.evaluation.probe_report import (
+    FinalReport,
+    LayerReport,
+    ProbeReport,
+    ValidationReport,
+    describe_probed,
+)
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.support.checks import check_integer
@@ -249,7 +255,7 @@ class LinearProbe:
         return ProbeReport(
             chosen_on_validation=chosen,
             final_on_test=None,
-            model={"kind": type(language_model).__name__, **language_model.backbone.architecture.arguments},
+            model=describe_probed(language_model),
             which=self._extractor.which,
             pooling="mean over positions",
             solver=_SOLVER,

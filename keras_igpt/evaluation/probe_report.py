@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from keras_igpt.evaluation.features import Which
 from keras_igpt.evaluation.intervals import Interval, MeasuredAccuracy, PairedComparison, interval_of_share
-from keras_igpt.plotting import plot_depth_curves
+from keras_igpt.objectives.pixel_model import PixelModel
+from keras_igpt.plotting import WithInterval, plot_depth_curves
 from keras_igpt.support.files import write_json
 
 if TYPE_CHECKING:
@@ -121,6 +122,16 @@ class ProbeReport:
             )
         return final.measured[self.best_layer]
 
+    @property
+    def intervals(self) -> dict[str, dict[int, Interval]]:
+        """Accuracies by depth with their 95% intervals, of `"validation"` and, if scored, `"test"`."""
+        chosen, final = self.chosen_on_validation, self.final_on_test
+        accuracies = {line.layers[0]: line.validation_accuracy for line in chosen.layers}
+        curves = {"validation": _intervals(accuracies, self.num_validation)}
+        if final is not None:
+            curves["test"] = _intervals(final.accuracies, final.num_test)
+        return curves
+
     def compare(self, other: ProbeReport | MeasuredAccuracy) -> PairedComparison:
         """Compares this probe with another on the same test set, each at the depth chosen on validation.
 
@@ -170,25 +181,35 @@ class ProbeReport:
             ValueError: if the file is not such a report.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            chosen, final = content["chosen_on_validation"], content["final_on_test"]
-            restored = {
-                "chosen_on_validation": ValidationReport(
-                    tuple(map(_layer_report, chosen["layers"])),
-                    chosen["best_layer"],
-                    None if chosen["concatenation"] is None else _layer_report(chosen["concatenation"]),
-                ),
-                "final_on_test": None if final is None else _final_report(final),
-                "strengths": tuple(content["strengths"]),
-            }
-            return cls(**{**content, **restored})
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"`path` must be a report that `ProbeReport.save` wrote. Received: {path} ({type(error).__name__})"
             ) from error
 
-    def plot(self) -> Figure:
-        """Plots accuracy against depth on validation and, if scored, on test, with 95% bands; the best depth is ringed.
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ProbeReport:
+        """Makes a report of what `dataclasses.asdict` and JSON made of one; raises `KeyError` or `TypeError`."""
+        chosen, final = content["chosen_on_validation"], content["final_on_test"]
+        restored = {
+            "chosen_on_validation": ValidationReport(
+                tuple(map(_layer_report, chosen["layers"])),
+                chosen["best_layer"],
+                None if chosen["concatenation"] is None else _layer_report(chosen["concatenation"]),
+            ),
+            "final_on_test": None if final is None else _final_report(final),
+            "strengths": tuple(content["strengths"]),
+        }
+        return cls(**{**content, **restored})
+
+    def plot(self, references: Mapping[str, float | WithInterval] | None = None) -> Figure:
+        """Plots accuracy against depth on validation and, if scored, on test, with 95% intervals.
+
+        Validation is dotted, with bars; test has a band. The best depth is ringed. Depths side by side are a horizontal
+        line, of test if scored.
+
+        Args:
+            references: test accuracy in 0…1 or `Interval` by name, such as that of raw pixels; horizontal lines.
 
         Returns:
             A Matplotlib figure.
@@ -198,22 +219,24 @@ class ProbeReport:
 
         Example:
         ```python
-        probe.report.plot().savefig("depth_curve.png")
+        probe.report.plot({"raw pixels": pixels.interval}).savefig("depth_curve.png")
         ```
         """
-        chosen, final = self.chosen_on_validation, self.final_on_test
-        accuracies = {line.layers[0]: line.validation_accuracy for line in chosen.layers}
-        curves = {"validation": _intervals(accuracies, self.num_validation)}
-        references = {}
+        chosen, final, curves = self.chosen_on_validation, self.final_on_test, self.intervals
+        lines = dict(references or {})
         if chosen.concatenation is not None:
             many = f"{len(chosen.concatenation.layers)} depths side by side"
-            accuracy = chosen.concatenation.validation_accuracy
-            references[f"{many}, validation"] = interval_of_share(accuracy, self.num_validation)
-            if final is not None and final.concatenation is not None:
-                references[f"{many}, test"] = interval_of_share(final.concatenation, final.num_test)
-        if final is not None:
-            curves["test"] = _intervals(final.accuracies, final.num_test)
-        return plot_depth_curves(curves, references, dict.fromkeys(curves, chosen.best_layer))
+            if final is None or final.concatenation is None:
+                accuracy = chosen.concatenation.validation_accuracy
+                lines[f"{many}, validation"] = interval_of_share(accuracy, self.num_validation)
+            else:
+                lines[f"{many}, test"] = interval_of_share(final.concatenation, final.num_test)
+        return plot_depth_curves(curves, lines, dict.fromkeys(curves, chosen.best_layer))
+
+
+def describe_probed(language_model: PixelModel) -> dict[str, Any]:
+    """Returns what reports say of a language model: its kind, sizes and choices."""
+    return {"kind": type(language_model).__name__, **language_model.backbone.architecture.arguments}
 
 
 def _intervals(accuracies: Mapping[int, float], count: int) -> dict[int, Interval]:

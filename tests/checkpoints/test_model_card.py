@@ -4,11 +4,11 @@ from dataclasses import asdict
 import keras
 import numpy as np
 import pytest
-from conftest import make_causal_lm, make_masked_lm, random_tokens, randomize
+from conftest import make_causal_lm, make_masked_lm, probe_report, random_tokens, randomize
 
 import keras_igpt as igpt
-from keras_igpt.evaluation.linear_probe import FinalReport, LayerReport, ProbeReport, ValidationReport
 from keras_igpt.evaluation.low_data import LowDataLine, LowDataTable
+from keras_igpt.evaluation.probe_report import describe_probed
 from keras_igpt.evaluation.search_records import Search, Trial, TunedResult
 from keras_igpt.support.files import write_json
 
@@ -21,31 +21,13 @@ DRAWS = keras.backend.backend() == "torch"
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype("uint8")
 
 
-def probe_report(lm, final=True):
-    lines = tuple(LayerReport((depth,), 1.0, 0.25 + 0.125 * depth, 9, True) for depth in range(3))
-    return ProbeReport(
-        chosen_on_validation=ValidationReport(lines, 2, None),
-        final_on_test=FinalReport(1234, {depth: 0.3 + 0.1 * depth for depth in range(3)}, None) if final else None,
-        model={"kind": type(lm).__name__, **lm.backbone.architecture.arguments},
-        which="normed",
-        pooling="mean",
-        solver="L-BFGS",
-        strengths=(1.0,),
-        max_iterations=9,
-        num_train=4000,
-        num_validation=500,
-        num_classes=10,
-        mask_seed=None,
-        backend="torch",
-    )
-
-
 @pytest.fixture
 def runs(tmp_path):
     """Folders as commands leave them, of a model of `make_causal_lm`."""
     lm = make_causal_lm()
     private = {"images": None, "dataset": "cifar10", "data_dir": "/home/me/private", "output": "/home/me/runs"}
-    sizes = {"image_size": 4, "layers": 2, "heads": 2, "width": 32}
+    sizes = {"image_size": 4, "layers": 2, "heads": 2, "width": 32, "normalization": "layer_norm", "colors": 16}
+    sizes |= {"objective": "ar", "palette": None}
     training = {"command": "pretrain", "pictures": 45000, "batch_size": 64, "learning_rate": 0.003, "epochs": 2}
     folders = [tmp_path / name for name in ("pretrain", "probe", "low-data", "finetune", "search")]
     write_json(folders[0] / "config.json", {**private, **sizes, **training})
@@ -56,12 +38,15 @@ def runs(tmp_path):
     )
     probe_report(lm).save(folders[1] / "report.json")
     write_json(folders[2] / "config.json", {**private, "command": "low-data"})
-    line = LowDataLine("features", 4, 1, (0, 1), (0.25, 0.5), (1.0, 1.0), True)
+    line = LowDataLine("features", 4, 2, (0, 1), (0.25, 0.5), (1.0, 1.0), True)
     LowDataTable((line,), 10, 500, 1234, "normed").save(folders[2] / "table.json")
-    write_json(folders[3] / "config.json", {**private, "command": "finetune", "rate": 0.0003})
+    head = {"classes": ["cat", "dog", "ship"], "layer": 2, "generative_weight": 1.0}
+    finetuning = {"command": "finetune", "rate": 0.0003, "language_model": describe_probed(lm)}
+    write_json(folders[3] / "config.json", {**private, **head, **finetuning})
     (folders[3] / "log.csv").write_text("epoch,accuracy,loss,val_accuracy,val_loss\n0,0.5,3.5,0.75,3.25\n")
     write_json(folders[3] / "results.json", {"best epoch": 1, "test accuracy": 0.8125})
-    write_json(folders[4] / "config.json", {**private, "command": "search", "batch_size": 32})
+    search = {"command": "search", "batch_size": 32, "layer": None, "frozen": True}
+    write_json(folders[4] / "config.json", {**private, **head, **search})
     trials = (Trial({"learning_rate": 0.01}, 0.7, 3, {}),)
     search = Search("val_accuracy", "max", 0.1, trials, 7, 0, "torch", 4000, 500)
     result = TunedResult(search, {"learning_rate": 0.01}, 21, 4500, 1234, {"accuracy": 0.84375})
@@ -117,14 +102,14 @@ def test_a_card_says_what_model_and_reports_say(tmp_path, palette, runs, hub):
         "Fine-tuning": "| learning rate | 0.0003 |",
         "Search and refit": "| batch size | 32 |",
         "Linear probes on cifar10": "50.0% [45.6, 54.4]    50.0% [47.2, 52.8]    <- chosen",
-        "Few labels on cifar10": "| 4 | 40 | features | 1 | 37.5% [0.0, 100.0] ± 17.7% (2 subsets) |",
+        "Few labels on cifar10": "| 4 | 40 | features | 2 | 37.5% [0.0, 100.0] ± 17.7% (2 subsets) |",
         "Fine-tuning on cifar10": "| test accuracy | 81.25% |",
-        "Test after a search on cifar10": "| accuracy | 84.38% |",
+        "Test after a search on cifar10": "| accuracy | 84.4% [82.3, 86.4] |",
         "Licence": "apache-2.0",
     }.items():
         assert said in parts[title], title
     assert "Validation loss at the end: 1.969 nats per token" in text
-    assert "Raw pixels, test accuracy: 37.50%." in text
+    assert "Raw pixels, test accuracy: 37.5% [34.8, 40.2]." in text
     assert "Not stated" not in text
     assert "/home/me" not in text
     assert (folder / "notes.txt").read_text() == "mine"
@@ -161,9 +146,8 @@ def test_what_nobody_stated_is_not_stated(tmp_path, palette):
 def test_a_classifier_without_palette(tmp_path, hub, runs):
     classifier = randomize(igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes=3))
     recipe = {"batches": "a | b"}
-    igpt.write_model_card(
-        classifier, tmp_path / "card", data="*Mine*.", recipe=recipe, reports=[runs[1] / "report.json"]
-    )
+    reports = [runs[1] / "report.json", runs[3]]
+    igpt.write_model_card(classifier, tmp_path / "card", data="*Mine*.", recipe=recipe, reports=reports)
     front, text, pictures = read(tmp_path / "card")
     assert front["pipeline_tag"] == "image-classification"
     assert pictures == ["linear_probes.png"]
@@ -173,6 +157,7 @@ def test_a_classifier_without_palette(tmp_path, hub, runs):
     )
     assert parts["Data"].strip() == "*Mine*."
     assert "| batches | a &#124; b |" in parts["Recipe"]
+    assert "| test accuracy | 81.25% |" in parts["Fine-tuning on cifar10"]
     assert "has no palette" in parts["How to load it"]
     classifier.save("hf://someone/classifier")
     igpt.write_model_card(classifier, tmp_path / "card", address="someone/classifier")
@@ -189,6 +174,10 @@ def test_reports_of_one_kind_have_pictures_of_their_own(tmp_path, runs):
     assert re.search(r"50\.0% \[45\.6, 54\.4\] +<- chosen on validation\n", text)
 
 
+def make_classifier(num_classes=3, **options):
+    return igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes, **options)
+
+
 FAULTS = {
     "no card for a backbone": (
         lambda: make_causal_lm().backbone,
@@ -203,12 +192,52 @@ FAULTS = {
     "a run of another width": (
         lambda: make_causal_lm(hidden_dim=16),
         lambda runs: runs[:1],
-        r"`reports` must be of this model, with hidden_dim=16.*config\.json with width=32",
+        r"`reports` must be of this model, with hidden_dim=16.*config\.json with hidden_dim=32",
+    ),
+    "a run with another palette": (
+        lambda: make_causal_lm(vocabulary_size=8),
+        lambda runs: runs[:1],
+        r"`reports` must be of this model, with vocabulary_size=8.*config\.json with vocabulary_size=16",
+    ),
+    "a run with another objective": (
+        lambda: make_masked_lm(),
+        lambda runs: runs[:1],
+        r"with kind='ImageGPTMaskedLM'.*config\.json with kind='ImageGPTCausalLM'",
     ),
     "another objective": (
         lambda: make_masked_lm(),
         lambda runs: [runs[1] / "report.json"],
-        "`reports` must be of this model, an ImageGPTMaskedLM.*of an ImageGPTCausalLM",
+        r"with kind='ImageGPTMaskedLM'.*report\.json with kind='ImageGPTCausalLM'",
+    ),
+    "few labels of a deeper model": (
+        lambda: make_causal_lm(num_layers=1),
+        lambda runs: [runs[2]],
+        r"with num_layers=1\. Received: .*table\.json with num_layers='2 or more'",
+    ),
+    "a fine-tuning of another language model": (
+        lambda: igpt.ImageGPTImageClassifier(make_causal_lm(hidden_dim=16), 3),
+        lambda runs: [runs[3]],
+        r"with hidden_dim=16\. Received: .*config\.json with hidden_dim=32",
+    ),
+    "more classes": (
+        lambda: make_classifier(4),
+        lambda runs: [runs[3]],
+        r"with num_classes=4\. Received: .*config\.json with num_classes=3",
+    ),
+    "other classes": (
+        lambda: make_classifier(class_names=["cat", "dog", "frog"]),
+        lambda runs: [runs[3]],
+        r"with class_names=\['cat', 'dog', 'frog'\]\. Received: .* with class_names=\['cat', 'dog', 'ship'\]",
+    ),
+    "another depth": (
+        lambda: make_classifier(layer=1),
+        lambda runs: [runs[3]],
+        r"with layer=1\. Received: .*config\.json with layer=2",
+    ),
+    "a search with another weight": (
+        lambda: make_classifier(),
+        lambda runs: [runs[4]],
+        r"with generative_weight=1\.0\. Received: .*config\.json with generative_weight=0",
     ),
     "an empty folder": (
         lambda: make_causal_lm(),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import keras_igpt as igpt
+from keras_igpt import plotting
 from keras_igpt.commands.finetune import StopAfterBest, best_epoch, epochs_to_train
 from keras_igpt.commands.main import COMMANDS, main, make_parser
 from keras_igpt.commands.shared import TimeLeft
@@ -93,13 +94,17 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
         main(["classify", picture, *model])
     with pytest.raises(SystemExit, match="keras-igpt score: --model must be a language model"):
         main(["score", picture, *classifier])
-    main(["complete", picture, *model, "--num-samples", "2", "--output", str(tmp_path / "complete")])
+    pictures = [picture, f"{folders.flat}/bright-0.png"]
+    main(["complete", *pictures, *model, "--num-samples", "3", "--output", str(tmp_path / "complete")])
+    with Image.open(tmp_path / "complete" / "completions.gif") as animation:
+        assert animation.size == (32 * 14, 32 * 9)  # three completions of each
     main(["score", picture, *model, "--output", str(tmp_path / "score")])
     assert list(json.loads((tmp_path / "score" / "scores.json").read_text())) == [picture]
     for path in (
         "probe/depth_curve.png",
         "probe/depth_similarity.png",
         "complete/completions.png",
+        "complete/completions.gif",
         "score/surprise.png",
     ):
         assert np.asarray(Image.open(tmp_path / path)).std() > 1
@@ -168,6 +173,26 @@ def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, t
     accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
     one_mask, vote = (igpt.MeasuredAccuracy(**entry) for entry in accuracies.values())
     assert f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}" in capsys.readouterr().out
+
+
+def test_what_a_palette_loses_is_shown_of_all_classes(tmp_path, monkeypatch):
+    for label, name in enumerate(("dark", "bright")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(100):
+            picture = Image.fromarray(np.full((4, 4, 3), 200 * label + number // 2, "uint8"))
+            picture.save(tmp_path / "pictures" / name / f"{number}.png")
+    shown = []
+    plot = plotting.plot_quantization
+
+    def record(images, palette):
+        shown.append(images)
+        return plot(images, palette)
+
+    monkeypatch.setattr(plotting, "plot_quantization", record)
+    palette = ["palette", "--images", str(tmp_path / "pictures"), "--image-size", "4", "--colors", "4"]
+    main([*palette, "--output", str(tmp_path / "palette")])
+    assert len(shown[0]) == 8
+    assert (shown[0] >= 200).all(axis=(1, 2, 3)).sum() == 4
 
 
 def test_every_command_says_how_to_call_it(capsys):

@@ -1,11 +1,13 @@
 """Which depth curve belongs to a model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from conftest import make_causal_lm, make_masked_lm
+from conftest import make_causal_lm, make_masked_lm, probe_report
 
 from keras_igpt.demo.depth_curve import find_depth_curve
+from keras_igpt.evaluation.intervals import interval_of_share
 
 RESULTS = Path(__file__).parents[2] / "results" / "cifar10_8x8" / "study"
 
@@ -13,8 +15,11 @@ RESULTS = Path(__file__).parents[2] / "results" / "cifar10_8x8" / "study"
 def test_bundled_models_have_the_curves_of_the_results(palette):
     for name, report in (("igpt_cifar10_8x8", "probe_ar.json"), ("igpt_cifar10_8x8_bert", "probe_bert.json")):
         curve, final = find_depth_curve(None, name), json.loads((RESULTS / report).read_text())["final_on_test"]
-        assert {str(depth): accuracy for depth, accuracy in curve.accuracies.items()} == final["accuracies"]
-        assert curve.raw_pixels == json.loads((RESULTS / "probe_raw_pixels.json").read_text())["test_accuracy"]
+        assert {str(depth): found.estimate for depth, found in curve.report.intervals["test"].items()} == final[
+            "accuracies"
+        ]
+        raw_pixels = json.loads((RESULTS / "probe_raw_pixels.json").read_text())["test_accuracy"]
+        assert curve.raw_pixels == interval_of_share(raw_pixels, 10_000)
         assert "10,000 test pictures of 10 classes: " in str(curve)
     assert find_depth_curve(None, "igpt_small") is None
 
@@ -23,30 +28,28 @@ def test_a_report_beside_the_model_is_found_if_it_is_of_such_a_model(tmp_path, p
     model = make_causal_lm(palette)
     path = tmp_path / "igpt.keras"
     path.touch()
-    lines = [{"layers": [depth], "validation_accuracy": depth / 4} for depth in range(3)]
-    report = {
-        "chosen_on_validation": {"layers": lines, "best_layer": 1},
-        "final_on_test": None,
-        # As written before the architecture had other choices.
-        "model": {"kind": "ImageGPTCausalLM", "num_layers": 2, "hidden_dim": 32},
-        "num_validation": 1234,
-        "num_classes": 2,
-    }
+    # As written before the architecture had other choices.
+    sizes = {"kind": "ImageGPTCausalLM", "num_layers": 2, "hidden_dim": 32}
+    report = replace(probe_report(model, final=False), model=sizes)
     (tmp_path / "trials.json").write_text('{"chosen_on_validation": {}, "trials": []}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
     assert find_depth_curve(model, str(path)) is None
-    (tmp_path / "probe").mkdir()
-    (tmp_path / "probe" / "report.json").write_text(json.dumps(report))
+    report.save(tmp_path / "probe" / "report.json")
     (tmp_path / "probe" / "config.json").write_text('{"raw pixels, test accuracy": 0.3}')
     assert find_depth_curve(make_masked_lm(palette), str(path)) is None
     assert find_depth_curve(make_causal_lm(palette, num_layers=1), str(path)) is None
     curve = find_depth_curve(model, str(path))
-    assert curve.accuracies == {0: 0.0, 1: 0.25, 2: 0.5}
+    assert curve.report == report
     assert (
-        "1,234 validation pictures of 2 classes: 0.0% at depth 0, 25.0% at depth 1, 50.0% at depth 2; "
-        "30.0% from raw pixels. Validation chose depth 1." in str(curve)
+        "500 validation pictures of 10 classes: 25.0% [21.2, 28.8] at depth 0, 50.0% [45.6, 54.4] at depth 2. "
+        "Brackets are 95% intervals. Validation chose depth 2." in str(curve)
     )
+    # Raw pixels were tested on the pictures of the probe's test.
+    replace(probe_report(model), model=sizes).save(tmp_path / "probe" / "report.json")
+    curve = find_depth_curve(model, str(path))
+    assert "1,234 test pictures of 10 classes: " in str(curve)
+    assert "50.0% [47.2, 52.8] at depth 2; 30.0% [27.5, 32.6] from raw pixels" in str(curve)
     assert curve.png().startswith(b"\x89PNG")
 
 

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import keras_igpt as igpt
 from keras_igpt.evaluation import attention_probe
 from keras_igpt.evaluation.attention_probe import fit_attention_pooling
 from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
+from keras_igpt.inference import compiled
 
 
 def planted(count, seed):
@@ -27,7 +29,7 @@ def test_it_finds_the_position_that_tells_the_class():
     train, validation, test = planted(500, 0), planted(100, 1), planted(400, 2)
     options = {"num_heads": 2, "rates": (0.03, 1e-6), "max_epochs": 8, "patience": 2, "batch_size": 50}
     fitted = fit_attention_pooling(train, validation, **options, seed=1)
-    attention = igpt.measure_accuracy(fitted.predict(test[0]), test[1])
+    attention = igpt.measure_accuracy(fitted.predict(test[0], 50), test[1])
     pooled = [(features.mean(axis=1, dtype="float32"), labels) for features, labels in (train, validation, test)]
     mean = igpt.measure_accuracy(fit_logistic_regression(*pooled[:2], (0.1, 10.0)).predict(pooled[2][0]), test[1])
     assert attention.low > 0.9
@@ -91,9 +93,9 @@ def test_a_model_is_probed_at_one_depth_and_left_alone(tmp_path):
     measured = probe.fit(train, validation).score(test)
     assert measured == igpt.measure_accuracy(probe.predict(test[0]), test[1])
     assert measured.low > 0.6
-    stored = np.load(tmp_path / "features" / "attention_test.npy")
-    (states,) = model.backbone.normed_states(test[0], (1,), model.hidden_positions(test[0]))
-    np.testing.assert_array_equal(stored.shape, (50, 16, 32))
+    stored = np.load(tmp_path / "features" / "attention_validation.npy")
+    (states,) = model.backbone.normed_states(validation[0], (1,), model.hidden_positions(validation[0]))
+    np.testing.assert_array_equal(stored.shape, (30, 16, 32))
     np.testing.assert_allclose(stored, to_numpy(states), atol=5e-3)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -104,6 +106,21 @@ def test_a_model_is_probed_at_one_depth_and_left_alone(tmp_path):
     keras.utils.set_random_seed(5)  # which decides nothing
     again = igpt.AttentionProbe(model, 1, rates=(0.01,), max_epochs=3, batch_size=20).fit(train, validation)
     assert again.score(test) == measured
+
+
+def test_predicting_keeps_no_features(monkeypatch):
+    monkeypatch.setattr(compiled, "_SEGMENT_BYTES", 1)  # one batch at a time
+    probe = igpt.AttentionProbe(make_causal_lm(), 1, rates=(0.01,), max_epochs=1, batch_size=100)
+    probe.fit(examples(60, 0), examples(30, 1))
+    token_ids, labels = examples(4000, 2)
+    probe.predict(token_ids[:100])  # compiles
+    tracemalloc.start()
+    predicted = probe.predict(token_ids)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4000 * 16 * 32  # half of what the float16 features of all take
+    np.testing.assert_array_equal(predicted[-700:], probe.predict(token_ids[-700:]))
+    assert probe.score((token_ids, labels)).num_test == 4000
 
 
 def test_what_does_not_fit_is_refused_before_any_work(monkeypatch):

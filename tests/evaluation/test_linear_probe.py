@@ -152,6 +152,9 @@ def test_the_report_draws_itself(fitted):
     lines = {line.get_label(): line for line in axes.lines}
     np.testing.assert_allclose(lines["test"].get_ydata(), [100 * accuracies[depth] for depth in range(3)])
     assert "3 depths side by side, test" in lines
+    (axes,) = probe.report.plot({"raw pixels": igpt.Interval(0.4, 0.35, 0.45)}).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_allclose(lines["raw pixels"].get_ydata(), [40, 40])
     unscored = replace(probe.report, final_on_test=None).plot()
     assert not [line for line in unscored.axes[0].lines if "test" in line.get_label()]
 
