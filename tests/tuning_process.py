@@ -57,6 +57,7 @@ def run(folder, **options):
         "objective": "val_loss",
         "folder": folder,
         "seed": 0,
+        "callbacks": (),
     }
     study = igpt.Study(**{name: options.pop(name, default) for name, default in arguments.items()})
     of_refit = {name: options.pop(name) for name in ("checkpoint_every", "evaluate") if name in options}

@@ -1,8 +1,10 @@
-"""Device memory."""
+"""Device memory, and TensorFlow beside another backend."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -61,3 +63,23 @@ def leave_gpus_to_the_backend() -> None:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")
+
+
+@contextmanager
+def without_tensorflow() -> Iterator[None]:
+    """Keeps Keras on JAX and PyTorch from importing TensorFlow only to ask whether an object is one of TensorFlow's.
+
+    Where TensorFlow is installed, Keras asks whenever it sets a seed, saves or describes. The import takes seconds, and
+    prints messages that no setting of TensorFlow 2.21 turns off. What needs TensorFlow itself still imports it.
+    """
+    if keras.backend.backend() == "tensorflow":
+        yield
+        return
+    from keras.src.utils.module_utils import tensorflow
+
+    known = tensorflow._available
+    tensorflow._available = False
+    try:
+        yield
+    finally:
+        tensorflow._available = known

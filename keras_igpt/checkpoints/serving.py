@@ -226,6 +226,12 @@ class ServingModel(keras.Model):
                 raise ValueError("`batch_size` must be given for ONNX on torch. Received: batch_size=None")
         absent = [package for package in _NEEDED[format, backend] if importlib.util.find_spec(package) is None]
         if absent:
+            elsewhere = (
+                ", or export with KERAS_BACKEND=tensorflow or jax, which open the same file"
+                if (format, backend) == ("tf_saved_model", "torch")
+                else ""
+            )
             raise ImportError(
                 f"Exporting as {format} on {backend} needs {' and '.join(absent)}: pip install {' '.join(absent)}"
+                f"{elsewhere}"
             )

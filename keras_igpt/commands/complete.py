@@ -17,6 +17,7 @@ from keras_igpt.commands.shared import (
     say_what_next,
 )
 from keras_igpt.data.inputs import as_pictures
+from keras_igpt.support.checks import check_integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +34,9 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     model = load_language_model(options.model, autoregressive=True)
     size = model.backbone.image_size
-    keep = size // 2 if options.keep_rows is None else options.keep_rows
-    originals = as_pictures(model, options.pictures)
+    # Something is left to draw.
+    keep = size // 2 if options.keep_rows is None else check_integer("keep_rows", options.keep_rows, 0, size - 1)
+    originals = as_pictures(model, options.pictures, "PICTURE")
     completions = model.complete(
         originals, keep_rows=keep, num_samples=options.num_samples, verbose=1, **drawing(options)
     )
@@ -46,5 +48,8 @@ def run(options: argparse.Namespace) -> None:
     )
     say_what_next(
         f"completions.png and completions.gif to {options.output}/",
-        f"score {' '.join(options.pictures)} --model {options.model}",
+        "score",
+        *options.pictures,
+        "--model",
+        options.model,
     )

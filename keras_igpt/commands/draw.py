@@ -35,4 +35,4 @@ def run(options: argparse.Namespace) -> None:
     plotting.plot_grid(images).savefig(options.output / "samples.png")
     plotting.save_animation(images, options.output / "samples.gif")
     print(model.score(images, batch_size=options.batch_size))
-    say_what_next(f"samples.png and samples.gif to {options.output}/", f"complete PICTURE --model {options.model}")
+    say_what_next(f"samples.png and samples.gif to {options.output}/", "demo", "--model", options.model)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import keras_igpt as igpt
-from keras_igpt.commands.shared import add_model_argument
+from keras_igpt.commands.shared import add_model_argument, named_by_flags
 from keras_igpt.objectives.open_model import open_model
 
 
@@ -32,5 +32,6 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--layers must be left out for a classifier, which has its own depth")
     output = options.output or Path("exported.onnx" if options.format == "onnx" else "exported")
     serving = igpt.ServingModel(model)
-    serving.export(output, format=options.format, batch_size=options.batch_size)
+    with named_by_flags(filepath="--output"):
+        serving.export(output, format=options.format, batch_size=options.batch_size)
     print(f"Wrote {output}: uint8 pictures {('B', *serving.image_shape)} in, logits or features out.")

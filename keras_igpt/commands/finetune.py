@@ -16,15 +16,20 @@ import keras
 
 import keras_igpt as igpt
 from keras_igpt.commands.shared import (
+    EpochLog,
     TimeLeft,
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    describe_data,
     exact_resume,
     load_data,
     load_language_model,
+    named_by_flags,
     padded_crop,
+    say_plan,
     say_what_next,
+    use_of_classifier,
     write_config,
 )
 from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, interval_of_share
@@ -69,25 +74,30 @@ def epochs_to_train(log: Path, epochs: int, patience: int) -> int:
     return min(epochs, last + 1) if last >= 0 and last - best_epoch(log) >= patience else epochs
 
 
+def why_it_stopped(log: Path, patience: int) -> str:
+    """Says why a run has ended, what its best epoch is, and what would make it go on."""
+    lines, best = read_log(log), best_epoch(log)
+    last = max(lines)
+    reason = f"Finished: all {last + 1} epochs are done, and a larger --epochs goes on"
+    if last - best >= patience:
+        reason = f"Stopped: patience {patience} was exhausted at epoch {last + 1}, and a larger --patience goes on"
+    return f"{reason}. The best is epoch {best + 1}, validation accuracy {lines[best]['val_accuracy']:.1%}."
+
+
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     keras.utils.set_random_seed(options.seed)
     language_model = load_language_model(options.model)
     palette, size = language_model.palette, language_model.backbone.image_size
     data = load_data(options, size, in_memory=True)
-    classifier = igpt.ImageGPTImageClassifier(
-        language_model,
-        len(data.class_names),
-        options.generative_weight,
-        layer=options.layer,
-        class_names=data.class_names,
-    )
-    classifier.compile(**igpt.finetuning_recipe(options.rate))
+    classifier = _make_classifier(options, language_model, data.class_names)
     augmentation = padded_crop(size)
     batches = igpt.TrainingBatches(
         data.train, palette, options.batch_size, seed=options.seed, augmentation=augmentation
     )
     epoch_steps = batches.steps_per_epoch
+    steps, epochs = options.epochs * epoch_steps, f"at most {options.epochs} epochs"
+    say_plan(describe_data(data, size), epochs, steps, classifier, options.batch_size)
     write_config(
         options,
         language_model=describe_probed(language_model),
@@ -96,38 +106,66 @@ def run(options: argparse.Namespace) -> None:
         augmentation=repr(augmentation),
     )
     log, best = options.output / "log.csv", options.output / "best.keras"
-    so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
-    classifier.fit(
-        batches,
-        epochs=epochs_to_train(log, options.epochs, options.patience),
-        validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
-        callbacks=[
-            TimeLeft(options.epochs * epoch_steps),
-            # Before the log, so that what it calls the best is in the file.
-            keras.callbacks.ModelCheckpoint(
-                str(best), "val_accuracy", mode="max", save_best_only=True, initial_value_threshold=so_far
-            ),
-            keras.callbacks.CSVLogger(str(log), append=True),
-            StopAfterBest(log, options.patience),
-            exact_resume(options.output, epoch_steps),
-        ],
-        verbose=2,
-    )
+    with named_by_flags(folder="--output"):
+        classifier.fit(
+            batches,
+            epochs=epochs_to_train(log, options.epochs, options.patience),
+            validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
+            callbacks=_callbacks(options, log, best, epoch_steps),
+            verbose=2,
+        )
+    print(why_it_stopped(log, options.patience), flush=True)
     chosen = keras.saving.load_model(best)
     epoch = best_epoch(log)
     accuracy = read_log(log)[epoch]["val_accuracy"]
-    tokens = data.test.encode(palette)
-    predicted = chosen.predict(tokens, batch_size=options.batch_size, verbose=0).argmax(axis=-1)
-    measured = {"test accuracy": igpt.measure_accuracy(predicted, tokens.labels)}
-    if isinstance(language_model, igpt.ImageGPTMaskedLM):
-        voted = chosen.vote(tokens.token_ids, num_masks=5, seed=options.seed, batch_size=options.batch_size)
-        measured["test accuracy, vote of 5 masks"] = igpt.measure_accuracy(voted, tokens.labels)
+    measured = _tested(options, chosen, data.test.encode(palette))
     chosen.save(options.output / "classifier.keras")
     _report(options.output, epoch, interval_of_share(accuracy, len(data.validation)), measured)
     say_what_next(
         f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
-        f"classify PICTURE --model {options.output}/classifier.keras",
+        *use_of_classifier(options, options.output / "classifier.keras"),
     )
+
+
+def _make_classifier(
+    options: argparse.Namespace, language_model: Any, class_names: tuple[str, ...]
+) -> igpt.ImageGPTImageClassifier:
+    classifier = igpt.ImageGPTImageClassifier(
+        language_model,
+        len(class_names),
+        options.generative_weight,
+        layer=options.layer,
+        class_names=class_names,
+    )
+    with named_by_flags(learning_rate="--rate"):
+        classifier.compile(**igpt.finetuning_recipe(options.rate))
+    return classifier
+
+
+def _callbacks(options: argparse.Namespace, log: Path, best: Path, epoch_steps: int) -> list[Any]:
+    so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
+    return [
+        TimeLeft("left at most"),
+        # Before the log, so that what it calls the best is in the file.
+        keras.callbacks.ModelCheckpoint(
+            str(best), "val_accuracy", mode="max", save_best_only=True, initial_value_threshold=so_far
+        ),
+        EpochLog(log),
+        StopAfterBest(log, options.patience),
+        exact_resume(options.output, epoch_steps),
+    ]
+
+
+def _tested(
+    options: argparse.Namespace, classifier: Any, tokens: igpt.LabeledTokens
+) -> dict[str, igpt.MeasuredAccuracy]:
+    """Returns the accuracies on test by name."""
+    predicted = classifier.predict(tokens, batch_size=options.batch_size, verbose=0).argmax(axis=-1)
+    measured = {"test accuracy": igpt.measure_accuracy(predicted, tokens.labels)}
+    if isinstance(classifier.language_model, igpt.ImageGPTMaskedLM):
+        voted = classifier.vote(tokens.token_ids, num_masks=5, seed=options.seed, batch_size=options.batch_size)
+        measured["test accuracy, vote of 5 masks"] = igpt.measure_accuracy(voted, tokens.labels)
+    return measured
 
 
 def _report(output: Path, epoch: int, validation: igpt.Interval, measured: dict[str, igpt.MeasuredAccuracy]) -> None:

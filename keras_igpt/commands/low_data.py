@@ -1,29 +1,42 @@
-"""Classify from 4, 25 and 400 labels a class: logistic regression on frozen features, several random subsets each.
+"""Classify from few labels: logistic regression on frozen features, several random subsets each.
 
+keras-igpt low-data --model run/igpt.keras --images FOLDER
 keras-igpt low-data --model run/igpt.keras --images FOLDER --labels 4 25
+
+By default from the paper's 4, 25 and 400 labels a class, as far as the smallest class has so many.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    data_words,
     load_data,
     load_language_model,
+    named_by_flags,
+    say_frozen,
     say_what_next,
     write_config,
 )
+from keras_igpt.support.checks import check_integer
+
+# The paper's, section 4.7.
+_LABELS = (4, 25, 400)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_model_argument(parser)
     add_data_arguments(parser)
-    parser.add_argument("--labels", type=int, nargs="+", default=[4, 25, 400], help="labels a class")
+    parser.add_argument("--labels", type=int, nargs="+", help="labels a class; what fits of 4, 25 and 400 by default")
     parser.add_argument("--subsets", type=int, default=5, help="random subsets, of seeds 0, 1, …")
     parser.add_argument("--layers", type=int, nargs="+", help="depths to choose from; all of them by default")
     parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
@@ -35,16 +48,37 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
-    table = igpt.low_data_table(
-        model,
-        data,
-        options.labels,
-        range(options.subsets),
-        options.layers,
-        which=options.which,
-        batch_size=options.batch_size,
-    )
+    labels = options.labels or _labels_that_fit(data)
+    subsets = check_integer("subsets", options.subsets, 2)
+    depths = model.backbone.num_layers + 1 if options.layers is None else len(options.layers)
+    few = f"{', '.join(map(str, labels))} labels a class, {subsets} subsets of each"
+    say_frozen(data, model, f"{few}, regressions on {depths} depths and raw pixels")
+    with named_by_flags(labels_per_class="--labels"):
+        table = igpt.low_data_table(
+            model,
+            data,
+            labels,
+            range(subsets),
+            options.layers,
+            which=options.which,
+            batch_size=options.batch_size,
+        )
     print(table)
-    write_config(options)
+    write_config(options, labels=labels)
     table.save(options.output / "table.json")
-    say_what_next(f"table.json to {options.output}/", f"finetune --model {options.model} …")
+    say_what_next(f"table.json to {options.output}/", "finetune", "--model", options.model, *data_words(options))
+
+
+def _labels_that_fit(data: igpt.DataSplits[Any]) -> list[int]:
+    """Returns those of the default numbers that the smallest class has, and says which are left out."""
+    smallest = int(np.bincount(data.train.labels).min())
+    fitting = [count for count in _LABELS if count <= smallest]
+    if not fitting:
+        raise ValueError(
+            f"--labels must be given, and at most {smallest}, the training pictures of the smallest class. "
+            "Received: no --labels"
+        )
+    too_many = [str(count) for count in _LABELS if count > smallest]
+    if too_many:
+        print(f"Without {' and '.join(too_many)} labels a class: the smallest class has {smallest} training pictures.")
+    return fitting

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 
+from keras_igpt.backend.devices import without_tensorflow
+from keras_igpt.commands.shared import named_by_flags, with_flags
 from keras_igpt.curation.command import parse
+from keras_igpt.support.progress import LOG
 
 COMMANDS = {
     "quickstart": "the whole story in a few minutes, without a download",
@@ -57,8 +64,38 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=_Help,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        flags = re.findall(r"--[a-z][a-z-]*", command.format_usage())
+        by_argument = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags}
+        command.set_defaults(run=partial(_run, module.run, by_argument))
     return parser
+
+
+def _run(run: Callable[[argparse.Namespace], None], flags: Mapping[str, str], options: argparse.Namespace) -> None:
+    """Runs a command; errors and warnings of the library name arguments by the command's flags, where it has them."""
+    with without_tensorflow(), _told(flags), named_by_flags(**flags):
+        run(options)
+
+
+@contextmanager
+def _told(flags: Mapping[str, str]) -> Iterator[None]:
+    """Prints the package's log, and warnings without the line of code: they are for the person at the keyboard."""
+    printer, level = _Printer(), LOG.level
+    LOG.addHandler(printer)
+    LOG.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(
+                f"Warning: {with_flags(str(message), flags)}", file=sys.stderr
+            )
+            yield
+    finally:
+        LOG.removeHandler(printer)
+        LOG.setLevel(level)
+
+
+class _Printer(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,9 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse(make_parser(), arguments)
     try:
-        with warnings.catch_warnings():
-            # Warnings are for the person at the keyboard: without the line of code.
-            warnings.showwarning = lambda message, *others: print(f"Warning: {message}", file=sys.stderr)
-            options.run(options)
+        options.run(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"keras-igpt {options.command}: {error}")

@@ -12,7 +12,9 @@ from keras_igpt import plotting
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_output_argument,
+    data_words,
     load_training_pictures,
+    named_by_flags,
     pixels_of,
     say_what_next,
     spread,
@@ -31,7 +33,8 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     train, held_out = load_training_pictures(options, options.image_size)
     shown = pixels_of(spread(held_out, 1000))
-    palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
+    with named_by_flags(num_colors="--colors"):
+        palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     palette.save(options.output / "palette.npy")
     plotting.plot_palette(palette).savefig(options.output / "palette.png")
@@ -41,5 +44,10 @@ def run(options: argparse.Namespace) -> None:
     print(palette.quantization_report(shown))
     say_what_next(
         f"palette.npy, palette.png and quantization.png to {options.output}/",
-        f"pretrain --palette {options.output}/palette.npy --image-size {options.image_size} …",
+        "pretrain",
+        *data_words(options),
+        "--palette",
+        options.output / "palette.npy",
+        "--image-size",
+        options.image_size,
     )

@@ -17,12 +17,17 @@ import keras
 import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.commands.shared import (
+    EpochLog,
     TimeLeft,
     add_data_arguments,
     add_output_argument,
+    data_words,
     exact_resume,
+    has_classes,
     load_training_pictures,
+    named_by_flags,
     pixels_of,
+    say_plan,
     say_what_next,
     write_config,
 )
@@ -69,31 +74,50 @@ def run(options: argparse.Namespace) -> None:
     batches = igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed)
     epoch_steps = batches.steps_per_epoch
     if options.epoch_steps is not None:
-        epoch_steps = check_integer("--epoch-steps", options.epoch_steps)
+        epoch_steps = check_integer("epoch_steps", options.epoch_steps)
     steps = options.epochs * epoch_steps
     model = _make_model(options, palette, options.rates[0], steps)
-    _say_plan(options, model, len(tokens.train), steps)
+    size = options.image_size
+    say_plan(
+        f"{len(tokens.train):,} pictures of {size}x{size} pixels",
+        f"{options.epochs} epochs",
+        steps,
+        model,
+        options.batch_size,
+    )
     rate = _searched_rate(options, tokens, palette, epoch_steps) if len(options.rates) > 1 else options.rates[0]
     keras.utils.set_random_seed(options.seed)
     model = _make_model(options, palette, rate, steps)
     write_config(options, learning_rate=rate, parameters=model.count_params(), pictures=len(tokens.train))
-    model.fit(
-        batches,
-        epochs=options.epochs,
-        steps_per_epoch=epoch_steps,
-        validation_data=igpt.EvaluationBatches(tokens.validation, palette, options.batch_size),
-        callbacks=_callbacks(options, epoch_steps),
-        verbose=2,
-    )
+    with named_by_flags(folder="--output"):
+        history = model.fit(
+            batches,
+            epochs=options.epochs,
+            steps_per_epoch=epoch_steps,
+            validation_data=igpt.EvaluationBatches(tokens.validation, palette, options.batch_size),
+            callbacks=_callbacks(options, epoch_steps),
+            verbose=2,
+        )
+    if not history.epoch:
+        # The schedule has the length of the run.
+        print("Finished: the learning rate has fallen to zero, a longer run needs another --output.", flush=True)
     model.save(options.output / "igpt.keras")
+    *others, last = ["igpt.keras", "log.csv", *_plots(options, model)]
+    wrote = f"{', '.join(others)} and {last} to {options.output}/"
+    following = ["probe", *data_words(options)] if has_classes(options) else ["demo"]
+    say_what_next(wrote, *following, "--model", options.output / "igpt.keras")
+
+
+def _plots(options: argparse.Namespace, model: Any) -> list[str]:
+    """Draws the curves of the log and, where the model can, samples; returns the names of the files."""
     log = read_log(options.output / "log.csv").values()
     curves = {"training": [line["loss"] for line in log], "validation": [line["val_loss"] for line in log]}
-    plotting.plot_loss_curves(curves).savefig(options.output / "loss_curves.png")
-    wrote = "igpt.keras, log.csv and loss_curves.png"
+    figures = {"loss_curves.png": plotting.plot_loss_curves(curves)}
     if isinstance(model, igpt.ImageGPTCausalLM):
-        plotting.plot_grid(model.generate(16, seed=options.seed)).savefig(options.output / "samples.png")
-        wrote = "igpt.keras, log.csv, loss_curves.png and samples.png"
-    say_what_next(f"{wrote} to {options.output}/", f"probe --model {options.output}/igpt.keras …")
+        figures["samples.png"] = plotting.plot_grid(model.generate(16, seed=options.seed))
+    for name, figure in figures.items():
+        figure.savefig(options.output / name)
+    return list(figures)
 
 
 def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
@@ -110,9 +134,11 @@ def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
             )
         return palette
     if options.palette:
-        palette = igpt.ColorPalette.load(options.palette)
+        with named_by_flags(path="--palette"):
+            palette = igpt.ColorPalette.load(options.palette)
     else:
-        palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
+        with named_by_flags(num_colors="--colors"):
+            palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     palette.save(path)
     return palette
@@ -120,19 +146,20 @@ def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
 
 def _make_model(options: argparse.Namespace, palette: igpt.ColorPalette, rate: float, steps: int) -> Any:
     causal = options.objective == "ar"
-    backbone = igpt.ImageGPTBackbone(
-        palette.num_colors,
-        options.image_size,
-        options.layers,
-        options.heads,
-        options.width,
-        "causal" if causal else "bidirectional",
-        options.normalization,
-        remat=options.remat,
-        dtype=options.dtype,
-    )
-    model = (igpt.ImageGPTCausalLM if causal else igpt.ImageGPTMaskedLM)(backbone, palette=palette)
-    model.compile(**igpt.pretraining_recipe("igpt_tiny", options.objective, steps, learning_rate=rate))
+    with named_by_flags(num_layers="--layers", num_heads="--heads", hidden_dim="--width", learning_rate="--rates"):
+        backbone = igpt.ImageGPTBackbone(
+            palette.num_colors,
+            options.image_size,
+            options.layers,
+            options.heads,
+            options.width,
+            "causal" if causal else "bidirectional",
+            options.normalization,
+            remat=options.remat,
+            dtype=options.dtype,
+        )
+        model = (igpt.ImageGPTCausalLM if causal else igpt.ImageGPTMaskedLM)(backbone, palette=palette)
+        model.compile(**igpt.pretraining_recipe("igpt_tiny", options.objective, steps, learning_rate=rate))
     return model
 
 
@@ -142,22 +169,11 @@ def _callbacks(options: argparse.Namespace, epoch_steps: int) -> list[Any]:
         (options.output / "epochs").mkdir(exist_ok=True)
         kept.append(keras.callbacks.ModelCheckpoint(str(options.output / "epochs" / "epoch-{epoch:02d}.keras")))
     return [
-        TimeLeft(options.epochs * epoch_steps),
+        TimeLeft(),
         *kept,
-        keras.callbacks.CSVLogger(str(options.output / "log.csv"), append=True),
+        EpochLog(options.output / "log.csv"),
         exact_resume(options.output, epoch_steps),
     ]
-
-
-def _say_plan(options: argparse.Namespace, model: Any, pictures: int, steps: int) -> None:
-    needs = igpt.estimate(model.backbone.architecture, options.batch_size, dtype=options.dtype, remat=options.remat)
-    print(
-        f"{pictures:,} pictures of {options.image_size}x{options.image_size} pixels, {options.epochs} epochs: "
-        f"{steps:,} steps of {needs.tokens:,} tokens\n"
-        f"{needs.parameters:,} parameters, about {needs.training_memory / 2**30:.1f} GiB beside the framework's own, "
-        f"{steps * needs.training_flops / 1e12:,.0f} TFLOP",
-        flush=True,
-    )
 
 
 def _searched_rate(
@@ -173,8 +189,10 @@ def _searched_rate(
         "val_loss",
         options.output / "search",
         seed=options.seed,
+        callbacks=[TimeLeft("left of this trial")],
     )
-    oracle = igpt.DescendingLearningRateOracle("val_loss", options.rates)
-    search = study.search(epochs=options.search_epochs, oracle=oracle, steps_per_epoch=epoch_steps)
+    with named_by_flags(folder="--output", learning_rates="--rates", epochs="--search-epochs"):
+        oracle = igpt.DescendingLearningRateOracle("val_loss", options.rates)
+        search = study.search(epochs=options.search_epochs, oracle=oracle, steps_per_epoch=epoch_steps)
     print(search)
     return float(search.best.values["learning_rate"])

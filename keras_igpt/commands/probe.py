@@ -22,8 +22,11 @@ from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    data_words,
     load_data,
     load_language_model,
+    named_by_flags,
+    say_frozen,
     say_what_next,
     spread,
     write_config,
@@ -64,20 +67,18 @@ def run(options: argparse.Namespace) -> None:
     model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
     if options.pictures is not None:
-        few = check_integer("--pictures", options.pictures)
+        few = check_integer("pictures", options.pictures)
         train, validation = spread(data.train, few), spread(data.validation, -(-few // 5))
         data = igpt.DataSplits(train, validation, data.test, data.class_names)
-    print(
-        f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test pictures",
-        flush=True,
-    )
     layers: Any = "all" if options.layers is None else options.layers
     probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
     extractor = igpt.FeatureExtractor(model, layers, options.which)
+    say_frozen(data, model, f"a regression on the features of {len(extractor.depths)} depths")
     folder = None if options.features is None else Path(options.features)
     if "attention" in options.also:
         # Before anything is computed; the depth does not matter.
-        _attention_probe(model, 0, options).check_memory(len(data.train) + len(data.validation))
+        with named_by_flags(folder="--features"):
+            _attention_probe(model, 0, options).check_memory(len(data.train) + len(data.validation))
     train, validation, test = (
         extractor.extract_labeled(data[name], options.batch_size, None if folder is None else folder / f"{name}.npy")
         for name in ("train", "validation", "test")
@@ -107,7 +108,10 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
     say_what_next(
         f"report.json, accuracies.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",
-        f"finetune --model {options.model} …",
+        "finetune",
+        "--model",
+        options.model,
+        *data_words(options),
     )
 
 

@@ -24,6 +24,7 @@ from keras_igpt.commands.photographs import photograph, photograph_patches
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_output_argument,
+    describe_data,
     load_data,
     say_what_next,
     spread,
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     from_photographs = not (options.images or options.dataset)
     size = PHOTOGRAPHS if from_photographs else PICTURES
-    steps = size.pretraining_steps if options.steps is None else check_integer("--steps", options.steps, 2)
+    steps = size.pretraining_steps if options.steps is None else check_integer("steps", options.steps, 2)
     results: dict[str, float] = {}
     with _stage("Data"):
         data: Splits
@@ -79,10 +80,7 @@ def run(options: argparse.Namespace) -> None:
             data = photograph_patches(size.image_size, options.seed)
         else:
             data = load_data(options, size.image_size, in_memory=True)
-        print(
-            f"  {len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test pictures "
-            f"of {size.image_size}x{size.image_size} pixels in {len(data.class_names)} classes"
-        )
+        print(f"  {describe_data(data, size.image_size)}")
     palette = _fit_palette(options, size, data)
     models = _pretrain(options, size, data, palette, steps, results)
     _probe(options, size, data, {**models, "random weights": _make_model(size, palette, "ar")}, results)
@@ -93,9 +91,8 @@ def run(options: argparse.Namespace) -> None:
     results["minutes"] = (time.monotonic() - started) / 60
     _print_table(results)
     write_json(options.output / "results.json", results)
-    say_what_next(
-        f"pictures, igpt.keras and results.json to {options.output}/", f"draw --model {options.output}/igpt.keras"
-    )
+    wrote = f"pictures, igpt.keras and results.json to {options.output}/"
+    say_what_next(wrote, "draw", "--model", options.output / "igpt.keras")
 
 
 def _fit_palette(options: argparse.Namespace, size: Size, data: Splits) -> igpt.ColorPalette:

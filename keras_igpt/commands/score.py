@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     model = load_language_model(options.model)
-    images = as_pictures(model, options.pictures)
+    images = as_pictures(model, options.pictures, "PICTURE")
     scores = model.score(images, per_pixel=True, batch_size=options.batch_size)
     for name, nats in zip(options.pictures, scores.nats_per_token, strict=True):
         print(f"{name}: {nats:.3f} nats per token")
@@ -40,5 +40,8 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.output / "scores.json", results)
     say_what_next(
         f"surprise.png and scores.json to {options.output}/",
-        f"complete {' '.join(options.pictures)} --model {options.model}",
+        "complete",
+        *options.pictures,
+        "--model",
+        options.model,
     )

@@ -14,13 +14,18 @@ from typing import Any
 
 import keras_igpt as igpt
 from keras_igpt.commands.shared import (
+    TimeLeft,
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    describe_data,
     load_data,
     load_language_model,
+    named_by_flags,
     padded_crop,
+    say_plan,
     say_what_next,
+    use_of_classifier,
     write_config,
 )
 
@@ -51,18 +56,7 @@ def run(options: argparse.Namespace) -> None:
     steps = options.epochs * (len(train) // options.batch_size)
 
     def make_model(hyperparameters: Any) -> igpt.ImageGPTImageClassifier:
-        # Opened for each trial: all begin with the same weights.
-        language_model, rate = load_language_model(options.model), hyperparameters.get("learning_rate")
-        classifier = igpt.ImageGPTImageClassifier(
-            language_model,
-            len(data.class_names),
-            0.0 if options.frozen else options.generative_weight,
-            layer=options.layer,
-            frozen=options.frozen,
-            class_names=data.class_names,
-        )
-        classifier.compile(**(igpt.probing_recipe(rate, steps) if options.frozen else igpt.finetuning_recipe(rate)))
-        return classifier
+        return _make_classifier(options, data.class_names, hyperparameters.get("learning_rate"), steps)
 
     study = igpt.Study(
         make_model,
@@ -74,16 +68,37 @@ def run(options: argparse.Namespace) -> None:
         "val_accuracy",
         options.output,
         seed=options.seed,
+        callbacks=[TimeLeft("left of this training at most")],
     )
-    write_config(options, classes=data.class_names)
-    study.search(
-        epochs=options.epochs,
-        oracle=igpt.DescendingLearningRateOracle("val_accuracy", options.rates),
-        patience=None if options.frozen else options.patience,
-        to_beat=options.to_beat,
-    )
-    print(study.refit())
+    with named_by_flags(folder="--output", learning_rate="--rates", learning_rates="--rates"):
+        oracle = igpt.DescendingLearningRateOracle("val_accuracy", options.rates)
+        how_many = f"at most {len(options.rates)} rates and a refit, each at most {options.epochs} epochs"
+        say_plan(describe_data(data, size), how_many, steps, make_model(oracle.get_space()), options.batch_size)
+        write_config(options, classes=data.class_names)
+        study.search(
+            epochs=options.epochs,
+            oracle=oracle,
+            patience=None if options.frozen else options.patience,
+            to_beat=options.to_beat,
+        )
+        print(study.refit())
     say_what_next(
         f"trials.json, report.json and model.keras to {options.output}/",
-        f"classify PICTURE --model {options.output}/model.keras",
+        *use_of_classifier(options, options.output / "model.keras"),
     )
+
+
+def _make_classifier(
+    options: argparse.Namespace, class_names: tuple[str, ...], rate: float, steps: int
+) -> igpt.ImageGPTImageClassifier:
+    classifier = igpt.ImageGPTImageClassifier(
+        # Opened for each trial: all begin with the same weights.
+        load_language_model(options.model),
+        len(class_names),
+        0.0 if options.frozen else options.generative_weight,
+        layer=options.layer,
+        frozen=options.frozen,
+        class_names=class_names,
+    )
+    classifier.compile(**(igpt.probing_recipe(rate, steps) if options.frozen else igpt.finetuning_recipe(rate)))
+    return classifier

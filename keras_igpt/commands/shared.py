@@ -1,10 +1,13 @@
-"""What commands share: the arguments that name pictures and models, opening both, and the last line."""
+"""What commands share: the arguments that name pictures and models, opening both, what is said first and last."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
+from keras_igpt.model.cost import memory_text
+from keras_igpt.model.memory import training_estimate
 from keras_igpt.objectives.open_model import open_model
 from keras_igpt.palette.color_palette import UInt8Images
-from keras_igpt.support.files import write_json
+from keras_igpt.support.files import drop_epochs, write_json
 
 DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
 
@@ -59,6 +64,40 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "batch_size")}
 
 
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Returns a message of the library as the shell's user reads it: with flags in place of arguments.
+
+    Args:
+        message: str. Names arguments as `` `name` `` and gives values as `name=value`.
+        flags: the flags by argument name; other names stay.
+
+    Returns:
+        str.
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name = found["quoted"] or found["named"]
+        if name not in flags:
+            return found[0]
+        if found["quoted"] or found["switch"] == "True":
+            return flags[name]
+        return f"no {flags[name]}" if found["switch"] else f"{flags[name]} "
+
+    return re.sub(r"`(?P<quoted>\w+)(?:=True)?`|(?<![\w.])(?P<named>\w+)=(?P<switch>(?:True|None)\b)?", flag, message)
+
+
+@contextmanager
+def named_by_flags(**flags: str) -> Iterator[None]:
+    """Lets errors that are raised inside name flags: `named_by_flags(folder="--images")`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        # Others, such as those of the operating system, are made of several parts.
+        if len(error.args) == 1:
+            error.args = (with_flags(str(error.args[0]), flags),)
+        raise
+
+
 def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = False) -> igpt.DataSplits[Any]:
     """Opens the labelled pictures that the command line names.
 
@@ -73,12 +112,18 @@ def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = Fa
     if options.dataset and options.skip_unreadable:
         raise ValueError("--skip-unreadable goes with --images. Received: --skip-unreadable with --dataset")
     if options.images:
-        data: igpt.DataSplits[Any] = igpt.load_image_folder(
-            options.images, image_size, seed=options.seed, skip_unreadable=options.skip_unreadable
-        )
+        with named_by_flags(folder="--images"):
+            data: igpt.DataSplits[Any] = igpt.load_image_folder(
+                options.images, image_size, seed=options.seed, skip_unreadable=options.skip_unreadable
+            )
     else:
         data = igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
     return igpt.load_splits(data) if in_memory and isinstance(data.train, igpt.ImageFiles) else data
+
+
+def has_classes(options: argparse.Namespace) -> bool:
+    """Whether the pictures that the command line names have classes: a data set's, or subfolders."""
+    return not options.images or any(path.is_dir() for path in Path(options.images).glob("*"))
 
 
 def load_training_pictures(options: argparse.Namespace, image_size: int) -> tuple[Any, Any]:
@@ -91,9 +136,10 @@ def load_training_pictures(options: argparse.Namespace, image_size: int) -> tupl
     Returns:
         The pictures to train on, and those held out.
     """
-    if options.images and not any(path.is_dir() for path in Path(options.images).glob("*")):
-        pictures = igpt.load_unlabeled_folder(options.images, image_size, skip_unreadable=options.skip_unreadable)
-        return igpt.split_off(pictures, 0.1, options.seed)
+    if not has_classes(options):
+        with named_by_flags(folder="--images", examples="--images"):
+            pictures = igpt.load_unlabeled_folder(options.images, image_size, skip_unreadable=options.skip_unreadable)
+            return igpt.split_off(pictures, 0.1, options.seed)
     data = load_data(options, image_size)
     train, validation = (
         igpt.UnlabeledImages(part) if isinstance(part, igpt.ImageFiles) else part
@@ -147,29 +193,49 @@ def exact_resume(output: Path, epoch_steps: int) -> igpt.ExactResume:
     return igpt.ExactResume(output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4)))
 
 
+class EpochLog(keras.callbacks.CSVLogger):
+    """A log with one line an epoch: epochs that are run again after a kill replace their lines."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), append=True)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        # Opened once it is known where the training goes on.
+        pass
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.csv_file is None or self.csv_file.closed:
+            drop_epochs(Path(self.filename), epoch)
+            super().on_train_begin(logs)
+
+
 def write_config(options: argparse.Namespace, **found: Any) -> None:
     """Writes `config.json` into the output folder: the command's arguments, the backend and what was found out."""
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    del given["run"]
+    del given["run"]  # no argument
     config = {**given, "backend": keras.backend.backend(), "keras_igpt": igpt.__version__, **found}
     write_json(options.output / "config.json", config)
 
 
 class TimeLeft(keras.callbacks.Callback):
-    """Prints after the first steps, and after each epoch, how long the training has still to go.
+    """Prints after the first steps, and after each epoch, how long a training has still to go.
 
     Args:
-        steps: int. Steps of the whole training.
+        left: str. What is left, for trainings that may end early or are several.
         seconds: function that returns the time in seconds.
     """
 
     # The first steps compile.
     _SKIPPED, _MEASURED = 3, 10
 
-    def __init__(self, steps: int, seconds: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, left: str = "left", seconds: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._steps, self._seconds = steps, seconds
-        self._done, self._seen, self._started = 0, 0, 0.0
+        self._left, self._seconds = left, seconds
+        self._steps, self._done, self._seen, self._started = 0, 0, 0, 0.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._steps = self.params["epochs"] * self.params["steps"]
+        self._seen = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # A training that goes on begins in the middle.
@@ -191,11 +257,67 @@ class TimeLeft(keras.callbacks.Callback):
         each = (self._seconds() - self._started) / (self._seen - self._SKIPPED)
         left = max(0, self._steps - self._done) * each
         print(
-            f"{self._done:,} of {self._steps:,} steps, {each:.2g} s each: about {left / 60:.1f} minutes left",
+            f"{self._done:,} of {self._steps:,} steps, {each:.2g} s each: about {left / 60:.1f} minutes {self._left}",
             flush=True,
         )
 
 
-def say_what_next(wrote: str, next_command: str) -> None:
-    """Prints the last lines of a command: what it wrote, and what to run with it."""
-    print(f"Wrote {wrote}.\nNext: keras-igpt {next_command}")
+def describe_data(data: igpt.DataSplits[Any], image_size: int) -> str:
+    """Returns how many labelled pictures there are, of which size and of how many classes."""
+    return (
+        f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test pictures of "
+        f"{image_size}x{image_size} pixels in {len(data.class_names)} classes"
+    )
+
+
+def say_plan(pictures: str, epochs: str, steps: int, model: Any, batch_size: int) -> None:
+    """Prints what a training is going to do, and what it needs where that is known.
+
+    Args:
+        pictures: str. Which pictures.
+        epochs: str. How many epochs, in words.
+        steps: int. Steps of them.
+        model: the compiled model.
+        batch_size: int. Pictures of a step.
+    """
+    needs = training_estimate(model, batch_size)
+    needed = ""
+    if needs is not None:
+        tera = steps * needs.training_flops / 1e12
+        memory, flops = memory_text(needs.training_memory), f"{tera:,.0f}" if tera >= 10 else f"{tera:.2g}"
+        needed = f", about {memory} beside the framework's own, {flops} TFLOP"
+    tokens = batch_size * model.backbone.num_tokens
+    print(
+        f"{pictures}, {epochs}: {steps:,} steps of {tokens:,} tokens\n{model.count_params():,} parameters{needed}",
+        flush=True,
+    )
+
+
+def say_frozen(data: igpt.DataSplits[Any], model: Any, what: str) -> None:
+    """Prints what is going to be fitted to the features of a model that is not trained."""
+    size, tokens = model.backbone.image_size, model.backbone.num_tokens
+    print(
+        f"{describe_data(data, size)}, {tokens:,} tokens each\n{model.count_params():,} parameters, frozen: {what}",
+        flush=True,
+    )
+
+
+def data_words(options: argparse.Namespace) -> list[str]:
+    """Returns the words that name the same pictures in another command."""
+    words = ["--images", options.images] if options.images else ["--dataset", options.dataset]
+    words += ["--data-dir", options.data_dir] if options.data_dir else []
+    words += ["--skip-unreadable"] if options.skip_unreadable else []
+    # It decides which pictures are held out.
+    return words + (["--seed", str(options.seed)] if options.seed else [])
+
+
+def use_of_classifier(options: argparse.Namespace, path: Path) -> list[str | Path]:
+    """Returns a command for a new classifier: for the user's own pictures or, of a data set, for its card."""
+    if options.images:
+        return ["classify", options.images, "--model", path]
+    return ["card", "--model", path, "--reports", options.output]
+
+
+def say_what_next(wrote: str, *words: str | int | Path) -> None:
+    """Prints the last lines of a command: what it wrote, and a command to run with it, by its words."""
+    print(f"Wrote {wrote}.\nNext: {shlex.join(['keras-igpt', *map(str, words)])}")

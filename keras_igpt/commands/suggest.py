@@ -7,9 +7,10 @@ keras-igpt suggest --pictures 1280000 --minutes 1440 --flops-per-second 3e14
 from __future__ import annotations
 
 import argparse
+import shlex
 
 import keras_igpt as igpt
-from keras_igpt.commands.shared import add_data_arguments, load_training_pictures
+from keras_igpt.commands.shared import add_data_arguments, data_words, load_training_pictures, named_by_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +32,13 @@ def run(options: argparse.Namespace) -> None:
     if pictures is None:
         train, _ = load_training_pictures(options, image_size=8)
         pictures = len(train)
-    suggestion = igpt.suggest(pictures, options.minutes, options.flops_per_second)
+    with named_by_flags(num_pictures="--pictures"):
+        suggestion = igpt.suggest(pictures, options.minutes, options.flops_per_second)
     model = suggestion.architecture
     # A run shorter than a pass over the pictures.
     length = f" --epoch-steps {suggestion.steps}" if suggestion.steps * suggestion.batch_size < pictures else ""
     print(f"{pictures:,} pictures, {options.minutes:g} minutes:\n{suggestion}")
-    data = f"--images {options.images or 'FOLDER'}"
-    if options.dataset:
-        data = f"--dataset {options.dataset}" + (f" --data-dir {options.data_dir}" if options.data_dir else "")
+    data = "--images FOLDER" if options.pictures else shlex.join(data_words(options))
     print(
         f"Next: keras-igpt pretrain {data} --image-size {model.image_size} "
         f"--colors {model.vocabulary_size} --layers {model.num_layers} --heads {model.num_heads} "

@@ -206,17 +206,23 @@ def load_unlabeled_folder(
     ```
     """
     import_pillow()
-    root, left_out = Path(folder), Counter[str]()
-    if not root.is_dir():
-        raise FileNotFoundError(f"`folder` must be an existing folder. Received: {root}")
-    files = _pictures(root, "folder", {}, left_out)
-    _warn_of(left_out, root, stacklevel=3)
+    files = pictures_in(folder, "folder", stacklevel=4)
     if skip_unreadable:
         files = _readable(files, image_size, num_channels, stacklevel=3)
     if not files:
-        raise ValueError(f"`folder` must have pictures in it. Received: {root} with 0")
+        raise ValueError(f"`folder` must have pictures in it. Received: {os.fspath(folder)} with 0")
     # `FolderReader` needs classes; they are not used.
     return UnlabeledImages(ImageFiles(FolderReader(files, [0] * len(files)), image_size, num_channels=num_channels))
+
+
+def pictures_in(folder: str | os.PathLike[str], argument: str, stacklevel: int = 3) -> list[Path]:
+    """Lists the pictures in a folder and its subfolders, sorted; warns of other files, `argument` is for errors."""
+    root, left_out = Path(folder), Counter[str]()
+    if not root.is_dir():
+        raise FileNotFoundError(f"`{argument}` must be an existing folder. Received: {root}")
+    files = _pictures(root, argument, {}, left_out)
+    _warn_of(left_out, root, stacklevel=stacklevel)
+    return files
 
 
 def load_arrays(
@@ -296,7 +302,8 @@ def _prepared_folder(name: str, data_dir: str | os.PathLike[str] | None, downloa
     if not download:
         raise FileNotFoundError(
             f"`data_dir` must hold {name!r} as prepared by TensorFlow Datasets: a folder {root / name / 'VERSION'} "
-            f"with dataset_info.json (pass download=True to download it). Received: nothing in {root / name}"
+            f"with dataset_info.json (in Python `keras_igpt.load_dataset({name!r}, {str(root)!r}, "
+            f"download=True)` downloads it). Received: nothing in {root / name}"
         )
     return _prepare(name, root)
 

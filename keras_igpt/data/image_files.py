@@ -101,7 +101,7 @@ class FolderReader(ImageReader):
             return self._files[number].read_bytes(), self._labels[number]
         except OSError as error:
             raise ValueError(
-                f"`folder` must hold readable files{self.remedy}. Received: {self._files[number]} ({error})"
+                f"Pictures must be readable{self.remedy}. Received: {self._files[number]} ({error})"
             ) from error
 
     def name(self, number: int) -> str:

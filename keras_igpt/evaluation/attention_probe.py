@@ -20,6 +20,7 @@ from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
 from keras_igpt.evaluation.logistic_regression import check_classes, feature_statistics
 from keras_igpt.inference.compiled import check_finite, computed_rows
+from keras_igpt.model.cost import memory_text
 from keras_igpt.objectives.pixel_model import PixelModel, check_language_model
 from keras_igpt.objectives.token_model import token_ids_of
 from keras_igpt.support.checks import check_integer, check_positive_numbers
@@ -241,7 +242,7 @@ class AttentionProbe:
         if self._folder is None and available is not None and needed > available / 2:
             raise ValueError(
                 f"`folder` must be given, to keep the features in files: those of {count} pictures take "
-                f"{needed / 2**30:.1f} GiB, more than half of the memory of {available / 2**30:.1f} GiB. "
+                f"{memory_text(needed)}, more than half of the memory of {memory_text(available)}. "
                 "Received: folder=None"
             )
 

@@ -31,6 +31,7 @@ from keras_igpt.evaluation.probe_report import (
 from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.support.checks import check_integer
+from keras_igpt.support.progress import told
 
 _SOLVER = "L-BFGS, multinomial, L2 penalty, standardised features"
 
@@ -157,7 +158,7 @@ class LinearProbe:
             strength, accuracy = fitted.regularization_strength, fitted.validation_accuracy
             return LayerReport(layers, strength, accuracy, fitted.iterations, fitted.converged)
 
-        lines = tuple(fit((layer,)) for layer in self._extractor.depths)
+        lines = tuple(fit((layer,)) for layer in told(self._extractor.depths, "linear probes", "depths"))
         best = max(lines, key=lambda line: (line.validation_accuracy, -line.layers[0])).layers[0]
         concatenation = None if self._concatenate is None else fit(self._around(best, self._concatenate))
         self._fits = fits

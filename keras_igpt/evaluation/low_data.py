@@ -24,6 +24,7 @@ from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import write_json
+from keras_igpt.support.progress import told
 from keras_igpt.support.randomness import check_seed
 
 RAW_PIXELS = "raw pixels"
@@ -214,7 +215,7 @@ def _line(
             )
             for subset in subsets
         ]
-        for position in range(len(depths))
+        for position in told(range(len(depths)), f"{labels_per_class} labels a class, {name}", "depths")
     ]
     best = int(np.argmax([np.mean([fit.validation_accuracy for fit in fitted]) for fitted in fits]))
     return LowDataLine(

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +75,7 @@ class Study:
             unknown to KerasTuner need a direction.
         folder: folder of this study.
         seed: int. Seed of random initial weights.
+        callbacks: sequence of `keras.callbacks.Callback`, called in every training, the trials and the refit.
 
     Raises:
         ValueError: if `seed` is out of range.
@@ -113,7 +114,9 @@ class Study:
         objective: Any,
         folder: str | os.PathLike[str],
         seed: int = 0,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
+        self._callbacks = tuple(callbacks)
         self._make_model, self._data, self._objective = make_model, data, objective
         self._training_batches, self._evaluation_batches = training_batches, evaluation_batches
         self._folder = Path(folder)
@@ -172,7 +175,7 @@ class Study:
         check_one_process("search")
         batches = _batches("training_batches", self._training_batches, self._data.train, TrainingBatches)
         held_out = _batches("evaluation_batches", self._evaluation_batches, self._data.validation, EvaluationBatches)
-        training = _Training(batches, held_out, epochs, patience, verbose)
+        training = _Training(batches, held_out, epochs, patience, verbose, self._callbacks)
         objective, space = oracle.objective, oracle.get_space()
         untrained, start, settings = self._untrained(space, held_out, objective.name)
         # Includes hyperparameters that `make_model` declared.
@@ -340,7 +343,7 @@ class Study:
             self._training_batches(examples),
             epochs=chosen.epochs,
             steps_per_epoch=search.steps_per_epoch,
-            callbacks=[ExactResume(checkpoints, every=checkpoint_every, keep=1)],
+            callbacks=[*self._callbacks, ExactResume(checkpoints, every=checkpoint_every, keep=1)],
             verbose=verbose,
         )
         return model
@@ -355,10 +358,11 @@ class _Training:
     epochs: int
     patience: int | None
     verbose: int | str
+    callbacks: tuple[keras.callbacks.Callback, ...]
 
     def run(self, model: keras.Model, values: dict[str, Any], search: Search) -> Trial:
         """Trains a model and returns its trial."""
-        callbacks = []
+        callbacks = [*self.callbacks]
         if self.patience is not None:
             callbacks.append(
                 keras.callbacks.EarlyStopping(monitor=search.objective, mode=search.direction, patience=self.patience)

@@ -17,6 +17,7 @@ from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.inference.language_model import LanguageModel
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer
+from keras_igpt.support.progress import Progress
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -92,13 +93,15 @@ def computed_rows(
     # A multiple of the number of devices.
     divisor = batch_divisor()
     batch_size = -(-min(batch_size, rows) // divisor) * divisor
+    progress = Progress(purpose, rows, "pictures")
     together = batch_size * (1 if row_bytes is None else max(1, _SEGMENT_BYTES // (row_bytes * batch_size)))
 
     def compute(part: slice) -> Any:
         inputs = {name: array[part] for name, array in arrays.items()}
         if examples is not None:
             batches = EvaluationBatches(examples.take(range(part.start, part.stop)), palette, batch_size)
-            return model.predict(_BatchesWithArrays(batches, inputs), verbose=0)
+            telling = _Telling(progress, part.start, batch_size)
+            return model.predict(_BatchesWithArrays(batches, inputs), verbose=0, callbacks=[telling])
         filling = -(part.stop - part.start) % batch_size
         whole = {name: _filled(array, filling) for name, array in inputs.items()}
         if together == batch_size and not divides_batches(model):
@@ -112,6 +115,17 @@ def computed_rows(
             yield part, np.asarray(compute(part))[: part.stop - part.start]
 
     return segments()
+
+
+class _Telling(keras.callbacks.Callback):
+    """Tells of each batch that is done."""
+
+    def __init__(self, progress: Progress, start: int, batch_size: int) -> None:
+        super().__init__()
+        self._progress, self._start, self._batch_size = progress, start, batch_size
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._progress.update(self._start + (batch + 1) * self._batch_size)
 
 
 class _BatchesWithArrays(keras.utils.PyDataset):

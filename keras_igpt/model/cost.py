@@ -36,6 +36,11 @@ BYTES_BY_POLICY = {
 _UPDATE_COPIES = {"jax": 0, "tensorflow": 0, "torch": 3}
 
 
+def memory_text(size: int) -> str:
+    """Returns a number of bytes in GiB, or in MiB where that would show next to nothing."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.2f} MiB"
+
+
 def forward_flops(
     num_layers: int,
     hidden_dim: int,
@@ -133,7 +138,7 @@ class Estimate:
         rows = {
             "parameters": f"{self.parameters:,}",
             "tokens a step": f"{self.tokens:,}",
-            **{name: f"{size / 2**30:,.2f} GiB" for name, size in memory.items()},
+            **{name: memory_text(size) for name, size in memory.items()},
             "forward pass": f"{self.forward_flops_per_token / 1e9:,.3f} GFLOP a token",
             "training": f"{self.training_flops_per_token / 1e9:,.3f} GFLOP a token",
             "training step": f"{self.training_flops / 1e12:,.3f} TFLOP",

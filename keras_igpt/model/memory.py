@@ -1,4 +1,4 @@
-"""A warning before a training step that needs more memory than there is."""
+"""What a training step of a compiled model needs, and a warning where that is more memory than there is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import keras
 from keras_igpt.backend.devices import device_memory
 from keras_igpt.backend.optimizers import innermost
 from keras_igpt.backend.processes import divides_batches
-from keras_igpt.model.cost import BYTES_BY_POLICY, estimate
+from keras_igpt.model.cost import BYTES_BY_POLICY, Estimate, estimate, memory_text
 
 # The rest is for the framework itself, fragmentation and a compiler's freedom.
 _USABLE = 5 / 6
@@ -30,12 +30,12 @@ def warn_if_too_large(model: Any, batch_size: Any) -> None:
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         return
-    needed = _training_memory(model, batch_size)
-    available = None if needed is None else device_memory()
-    if needed is None or available is None or needed <= _USABLE * available:
+    needs = training_estimate(model, batch_size)
+    available = None if needs is None else device_memory()
+    if needs is None or available is None or needs.training_memory <= _USABLE * available:
         return
     smaller = batch_size // 2
-    while smaller and (_training_memory(model, smaller) or 0) > _USABLE * available:
+    while smaller and _exceeds(training_estimate(model, smaller), _USABLE * available):
         smaller //= 2
     advice = [f"`batch_size` to {smaller} (`accumulation_steps` makes up for it)"] if smaller else []
     if not model.backbone.remat:
@@ -44,15 +44,28 @@ def warn_if_too_large(model: Any, batch_size: Any) -> None:
         advice.append("dtype to 'mixed_bfloat16'")
     advice.append("the size of the pictures or of the model")
     warnings.warn(
-        f"A training step with batch_size={batch_size} will take about {needed / 2**30:.1f} GiB, and there are "
-        f"{available / 2**30:.1f} GiB. If it runs out of memory, lower {', '.join(advice[:-1])}"
+        f"A training step with batch_size={batch_size} will take about {memory_text(needs.training_memory)}, and there "
+        f"are {memory_text(available)}. If it runs out of memory, lower {', '.join(advice[:-1])}"
         f"{' or ' if advice[:-1] else ''}{advice[-1]}.",
         stacklevel=3,
     )
 
 
-def _training_memory(model: Any, batch_size: int) -> int | None:
-    """Bytes that a training step of a compiled model takes, or None if unknown."""
+def _exceeds(needs: Estimate | None, bound: float) -> bool:
+    return needs is not None and needs.training_memory > bound
+
+
+def training_estimate(model: Any, batch_size: int) -> Estimate | None:
+    """Estimates a training step of a compiled model with its own optimizer; None where that is not known.
+
+    Args:
+        model: a compiled pixel model or classifier.
+        batch_size: int. Sequences of a step.
+
+    Returns:
+        An `Estimate`, whose parameters are those of the network that is trained; None if the model is not compiled,
+        frozen or divided over devices, or its dtype policy is another.
+    """
     backbone, optimizer = model.backbone, getattr(model, "optimizer", None)
     policy = backbone.dtype_policy.name
     unknown = policy not in BYTES_BY_POLICY or getattr(model, "frozen", False) or divides_batches(model)
@@ -67,4 +80,5 @@ def _training_memory(model: Any, batch_size: int) -> int | None:
     # The state of optimizers other than Adam is not counted.
     copies = 2 * isinstance(inner, keras.optimizers.Adam)
     copies += bool(inner.gradient_accumulation_steps) + bool(inner.use_ema)
-    return needs.training_memory - needs.optimizer_state + copies * needs.weights
+    state = copies * needs.weights
+    return replace(needs, optimizer_state=state, training_memory=needs.training_memory - needs.optimizer_state + state)

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_igpt.model.architecture import Architecture
-from keras_igpt.model.cost import estimate
+from keras_igpt.model.cost import estimate, memory_text
 from keras_igpt.support.checks import check_integer, check_number
 
 # Of the rate of matrix products, training the models of RESULTS.md on two CPU cores reached 44 to 50%.
@@ -59,7 +59,7 @@ class Suggestion:
             f"{model.num_layers} layers, {model.num_heads} heads, width {model.hidden_dim}: "
             f"{model.num_parameters:,} parameters\n"
             f"{self.steps:,} steps of {self.batch_size} pictures, {self.epochs} epochs, about {self.minutes:,.1f} "
-            f"minutes and {self.memory / 2**30:.1f} GiB in float32 beside the framework's own{self._smaller()}\n"
+            f"minutes and {memory_text(self.memory)} in float32 beside the framework's own{self._smaller()}\n"
             f"rate {self.learning_rate} to start with\n"
             f"{self.expected}"
         )
@@ -69,7 +69,7 @@ class Suggestion:
         if self.memory < _MUCH_MEMORY:
             return ""
         smaller = estimate(self.architecture, self.batch_size, dtype="mixed_bfloat16", remat=True).training_memory
-        return f" ({smaller / 2**30:.1f} in mixed_bfloat16 with remat)"
+        return f" ({memory_text(smaller)} in mixed_bfloat16 with remat)"
 
 
 @dataclass(frozen=True)

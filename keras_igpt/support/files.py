@@ -175,6 +175,21 @@ def read_log(path: Path) -> dict[int, dict[str, float]]:
         raise ValueError(f"{path} must be a log of numbers by epoch. Received: {error}") from error
 
 
+def drop_epochs(path: Path, first: int) -> None:
+    """Removes the lines of an epoch and of those after it from a training's log, if there is one.
+
+    Raises:
+        ValueError: if the file is no such log.
+    """
+    if all(epoch < first for epoch in read_log(path)):
+        return
+    with open(path, newline="") as file:
+        header, *lines = csv.reader(file)
+    kept = [line for line in lines if int(line[header.index("epoch")]) < first]
+    with whole_file(path) as partial, open(partial, "w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+
+
 def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """Makes an array of zeros, mapped from a new `.npy` file whose disk space is reserved.
 

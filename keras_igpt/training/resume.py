@@ -324,7 +324,10 @@ class ExactResume(keras.callbacks.Callback):
             if header["step"] == self._epochs * self._steps_per_epoch and end.exists():
                 _, self._end = self._read(end, "the model keeps the weights of the last step") or ({}, [])
             self._metrics = arrays[len(state) :] if skipped else []
-            print(f"Going on from {path}: epoch {epoch + 1}, step {skipped + 1}.", flush=True)
+            if epoch < self._epochs:
+                print(f"Going on from {path}: epoch {epoch + 1}, step {skipped + 1}.", flush=True)
+            else:
+                print(f"{path} is the end of its training of {epoch} epochs.", flush=True)
             return epoch, skipped
         return None
 

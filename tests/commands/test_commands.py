@@ -1,6 +1,7 @@
 """The commands, one after the other, as a person with a folder of pictures calls them."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import keras
@@ -10,9 +11,10 @@ from PIL import Image
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.commands.finetune import StopAfterBest, best_epoch, epochs_to_train
+from keras_igpt.commands.finetune import StopAfterBest, best_epoch, epochs_to_train, why_it_stopped
 from keras_igpt.commands.main import COMMANDS, main, make_parser
-from keras_igpt.commands.shared import TimeLeft
+from keras_igpt.commands.shared import TimeLeft, named_by_flags, with_flags
+from keras_igpt.support import progress
 from keras_igpt.support.files import read_log
 
 SIZES = ["--image-size", "4", "--colors", "8", "--layers", "1", "--heads", "1", "--width", "8", "--batch-size", "8"]
@@ -32,6 +34,13 @@ def folders(tmp_path_factory):
     return SimpleNamespace(classes=str(classes), flat=str(flat))
 
 
+def next_command(said):
+    """The command that the last line proposes, which can be run as it stands."""
+    words = shlex.split(said.splitlines()[-1].removeprefix("Next: keras-igpt "))
+    make_parser().parse_args(words)
+    return words
+
+
 @pytest.fixture(scope="module")
 def pretrained(folders, tmp_path_factory):
     output = tmp_path_factory.mktemp("pretrained")
@@ -48,19 +57,30 @@ def test_pretraining_on_a_flat_folder(pretrained, folders, capsys):
     # Finished: the same command changes nothing, one with more colours is refused before anything is trained.
     main(["pretrain", "--images", folders.flat, *SIZES, "--epochs", "2", "--output", str(pretrained)])
     assert (pretrained / "log.csv").read_text() == written
-    assert "8 steps of 128 tokens" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "8 steps of 128 tokens" in said
+    assert "Going on from" not in said
+    assert "is the end of its training of 2 epochs" in said
+    assert "a longer run needs another --output" in said
+    assert next_command(said) == ["demo", "--model", str(pretrained / "igpt.keras")]
     with pytest.raises(SystemExit, match="keras-igpt pretrain: --colors must be that of the run"):
         main(["pretrain", "--images", folders.flat, *SIZES, "--colors", "9", "--output", str(pretrained)])
 
 
-def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, folders, tmp_path, capsys):
+def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, folders, tmp_path, capsys, monkeypatch):
     model = ["--model", str(pretrained / "igpt.keras")]
     labelled = ["--images", folders.classes, *model]
     also = ["--also", "nearest-neighbors", "attention"]
-    main(["probe", *labelled, *also, "--pictures", "20", "--output", str(tmp_path / "probe")])
+    monkeypatch.setattr(progress, "_EVERY", 0)
+    probe = ["probe", *labelled, *also, "--pictures", "20", "--batch-size", "4"]
+    main([*probe, "--output", str(tmp_path / "probe")])
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert (report["num_train"], report["num_validation"]) == (20, 4)
     said = capsys.readouterr().out
+    assert said.startswith("20 training, 4 validation, 4 test pictures of 4x4 pixels in 2 classes, 16 tokens each")
+    assert "frozen: a regression on the features of 2 depths" in said
+    assert "extract: 16 of 20 pictures, about 0.0 minutes left" in said
+    assert next_command(said) == ["finetune", "--model", model[1], "--images", folders.classes]
     assert "nearest neighbours at depth" in said
     assert "attention pooling at depth" in said
     probed = igpt.ProbeReport.load(tmp_path / "probe" / "report.json")
@@ -80,9 +100,17 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     assert found["test accuracy"] == interval.estimate
     assert found["test accuracy, low end of the 95% interval"] == interval.low
     assert found["validation accuracy, high end of the 95% interval"] >= found["validation accuracy"]
-    assert f"test accuracy: {interval.as_percentages()}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("32 training, 4 validation, 4 test pictures of 4x4 pixels in 2 classes, at most 2 epochs: ")
+    assert "8 steps of 128 tokens\n" in said
+    assert " parameters, about 0." in said.splitlines()[1]
+    assert f"test accuracy: {interval.as_percentages()}" in said
+    assert next_command(said)[:2] == ["classify", folders.classes]
     main(finetune)  # nothing is left to train
     assert (tmp_path / "finetune" / "results.json").read_text() == results
+    assert (
+        "Finished: all 2 epochs are done, and a larger --epochs goes on. The best is epoch" in capsys.readouterr().out
+    )
 
     picture = f"{folders.flat}/dark-0.png"
     classifier = ["--model", str(tmp_path / "finetune" / "classifier.keras")]
@@ -90,10 +118,21 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     classes = json.loads((tmp_path / "classify" / "classes.json").read_text())[picture]
     assert set(classes) == {"bright", "dark"}
     assert f"{picture}: {max(classes, key=classes.get)} " in capsys.readouterr().out
+    main(["classify", folders.classes, picture, *classifier, "--output", str(tmp_path / "classify")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:41]] == [
+        *sorted(f"{folders.classes}/{name}/{number}.png" for name in ("bright", "dark") for number in range(20)),
+        picture,
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"PICTURE must be a picture or a folder with pictures.*empty with 0"):
+        main(["classify", str(tmp_path / "empty"), *classifier])
     with pytest.raises(SystemExit, match="keras-igpt classify: --model must be a classifier"):
         main(["classify", picture, *model])
     with pytest.raises(SystemExit, match="keras-igpt score: --model must be a language model"):
         main(["score", picture, *classifier])
+    with pytest.raises(SystemExit, match=r"--keep-rows must be an integer in 0…3\. Received: --keep-rows 4"):
+        main(["complete", picture, *model, "--keep-rows", "4"])
     pictures = [picture, f"{folders.flat}/bright-0.png"]
     main(["complete", *pictures, *model, "--num-samples", "3", "--output", str(tmp_path / "complete")])
     with Image.open(tmp_path / "complete" / "completions.gif") as animation:
@@ -131,14 +170,47 @@ def test_a_fine_tuning_that_has_crashed_goes_on(pretrained, folders, tmp_path, m
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(TimeLeft, "on_epoch_begin", crash)
+        # The epoch is in the log, and its checkpoint is not written.
+        patched.setattr(StopAfterBest, "on_epoch_end", crash)
         with pytest.raises(KeyboardInterrupt):
             finetune("crashed")
-    assert len(read_log(tmp_path / "crashed" / "log.csv")) == 1
+    assert len(read_log(tmp_path / "crashed" / "log.csv")) == 2
     for weight, expected in zip(finetune("crashed"), finetune("alone"), strict=True):
         np.testing.assert_array_equal(weight, expected)
-    results = [(tmp_path / folder / "results.json").read_text() for folder in ("crashed", "alone")]
-    assert results[0] == results[1]
+    for name in ("results.json", "log.csv"):
+        texts = [(tmp_path / folder / name).read_text() for folder in ("crashed", "alone")]
+        assert texts[0] == texts[1]
+
+
+def test_a_search_says_what_it_will_do(pretrained, folders, tmp_path, capsys):
+    pytest.importorskip("keras_tuner")
+    search = ["search", "--images", folders.classes, "--model", str(pretrained / "igpt.keras"), "--batch-size", "8"]
+    search += ["--epochs", "2", "--output", str(tmp_path / "search"), "--to-beat", "0"]
+    main([*search, "--rates", "0.003", "0.001"])
+    said = capsys.readouterr().out
+    assert "in 2 classes, at most 2 rates and a refit, each at most 2 epochs: 8 steps of 128 tokens\n" in said
+    assert "4 of 8 steps, " in said
+    assert "minutes left of this training at most" in said
+    assert next_command(said)[0] == "classify"
+    with pytest.raises(SystemExit, match="keras-igpt search: --output must hold this search"):
+        main([*search, "--rates", "0.003", "0.001", "--batch-size", "4"])
+    with pytest.raises(SystemExit, match=r"keras-igpt search: --rates must fall. Received: --rates \(0.001, 0.003\)"):
+        main([*search, "--rates", "0.001", "0.003"])
+
+
+def test_low_data_takes_what_the_smallest_class_has(pretrained, folders, tmp_path, capsys):
+    few = ["low-data", "--images", folders.classes, "--model", str(pretrained / "igpt.keras"), "--subsets", "2"]
+    few += ["--output", str(tmp_path / "few")]
+    main(few)
+    said = capsys.readouterr().out
+    assert said.startswith("Without 25 and 400 labels a class: the smallest class has 16 training pictures.")
+    assert "frozen: 4 labels a class, 2 subsets of each, regressions on 2 depths and raw pixels" in said
+    assert {
+        line["labels_per_class"] for line in json.loads((tmp_path / "few" / "table.json").read_text())["lines"]
+    } == {4}
+    assert next_command(said)[0] == "finetune"
+    with pytest.raises(SystemExit, match=r"low-data: --labels must be at most 16, .* Received: --labels 400"):
+        main([*few, "--labels", "4", "400"])
 
 
 def test_damaged_files_are_left_out_where_asked_for(folders, tmp_path, capsys):
@@ -148,7 +220,7 @@ def test_damaged_files_are_left_out_where_asked_for(folders, tmp_path, capsys):
     (tmp_path / "pictures" / "damaged.png").write_bytes(b"no picture")
     palette = ["palette", "--images", str(tmp_path / "pictures"), "--image-size", "4", "--colors", "4"]
     palette += ["--output", str(tmp_path / "palette")]
-    with pytest.raises(SystemExit, match="skip_unreadable=True leaves out"):
+    with pytest.raises(SystemExit, match=r"Pictures must be readable \(--skip-unreadable leaves out"):
         main(palette)
     main([*palette, "--skip-unreadable"])
     assert "Warning: 1 of 11 files were left out" in capsys.readouterr().err
@@ -211,6 +283,8 @@ def test_every_command_says_how_to_call_it(capsys):
         (["draw", "--model", "igpt_cifar10_8x8_bert"], "--model must be an autoregressive model"),
         (["estimate", "igpt_huge"], "igpt_huge"),
         (["complete", "missing.png"], "missing.png"),
+        (["pretrain", "--images", "missing"], "pretrain: --images must be an existing folder. Received: missing"),
+        (["estimate", "igpt_small", "--batch-size", "0"], "--batch-size must be .*. Received: --batch-size 0"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, message):
@@ -236,6 +310,38 @@ def test_what_is_suggested_can_be_run(folders, capsys):
             main(["suggest", "--minutes", "5", *wrong])
 
 
+def test_messages_name_flags():
+    flags = {"folder": "--images", "skip_unreadable": "--skip-unreadable", "batch_size": "--batch-size"}
+    for message, expected in (
+        ("`folder` must be `other`. Received: folder='a b'", "--images must be `other`. Received: --images 'a b'"),
+        ("(skip_unreadable=True leaves out", "(--skip-unreadable leaves out"),
+        ("lower `batch_size` or set `skip_unreadable=True`", "lower --batch-size or set --skip-unreadable"),
+        (
+            "`batch_size` must be given. Received: batch_size=None",
+            "--batch-size must be given. Received: no --batch-size",
+        ),
+        ("batches.batch_size=8, a folder, held_out=0.1", "batches.batch_size=8, a folder, held_out=0.1"),
+    ):
+        assert with_flags(message, flags) == expected
+    with pytest.raises(FileNotFoundError, match=r"No such file.*`folder`"), named_by_flags(folder="--images"):
+        raise FileNotFoundError(2, "No such file", "`folder`")  # the system's own
+
+
+def test_tensorflow_is_not_imported_on_other_backends(monkeypatch, capsys):
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("it is the backend")
+    from keras.src.utils.module_utils import tensorflow
+
+    looked = []
+    monkeypatch.setattr(tensorflow, "_available", None)  # as in a new process
+    monkeypatch.setattr(type(tensorflow), "initialize", lambda self: looked.append(self.name))
+    main(["describe", "igpt_nano"])
+    assert "Adam" in capsys.readouterr().out
+    assert not looked
+    assert tensorflow.available  # Keras looks for it again
+    assert looked == ["tensorflow"]
+
+
 def test_stopping_survives_a_kill(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text("epoch,val_accuracy\n0,0.5\n1,0.7\n1,0.7\n2,0.7\n3,0.6\n")
@@ -250,14 +356,20 @@ def test_stopping_survives_a_kill(tmp_path):
     # Called again, a run that has stopped is not trained on, unless with more patience.
     assert [epochs_to_train(log, 9, patience) for patience in (1, 2, 3)] == [4, 4, 9]
     assert epochs_to_train(tmp_path / "none.csv", 9, patience=1) == 9
+    best = "The best is epoch 2, validation accuracy 70.0%."
+    patient = "Stopped: patience 2 was exhausted at epoch 4, and a larger --patience goes on."
+    assert why_it_stopped(log, patience=2) == f"{patient} {best}"
+    done = "Finished: all 4 epochs are done, and a larger --epochs goes on."
+    assert why_it_stopped(log, patience=3) == f"{done} {best}"
 
 
 def test_the_time_left_is_told(capsys):
     clock = iter(range(0, 10_000, 3))
-    told = TimeLeft(100, seconds=lambda: next(clock))
-    told.set_params({"steps": 50})
+    told = TimeLeft("left at most", seconds=lambda: next(clock))
+    told.set_params({"steps": 50, "epochs": 2})
+    told.on_train_begin()
     told.on_epoch_begin(1)  # resumed: half is done
     for step in range(13):
         told.on_train_batch_end(step)
     # Three seconds passed in ten steps; 37 are left.
-    assert capsys.readouterr().out == "63 of 100 steps, 0.3 s each: about 0.2 minutes left\n"
+    assert capsys.readouterr().out == "63 of 100 steps, 0.3 s each: about 0.2 minutes left at most\n"

@@ -62,7 +62,7 @@ def test_on_a_folder(tmp_path, monkeypatch):
 
 
 def test_too_few_steps_are_refused(tmp_path):
-    with pytest.raises(SystemExit, match="`--steps` must be an integer of at least 2"):
+    with pytest.raises(SystemExit, match="--steps must be an integer of at least 2"):
         main(["quickstart", "--steps", "1", "--output", str(tmp_path)])
 
 

@@ -133,5 +133,5 @@ def test_what_does_not_fit_is_refused_before_any_work(monkeypatch):
         with pytest.raises(ValueError, match=message):
             igpt.AttentionProbe(model, **options)
     monkeypatch.setattr(attention_probe, "host_memory", lambda: 2**12)
-    with pytest.raises(ValueError, match=r"`folder` must be given.* 90 pictures take 0\.0 GiB"):
+    with pytest.raises(ValueError, match=r"`folder` must be given.* 90 pictures take 0\.\d\d MiB"):
         igpt.AttentionProbe(model, 1).fit(examples(60, 0), examples(30, 1))

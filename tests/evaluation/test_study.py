@@ -522,12 +522,21 @@ def test_early_stopping_refits_for_the_epochs_of_the_best_trial(tmp_path):
         classifier.compile(**igpt.finetuning_recipe(hyperparameters.get("learning_rate")))
         return classifier
 
+    seen = []
     result = run(
-        tmp_path / "search", make_model=make_classifier, objective="val_accuracy", oracle=oracle, epochs=4, patience=1
+        tmp_path / "search",
+        make_model=make_classifier,
+        objective="val_accuracy",
+        oracle=oracle,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))],
+        epochs=4,
+        patience=1,
     )
     search = result.chosen_on_validation
     assert len(search.trials) == 2
     best = search.best
+    # Callbacks see every trial and the refit.
+    assert len(seen) == sum(len(trial.history["val_loss"]) for trial in search.trials) + best.epochs
     column = best.history["val_accuracy"]
     assert best.objective == max(column) == column[best.epochs - 1]
     assert len(column) in (best.epochs, best.epochs + 1)

@@ -10,7 +10,7 @@ from conftest import make_causal_lm, make_masked_lm
 
 import keras_igpt as igpt
 from keras_igpt.model import memory as memory_warning
-from keras_igpt.model.cost import estimate, forward_flops
+from keras_igpt.model.cost import estimate, forward_flops, memory_text
 from keras_igpt.model.memory import warn_if_too_large
 from keras_igpt.model.presets import PRESETS
 
@@ -204,6 +204,13 @@ def test_it_reads_as_a_table():
     assert len({len(line) for line in text.splitlines()[1:]}) == 1
 
 
+def test_little_memory_is_not_shown_as_none():
+    assert memory_text(3 * 2**30 // 2) == "1.50 GiB"
+    assert memory_text(2**30 - 1) == "1,024.00 MiB"
+    assert memory_text(2**18) == "0.25 MiB"
+    assert "0.00 GiB" not in str(estimate("igpt_cifar10_8x8", 1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -236,7 +243,7 @@ def test_a_model_too_large_is_said_beforehand(monkeypatch):
     model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=10))
     needed = estimate(SHAPE, 64).training_memory
     monkeypatch.setattr(memory_warning, "device_memory", lambda: needed)
-    with pytest.warns(UserWarning, match=r"^A training step with batch_size=64 .* there are 0\.\d GiB\.") as warned:
+    with pytest.warns(UserWarning, match=r"^A training step with batch_size=64 .* there are \d+\.\d\d MiB\.") as warned:
         warn_if_too_large(model, 64)
     message = str(warned[0].message)
     assert "\n" not in message
@@ -259,7 +266,7 @@ def test_the_optimizer_that_is_there_counts():
     ]:
         model.compile(optimizer=optimizer)
         needed = adam.training_memory + (copies - 2) * adam.weights
-        assert memory_warning._training_memory(model, 1 << 16) == needed
+        assert memory_warning.training_estimate(model, 1 << 16).training_memory == needed
 
 
 def test_nothing_is_said_where_nothing_is_known(monkeypatch):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from keras_igpt.support import files as atomic_file
-from keras_igpt.support.files import new_mapped_array, read_log, remove_partial, whole_file, whole_folder, write_json
+from keras_igpt.support.files import (
+    drop_epochs,
+    new_mapped_array,
+    read_log,
+    remove_partial,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def test_links_that_were_planted_are_not_followed(tmp_path):
@@ -107,6 +115,17 @@ def test_a_disk_too_small_says_what_is_missing(small_disk, reserving, monkeypatc
     monkeypatch.setattr(atomic_file, "_ZEROS", 1000)
     new_mapped_array(small_disk / "array.npy", "uint8", (1000, 1000))[:] = 7
     np.testing.assert_array_equal(np.load(small_disk / "array.npy"), 7)
+
+
+def test_epochs_that_are_run_again_leave_the_log(tmp_path):
+    log = tmp_path / "log.csv"
+    drop_epochs(log, 0)
+    assert not log.exists()
+    lines = ["epoch,loss\r\n", "0,0.50\r\n", "1,0.25\r\n", "2,1e-3\r\n"]
+    for first in (3, 1, 0):
+        log.write_bytes("".join(lines).encode())
+        drop_epochs(log, first)
+        assert log.read_bytes().decode() == "".join(lines[: first + 1])
 
 
 @pytest.mark.parametrize("line", ["0,0.5\n1", "a,b\n1,2", "epoch,loss\n0,much"])
