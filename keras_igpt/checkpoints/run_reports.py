@@ -101,8 +101,8 @@ def read_reports(paths: Sequence[str | os.PathLike[str]], model: Model) -> RunRe
         `RunReports`.
 
     Raises:
-        ValueError: if a path has no report, or one of another model, as far as it says. A search names classes, depth
-            and weight of L_GEN alone, a table of few labels depths, and other numbers nothing.
+        ValueError: if a path has no report, or one of another model, as far as it says. Numbers
+            without the settings of their run say nothing of it.
     """
     found = RunReports([], [])
     for path in map(Path, paths):
@@ -153,7 +153,7 @@ def _stated(config: Mapping[str, Any], command: str, model: Model) -> dict[str, 
         if "objective" in config:
             stated["kind"] = _OBJECTIVES.get(config["objective"])
         return stated
-    if command not in ("finetune", "search"):
+    if command not in ("finetune", "search", "low-data"):
         return {}
     stated = dict(config.get("language_model", {}))
     if isinstance(model, ImageGPTImageClassifier):

@@ -26,6 +26,7 @@ from keras_igpt.commands.shared import (
     say_what_next,
     write_config,
 )
+from keras_igpt.evaluation.probe_report import describe_probed
 from keras_igpt.support.checks import check_integer
 
 # The paper's, section 4.7.
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
         )
     print(table)
-    write_config(options, labels=labels)
+    write_config(options, language_model=describe_probed(model), labels=labels)
     table.save(options.output / "table.json")
     say_what_next(f"table.json to {options.output}/", "finetune", "--model", options.model, *data_words(options))
 

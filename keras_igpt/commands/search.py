@@ -28,6 +28,7 @@ from keras_igpt.commands.shared import (
     use_of_classifier,
     write_config,
 )
+from keras_igpt.evaluation.probe_report import describe_probed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         oracle = igpt.DescendingLearningRateOracle("val_accuracy", options.rates)
         how_many = f"at most {len(options.rates)} rates and a refit, each at most {options.epochs} epochs"
         say_plan(describe_data(data, size), how_many, steps, make_model(oracle.get_space()), options.batch_size)
-        write_config(options, classes=data.class_names)
+        write_config(options, language_model=describe_probed(pretrained), classes=data.class_names)
         study.search(
             epochs=options.epochs,
             oracle=oracle,

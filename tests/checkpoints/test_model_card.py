@@ -37,7 +37,7 @@ def runs(tmp_path):
         {**private, "command": "probe", "layers": [0, 1, 2], "raw pixels, test accuracy": 0.375},
     )
     probe_report(lm).save(folders[1] / "report.json")
-    write_json(folders[2] / "config.json", {**private, "command": "low-data"})
+    write_json(folders[2] / "config.json", {**private, "command": "low-data", "language_model": describe_probed(lm)})
     line = LowDataLine("features", 4, 2, (0, 1), (0.25, 0.5), (1.0, 1.0), True)
     LowDataTable((line,), 10, 500, 1234, "normed").save(folders[2] / "table.json")
     head = {"classes": ["cat", "dog", "ship"], "layer": 2, "generative_weight": 1.0}
@@ -46,6 +46,7 @@ def runs(tmp_path):
     (folders[3] / "log.csv").write_text("epoch,accuracy,loss,val_accuracy,val_loss\n0,0.5,3.5,0.75,3.25\n")
     write_json(folders[3] / "results.json", {"best epoch": 1, "test accuracy": 0.8125})
     search = {"command": "search", "batch_size": 32, "layer": None, "frozen": True}
+    search["language_model"] = describe_probed(lm)
     write_json(folders[4] / "config.json", {**private, **head, **search})
     trials = (Trial({"learning_rate": 0.01}, 0.7, 3, {}),)
     search = Search("val_accuracy", "max", 0.1, trials, 7, 0, "torch", 4000, 500)
@@ -211,8 +212,18 @@ FAULTS = {
     ),
     "few labels of a deeper model": (
         lambda: make_causal_lm(num_layers=1),
-        lambda runs: [runs[2]],
+        lambda runs: [runs[2] / "table.json"],
         r"with num_layers=1\. Received: .*table\.json with num_layers='2 or more'",
+    ),
+    "few labels of a wider model": (
+        lambda: make_causal_lm(hidden_dim=16),
+        lambda runs: [runs[2]],
+        r"with hidden_dim=16\. Received: .*config\.json with hidden_dim=32",
+    ),
+    "a search with another language model": (
+        lambda: igpt.ImageGPTImageClassifier(make_causal_lm(hidden_dim=16), 3),
+        lambda runs: [runs[4]],
+        r"with hidden_dim=16\. Received: .*config\.json with hidden_dim=32",
     ),
     "a fine-tuning of another language model": (
         lambda: igpt.ImageGPTImageClassifier(make_causal_lm(hidden_dim=16), 3),
