@@ -283,7 +283,9 @@ def plot_completions(
         for axes, image in zip(grid[row], (hide_pixels(picture, kept), *drawn, picture), strict=True):
             _show(axes, image)
     grid[0, 0].set_title("seen", fontsize=9)
-    grid[0, 1].set_title("completions" if columns > 3 else "completion", fontsize=9)
+    # In the middle of an even number lies a gap.
+    title = "completions" if columns > 3 else "completion"
+    grid[0, (columns - 1) // 2].set_title(title, fontsize=9, x=0.5 if columns % 2 else 1.05)
     grid[0, -1].set_title("original", fontsize=9)
     return figure
 

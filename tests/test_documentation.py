@@ -208,7 +208,11 @@ def test_the_site_has_every_page(hooks):
 @pytest.mark.parametrize(
     ("page", "markdown", "on_the_site"),
     [
-        ("index.md", "[Start](docs/start.md#install) ![](docs/strip.png)", "[Start](start.md#install) ![](strip.png)"),
+        (
+            "index.md",
+            "[Start](docs/start.md#install) ![](docs/completions.png)",
+            "[Start](start.md#install) ![](completions.png)",
+        ),
         ("start.md", "[Results](../RESULTS.md), [examples](../examples/)", "[Results](results.md), examples"),
         ("reference/data.md", "[Start](../start.md) [Benchmarks](../../benchmarks/README.md)", None),
         ("results.md", "![curve](results/a/b.png) [site](https://keras.io)", None),

@@ -13,7 +13,7 @@ from keras_igpt.backend.fused_attention import attend_in_place
 
 
 class Affine(NamedTuple):
-    """The kernel, or gain, of a layer and its bias, which may be None."""
+    """The kernel `(in, out)` of a layer, or the gain of a norm, and its bias, which may be None."""
 
     kernel: Any
     bias: Any | None
@@ -43,9 +43,10 @@ class EagerBlock(NamedTuple):
         Returns:
             Tensor `(B, T, D)`, and the updated cache.
         """
+        heads, head_dim = cache[0].shape[1], cache[0].shape[3]
         projected = _product(self._normalized(hidden, self.attention_norm), self.query_key_value)
-        attended, cache = attend_in_place(projected, cache, index)
-        hidden = hidden + _product(attended, self.output_projection, contracted=2)
+        attended, cache = attend_in_place(projected.view(*hidden.shape[:2], 3, heads, head_dim), cache, index)
+        hidden = hidden + _product(attended.reshape(hidden.shape), self.output_projection)
         expanded = _product(self._normalized(hidden, self.feed_forward_norm), self.expansion)
         return hidden + _product(_quick_gelu(expanded, self.gelu_scale), self.contraction), cache
 
@@ -61,15 +62,17 @@ class EagerBlock(NamedTuple):
         return states.to(hidden.dtype)
 
 
-def as_tensors(kernel: Any, bias: Any | None, dtype: str) -> Affine:
-    """Casts the weights of a layer."""
-    return Affine(keras.ops.cast(kernel, dtype), None if bias is None else keras.ops.cast(bias, dtype))
+def as_tensors(kernel: Any, bias: Any | None, dtype: str, width: int | None = None) -> Affine:
+    """Casts the weights of a layer, as a matrix and a row if it has heads; `width` is that of its inputs."""
+    kernel = keras.ops.cast(kernel, dtype)
+    return Affine(
+        kernel if width is None else kernel.reshape(width, -1),
+        None if bias is None else keras.ops.cast(bias, dtype).flatten(),
+    )
 
 
-def _product(inputs: Any, layer: Affine, contracted: int = 1) -> Any:
-    import torch
-
-    outputs = torch.tensordot(inputs, layer.kernel, contracted)
+def _product(inputs: Any, layer: Affine) -> Any:
+    outputs = inputs @ layer.kernel
     return outputs if layer.bias is None else outputs + layer.bias
 
 

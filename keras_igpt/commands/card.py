@@ -1,7 +1,7 @@
 """Write a model card for the Hugging Face hub: README.md and its pictures.
 
 keras-igpt card --model run/igpt.keras --reports run probe_output --license apache-2.0 --address user/model
-keras-igpt card --model igpt_cifar10_8x8
+keras-igpt card --model igpt_cifar10_16x16
 """
 
 from __future__ import annotations

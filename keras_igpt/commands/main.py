@@ -79,9 +79,11 @@ def _run(run: Callable[[argparse.Namespace], None], flags: Mapping[str, str], op
 @contextmanager
 def _told(flags: Mapping[str, str]) -> Iterator[None]:
     """Prints the package's log, and warnings without the line of code: they are for the person at the keyboard."""
-    printer, level = _Printer(), LOG.level
+    printer, level, propagate = _Printer(), LOG.level, LOG.propagate
     LOG.addHandler(printer)
     LOG.setLevel(logging.INFO)
+    # A framework that sets up the root's log would print each line again.
+    LOG.propagate = False
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(
@@ -91,6 +93,7 @@ def _told(flags: Mapping[str, str]) -> Iterator[None]:
     finally:
         LOG.removeHandler(printer)
         LOG.setLevel(level)
+        LOG.propagate = propagate
 
 
 class _Printer(logging.Handler):

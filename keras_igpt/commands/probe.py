@@ -1,8 +1,8 @@
 """Fit linear probes on the frozen features of every depth, beside raw pixels.
 
 keras-igpt probe --model run/igpt.keras --images FOLDER
-keras-igpt probe --model igpt_cifar10_8x8 --dataset cifar10 --data-dir FOLDER
-keras-igpt probe --model igpt_cifar10_8x8 --dataset cifar10 --also nearest-neighbors attention
+keras-igpt probe --model igpt_cifar10_16x16 --dataset cifar10 --data-dir FOLDER
+keras-igpt probe --model igpt_cifar10_16x16 --dataset cifar10 --also nearest-neighbors attention
 
 Accuracies have 95% intervals over test pictures, differences a paired test on the same pictures. depth_similarity.png
 shows how much the features of every two depths resemble each other (linear CKA).

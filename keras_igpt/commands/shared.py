@@ -39,9 +39,9 @@ def add_model_argument(parser: argparse.ArgumentParser, required: bool = True) -
     parser.add_argument(
         "--model",
         required=required,
-        default=None if required else "igpt_cifar10_8x8",
+        default=None if required else "igpt_cifar10_16x16",
         help="a .keras file, hf://user/model on the Hugging Face hub, or the name of a trained preset"
-        + ("" if required else "; the one of 8x8 pixels that comes with the package by default"),
+        + ("" if required else "; the one of 16x16 pixels that comes with the package by default"),
     )
 
 

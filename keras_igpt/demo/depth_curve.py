@@ -69,7 +69,7 @@ def find_depth_curve(model: Any, name: str) -> DepthCurve | None:
         if name not in known["reports"]:
             return None
         report = ProbeReport.from_dict(known["reports"][name])
-        return _depth_curve(known["source"], report, {f"{RAW_PIXELS}{TEST_ACCURACY}": known["raw_pixels"]})
+        return _depth_curve(known["source"], report, {f"{RAW_PIXELS}{TEST_ACCURACY}": known["raw_pixels"][name]})
     folder = Path(name).absolute().parent
     sizes = describe_probed(model)
     found = [*folder.glob("*.json"), *folder.glob("*/*.json")]

@@ -34,7 +34,7 @@ _SHORTEST_STAGE = 256
 # pays off while a pass takes less than twice as long: up to this many rows over all pictures, measured on a CPU.
 _LOOKAHEAD = 8
 _ROWS_WHERE_COMPILED = 8
-_ROWS_WHERE_EAGER = 64
+_ROWS_WHERE_EAGER = 32
 
 
 def _cache_lengths(num_tokens: int) -> tuple[int, ...]:

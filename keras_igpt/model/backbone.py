@@ -98,13 +98,14 @@ class TransformerBlock(keras.layers.Layer):
         """Returns the same block for decoding where operations run eagerly; it must not be quantised."""
         statistics = keras.backend.result_type(self.compute_dtype, "float32")
         norms = [as_tensors(norm.gain, norm.bias, statistics) for norm in (self.attention_norm, self.feed_forward_norm)]
+        width = self.attention_norm.gain.shape[0]
         attention, output, expansion, contraction = (
-            as_tensors(layer.kernel, layer.bias, self.compute_dtype)
-            for layer in (
-                self.attention.query_key_value,
-                self.attention.output_projection,
-                self.feed_forward.expansion,
-                self.feed_forward.contraction,
+            as_tensors(layer.kernel, layer.bias, self.compute_dtype, inputs)
+            for layer, inputs in (
+                (self.attention.query_key_value, width),
+                (self.attention.output_projection, width),
+                (self.feed_forward.expansion, width),
+                (self.feed_forward.contraction, 4 * width),
             )
         )
         centred = self.attention_norm.kind == "layer_norm"

@@ -67,7 +67,9 @@ def test_pretraining_on_a_flat_folder(pretrained, folders, capsys):
         main(["pretrain", "--images", folders.flat, *SIZES, "--colors", "9", "--output", str(pretrained)])
 
 
-def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, folders, tmp_path, capsys, monkeypatch):
+def test_from_a_model_to_depth_curve_classifier_and_completions(
+    pretrained, folders, tmp_path, capsys, monkeypatch, caplog
+):
     model = ["--model", str(pretrained / "igpt.keras")]
     labelled = ["--images", folders.classes, *model]
     also = ["--also", "nearest-neighbors", "attention"]
@@ -76,6 +78,8 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(pretrained, fold
     main([*probe, "--output", str(tmp_path / "probe")])
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert (report["num_train"], report["num_validation"]) == (20, 4)
+    # Printed once, whatever a framework has done with the root's log.
+    assert not [record for record in caplog.records if record.name == "keras_igpt"]
     said = capsys.readouterr().out
     assert said.startswith("20 training, 4 validation, 4 test pictures of 4x4 pixels in 2 classes, 16 tokens each")
     assert "frozen: a regression on the features of 2 depths" in said

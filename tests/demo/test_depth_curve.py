@@ -6,21 +6,39 @@ from pathlib import Path
 
 from conftest import make_causal_lm, make_masked_lm, probe_report
 
+import keras_igpt as igpt
 from keras_igpt.demo.depth_curve import find_depth_curve
 from keras_igpt.evaluation.intervals import interval_of_share
 
-RESULTS = Path(__file__).parents[2] / "results" / "cifar10_8x8" / "study"
+RESULTS = Path(__file__).parents[2] / "results"
+# The reports of the presets, and of the raw pixels of the same pictures.
+BUNDLED = {
+    "igpt_cifar10_8x8": ("cifar10_8x8/study/probe_ar.json", "cifar10_8x8/study/probe_raw_pixels.json", "test_accuracy"),
+    "igpt_cifar10_8x8_bert": (
+        *("cifar10_8x8/study/probe_bert.json", "cifar10_8x8/study/probe_raw_pixels.json"),
+        "test_accuracy",
+    ),
+    "igpt_cifar10_16x16": (
+        *("cifar10_16x16/ar/probe/report.json", "cifar10_16x16/ar/probe/config.json"),
+        "raw pixels, test accuracy",
+    ),
+    "igpt_cifar10_16x16_bert": (
+        *("cifar10_16x16/bert/probe/report.json", "cifar10_16x16/ar/probe/config.json"),
+        "raw pixels, test accuracy",
+    ),
+}
 
 
 def test_bundled_models_have_the_curves_of_the_results(palette):
-    for name, report in (("igpt_cifar10_8x8", "probe_ar.json"), ("igpt_cifar10_8x8_bert", "probe_bert.json")):
+    for name, (report, pixels, key) in BUNDLED.items():
         curve, final = find_depth_curve(None, name), json.loads((RESULTS / report).read_text())["final_on_test"]
         assert {str(depth): found.estimate for depth, found in curve.report.intervals["test"].items()} == final[
             "accuracies"
         ]
-        raw_pixels = json.loads((RESULTS / "probe_raw_pixels.json").read_text())["test_accuracy"]
+        raw_pixels = json.loads((RESULTS / pixels).read_text())[key]
         assert curve.raw_pixels == interval_of_share(raw_pixels, 10_000)
         assert "10,000 test pictures of 10 classes: " in str(curve)
+    assert set(BUNDLED) == set(igpt.trained_presets())
     assert find_depth_curve(None, "igpt_small") is None
 
 
