@@ -96,39 +96,37 @@ def product_of_rows(inputs: Any, kernel: Any) -> Any:
     return product(inputs, ops.convert_to_tensor(kernel))
 
 
-def product_of_silu(inputs: Any, kernel: Any) -> Any:
-    """Computes `silu(inputs) @ kernel`, keeping for the backward pass the inputs but not what `silu` makes of them.
+def product_of_activation(
+    activation: Callable[[Any], Any], activation_gradient: Callable[[Any, Any], Any], inputs: Any, kernel: Any
+) -> Any:
+    """Computes `activation(inputs) @ kernel`, keeping the inputs for the backward pass, but not their activation.
 
-    To compute the activation again is cheap beside the products, and it has the network's widest shape.
+    To compute the activation again is cheap where a compiler joins operations, and it has the network's widest shape.
+    So on JAX; the other backends keep it.
 
     Args:
+        activation: function of a tensor.
+        activation_gradient: function of the gradient of the activation's output and of its input; returns that of its
+            input.
         inputs: tensor `(…, D)`.
         kernel: tensor or variable `(D, E)`.
 
     Returns:
         Tensor `(…, E)`.
     """
+    if keras.backend.backend() != "jax":
+        return ops.matmul(activation(inputs), kernel)
 
     def product(inputs: Any, kernel: Any) -> tuple[Any, Callable[[Any], Any]]:
         def gradient(upstream: Any) -> tuple[Any, Any]:
             (again,) = barrier(upstream, (inputs,))
-            rows = (ops.reshape(tensor, (-1, tensor.shape[-1])) for tensor in (ops.silu(again), upstream))
-            by_silu = ops.matmul(upstream, ops.transpose(kernel))
-            return _silu_gradient(by_silu, again), ops.einsum("rd,re->de", *rows)
+            rows = (ops.reshape(tensor, (-1, tensor.shape[-1])) for tensor in (activation(again), upstream))
+            by_activation = ops.matmul(upstream, ops.transpose(kernel))
+            return activation_gradient(by_activation, again), ops.einsum("rd,re->de", *rows)
 
-        return ops.matmul(ops.silu(inputs), kernel), gradient
+        return ops.matmul(activation(inputs), kernel), gradient
 
     return differentiate_by_hand(product)(inputs, ops.convert_to_tensor(kernel))
-
-
-def _silu_gradient(upstream: Any, inputs: Any) -> Any:
-    if keras.backend.backend() == "torch":
-        import torch
-
-        # One pass over memory in place of six.
-        return torch.ops.aten.silu_backward(upstream, inputs)
-    gate = ops.sigmoid(inputs)
-    return upstream * gate * (1.0 + inputs * (1.0 - gate))
 
 
 def rematerialized(layer: keras.layers.Layer) -> Callable[[Any], Any]:

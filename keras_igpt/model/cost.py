@@ -14,8 +14,8 @@ from keras_igpt.support.checks import check_choice, check_integer
 
 # Widths D that a block keeps of each token for its backward pass, in the compute dtype: both normalised inputs;
 # queries, keys and values; attention's output in the kernel's layout and in the projection's; the input of quick_gelu,
-# 4 D.
-_KEPT_WIDTHS = 2 + 3 + 2 + 4
+# 4 D, and on TensorFlow and PyTorch its output.
+_KEPT_WIDTHS = {"jax": 2 + 3 + 2 + 4, "tensorflow": 2 + 3 + 2 + 2 * 4, "torch": 2 + 3 + 2 + 2 * 4}
 # In float32, for each normalisation: its input, and what else its gradient needs where it is not one kernel.
 _KEPT_WIDTHS_OF_NORM = {"jax": 1, "tensorflow": 2, "torch": 1}
 # Widths D of temporary tensors in a block's backward pass, and in its forward pass where nothing is kept.
@@ -244,7 +244,7 @@ def _activation_bytes(
     width = model.hidden_dim
     norm_widths = _KEPT_WIDTHS_OF_NORM[backend] + (backend == "torch" and model.normalization == "rms_norm")
     # Statistics of attention, one float32 a head and token, stand in for the score matrix.
-    block = tokens * (_KEPT_WIDTHS * width * compute + 2 * norm_widths * width * 4 + model.num_heads * 4)
+    block = tokens * (_KEPT_WIDTHS[backend] * width * compute + 2 * norm_widths * width * 4 + model.num_heads * 4)
     if compute != variable:
         block += 12 * width**2 * compute  # the weights, cast
     workspace = tokens * _BACKWARD_WIDTHS * width * compute

@@ -4,7 +4,7 @@ import pytest
 from conftest import to_numpy
 from keras import ops
 
-from keras_igpt.backend.gradients import product_of_rows, product_of_silu, rematerialized
+from keras_igpt.backend.gradients import product_of_activation, product_of_rows, rematerialized
 
 needs_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="another way to the same gradients on JAX")
 
@@ -30,17 +30,22 @@ def test_its_gradients_are_those_of_a_matrix_product():
     np.testing.assert_allclose(kernel_gradient, np.einsum("btd,bte->de", inputs, upstream), rtol=1e-5)
 
 
-def test_a_product_of_silu_has_the_gradients_of_silu_and_a_product():
+def test_a_product_of_an_activation_has_the_gradients_of_both():
     inputs, kernel, upstream = arrays()
     gate = 1 / (1 + np.exp(-inputs))
+
+    def product(inputs, kernel):
+        return product_of_activation(ops.silu, gradient, inputs, kernel)
+
+    def gradient(upstream, inputs):
+        return upstream * ops.sigmoid(inputs) * (1.0 + inputs * (1.0 - ops.sigmoid(inputs)))
+
     expected = (
         (inputs * gate) @ kernel,
         (upstream @ kernel.T) * gate * (1 + inputs * (1 - gate)),
         np.einsum("btd,bte->de", inputs * gate, upstream),
     )
-    for computed, reference in zip(
-        value_and_gradients(product_of_silu, inputs, kernel, upstream), expected, strict=True
-    ):
+    for computed, reference in zip(value_and_gradients(product, inputs, kernel, upstream), expected, strict=True):
         np.testing.assert_allclose(computed, reference, rtol=1e-4, atol=1e-6)
 
 

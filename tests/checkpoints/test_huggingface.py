@@ -454,4 +454,4 @@ def test_the_written_epsilon_is_the_layers():
     from keras_igpt.checkpoints import huggingface as huggingface_checkpoint
     from keras_igpt.model import layers
 
-    assert huggingface_checkpoint._MEANING["layer_norm_epsilon"] == layers._EPSILON
+    assert huggingface_checkpoint._MEANING["layer_norm_epsilon"] == layers.EPSILON
