@@ -11,12 +11,8 @@ import keras
 
 from keras_igpt.backend.fused_attention import attend_in_place
 
-
-class Affine(NamedTuple):
-    """The kernel `(in, out)` of a layer, or the gain of a norm, and its bias, which may be None."""
-
-    kernel: Any
-    bias: Any | None
+# The kernel `(in, out)` of a layer, or the gain of a norm, and its bias, which may be None.
+Affine = tuple[Any, Any]
 
 
 class EagerBlock(NamedTuple):
@@ -53,27 +49,29 @@ class EagerBlock(NamedTuple):
     def _normalized(self, hidden: Any, norm: Affine) -> Any:
         import torch
 
+        gain, bias = norm
         # The norm's weights have the dtype of its statistics.
-        states, shape = hidden.to(norm.kernel.dtype), hidden.shape[-1:]
+        states, shape = hidden.to(gain.dtype), hidden.shape[-1:]
         if self.centred:
-            states = torch.nn.functional.layer_norm(states, shape, norm.kernel, norm.bias, self.epsilon)
+            states = torch.nn.functional.layer_norm(states, shape, gain, bias, self.epsilon)
         else:
-            states = torch.nn.functional.rms_norm(states, shape, norm.kernel, self.epsilon)
+            states = torch.nn.functional.rms_norm(states, shape, gain, self.epsilon)
         return states.to(hidden.dtype)
 
 
 def as_tensors(kernel: Any, bias: Any | None, dtype: str, width: int | None = None) -> Affine:
     """Casts the weights of a layer, as a matrix and a row if it has heads; `width` is that of its inputs."""
     kernel = keras.ops.cast(kernel, dtype)
-    return Affine(
+    return (
         kernel if width is None else kernel.reshape(width, -1),
         None if bias is None else keras.ops.cast(bias, dtype).flatten(),
     )
 
 
 def _product(inputs: Any, layer: Affine) -> Any:
-    outputs = inputs @ layer.kernel
-    return outputs if layer.bias is None else outputs + layer.bias
+    kernel, bias = layer
+    outputs = inputs @ kernel
+    return outputs if bias is None else outputs + bias
 
 
 def _quick_gelu(inputs: Any, scale: float) -> Any:

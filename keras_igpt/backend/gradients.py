@@ -81,19 +81,17 @@ def product_of_rows(inputs: Any, kernel: Any) -> Any:
     """
     if not reduces_rows_slowly():
         return ops.matmul(inputs, kernel)
-    import jax
 
-    @jax.custom_vjp
-    def product(inputs: Any, kernel: Any) -> Any:
-        return inputs @ kernel
+    def product(inputs: Any, kernel: Any) -> tuple[Any, Callable[[Any], Any]]:
+        return ops.matmul(inputs, kernel), lambda upstream: _gradients_of_product(inputs, kernel, upstream)
 
-    def backward(kept: tuple[Any, Any], upstream: Any) -> tuple[Any, Any]:
-        inputs, kernel = kept
-        rows = inputs.reshape(-1, inputs.shape[-1]), upstream.reshape(-1, upstream.shape[-1])
-        return upstream @ kernel.T, jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+    return differentiate_by_hand(product)(inputs, ops.convert_to_tensor(kernel))
 
-    product.defvjp(lambda inputs, kernel: (inputs @ kernel, (inputs, kernel)), backward)
-    return product(inputs, ops.convert_to_tensor(kernel))
+
+def _gradients_of_product(inputs: Any, kernel: Any, upstream: Any) -> tuple[Any, Any]:
+    """The gradients of the inputs and the kernel of `inputs @ kernel`, that of the kernel as a product of rows."""
+    rows = (ops.reshape(tensor, (-1, tensor.shape[-1])) for tensor in (inputs, upstream))
+    return ops.matmul(upstream, ops.transpose(kernel)), ops.einsum("rd,re->de", *rows)
 
 
 def product_of_activation(
@@ -120,9 +118,8 @@ def product_of_activation(
     def product(inputs: Any, kernel: Any) -> tuple[Any, Callable[[Any], Any]]:
         def gradient(upstream: Any) -> tuple[Any, Any]:
             (again,) = barrier(upstream, (inputs,))
-            rows = (ops.reshape(tensor, (-1, tensor.shape[-1])) for tensor in (activation(again), upstream))
-            by_activation = ops.matmul(upstream, ops.transpose(kernel))
-            return activation_gradient(by_activation, again), ops.einsum("rd,re->de", *rows)
+            by_activation, by_kernel = _gradients_of_product(activation(again), kernel, upstream)
+            return activation_gradient(by_activation, again), by_kernel
 
         return ops.matmul(activation(inputs), kernel), gradient
 

@@ -101,8 +101,8 @@ def read_reports(paths: Sequence[str | os.PathLike[str]], model: Model) -> RunRe
         `RunReports`.
 
     Raises:
-        ValueError: if a path has no report, or one of another model, as far as it says. Numbers
-            without the settings of their run say nothing of it.
+        ValueError: if a path has no report, or one of another model, as far as it says. Numbers without the
+            settings of their run say nothing of it.
     """
     found = RunReports([], [])
     for path in map(Path, paths):

@@ -60,10 +60,23 @@ _OURS: dict[str, Any] = {
     "source": "not in the paper: a size for one small machine, with the autoregressive rate of iGPT-S for both "
     "objectives",
 }
-_TRAINED: dict[str, Any] = {
-    "source": "not in the paper: RESULTS.md, trained on two CPU cores at the rate that a search found",
-    "batch_size": 64,
-}
+
+
+def _trained_on_cifar10(
+    vocabulary_size: int, image_size: int, objective: Objective, steps: int, rate: str = "that a search found"
+) -> Preset:
+    causal = objective == "ar"
+    return Preset(
+        *(vocabulary_size, image_size, 8, 4, 96),
+        attention="causal" if causal else "bidirectional",
+        description=f"trained on CIFAR-10{', autoregressively' if causal else ' under the BERT objective'}",
+        learning_rates=_rates(**{objective: 0.003}),
+        source=f"not in the paper: RESULTS.md, trained on two CPU cores at the rate {rate}",
+        batch_size=64,
+        steps=steps,
+        weights=f"igpt_cifar10_{image_size}x{image_size}{'' if causal else '_bert'}.npz",
+    )
+
 
 # Vocabulary size, image size, layers, heads, width.
 PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
@@ -91,43 +104,10 @@ PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
         "igpt_nano": Preset(64, 8, 6, 4, 64, description="for trying out", **_OURS),
         "igpt_tiny": Preset(128, 16, 8, 4, 128, description="for a laptop", **_OURS),
         "igpt_mini": Preset(512, 32, 12, 8, 256, description="for one GPU", **_OURS),
-        "igpt_cifar10_8x8": Preset(
-            *(256, 8, 8, 4, 96),
-            description="trained on CIFAR-10, autoregressively",
-            learning_rates=_rates(ar=0.003),
-            weights="igpt_cifar10_8x8.npz",
-            steps=2800,
-            **_TRAINED,
-        ),
-        "igpt_cifar10_8x8_bert": Preset(
-            *(256, 8, 8, 4, 96),
-            attention="bidirectional",
-            description="trained on CIFAR-10 under the BERT objective",
-            learning_rates=_rates(bert=0.003),
-            weights="igpt_cifar10_8x8_bert.npz",
-            steps=2800,
-            **_TRAINED,
-        ),
-        "igpt_cifar10_16x16": Preset(
-            *(512, 16, 8, 4, 96),
-            description="trained on CIFAR-10, autoregressively",
-            learning_rates=_rates(ar=0.003),
-            weights="igpt_cifar10_16x16.npz",
-            steps=1400,
-            **_TRAINED,
-        ),
-        "igpt_cifar10_16x16_bert": Preset(
-            *(512, 16, 8, 4, 96),
-            attention="bidirectional",
-            description="trained on CIFAR-10 under the BERT objective",
-            learning_rates=_rates(bert=0.003),
-            weights="igpt_cifar10_16x16_bert.npz",
-            steps=1400,
-            **{
-                **_TRAINED,
-                "source": "not in the paper: RESULTS.md, trained on two CPU cores at the rate of the others",
-            },
-        ),
+        "igpt_cifar10_8x8": _trained_on_cifar10(256, 8, "ar", steps=2800),
+        "igpt_cifar10_8x8_bert": _trained_on_cifar10(256, 8, "bert", steps=2800),
+        "igpt_cifar10_16x16": _trained_on_cifar10(512, 16, "ar", steps=1400),
+        "igpt_cifar10_16x16_bert": _trained_on_cifar10(512, 16, "bert", steps=1400, rate="of the others"),
     }
 )
 
