@@ -50,10 +50,14 @@ def test_the_schedule_warms_up_for_an_epoch_and_ends_at_zero():
     assert (curve[:-1] > 0).all()
 
 
-def test_the_warm_up_is_one_percent_by_default():
-    before, peak, after = rates(1000, at=(9, 10, 11))
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(20, 2), (350, 35), (1_000, 100), (5_000, 100), (10_000, 100), (1_000_000, 10_000)]
+)
+def test_the_warm_up_is_one_percent_by_default_and_longer_in_short_runs(steps, warmup):
+    before, peak, after = rates(steps, at=(warmup - 1, warmup, warmup + 1))
     assert peak == pytest.approx(0.003)
-    assert before < peak > after
+    # At a million steps, single precision does not see the cosine's first step down.
+    assert before < peak >= after
 
 
 def test_one_step_is_enough():
@@ -61,7 +65,7 @@ def test_one_step_is_enough():
 
 
 def test_a_rate_of_ones_own():
-    assert rates(100, at=[1], learning_rate=0.5)[0] == pytest.approx(0.5)
+    assert rates(100, at=[10], learning_rate=0.5)[0] == pytest.approx(0.5)
 
 
 def test_the_recipe_runs_to_its_end_and_then_stands_still():
