@@ -209,12 +209,17 @@ def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any,
 
 def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
     """Writes keys and values `(B, N, T, H)` of new positions into the cache."""
-    if not len(index.shape):
+    rows = cache[0].shape[0]
+    if not len(index.shape) and rows != 1:
         keys, values = (ops.slice_update(whole, (0, 0, index, 0), part) for whole, part in zip(cache, new, strict=True))
         return keys, values
+    firsts = ops.reshape(index, (-1, new[0].shape[2]))[:, 0]
+    # For one row, a number that XLA does not know: it would unroll the loop and then copy the whole cache, since it
+    # drops the axis of length one.
+    count = ops.cast(ops.min(firsts) >= 0, "int32") if rows == 1 else ops.shape(firsts)[0]
 
     def write(row: Any, cache: KeyValue) -> KeyValue:
-        first = index[row, 0]
+        first = firsts[row]
         keys, values = (
             ops.slice_update(whole, (row, 0, first, 0), ops.slice(part, (row, 0, 0, 0), (1, *part.shape[1:])))
             for whole, part in zip(cache, new, strict=True)
@@ -222,5 +227,5 @@ def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
         return keys, values
 
     # A loop over rows is updated in place by XLA on CPU; a scatter would write single vectors.
-    written: KeyValue = ops.fori_loop(0, ops.shape(index)[0], write, cache)
+    written: KeyValue = ops.fori_loop(0, count, write, cache)
     return written
