@@ -85,7 +85,8 @@ class ExactResume(keras.callbacks.Callback):
 
     Raises:
         ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are of another kind, or a checkpoint
-            is of another model, optimizer or data; or with `steps_per_execution`.
+            is of another model, optimizer or data; or unless `every`, the steps of an epoch and what is left of one
+            are multiples of `steps_per_execution`.
         OSError: from `fit`, if a checkpoint cannot be read, which may be whole nevertheless.
 
     Example:
@@ -125,12 +126,8 @@ class ExactResume(keras.callbacks.Callback):
                 "`x` must be TrainingBatches, MixedBatches or a Grain MapDataset of batches where `callbacks` has "
                 f"ExactResume, which must know each step's batch. Received: {type(batches).__name__}"
             )
-        if model.steps_per_execution != 1:
-            raise ValueError(
-                "`steps_per_execution` must be 1 where `callbacks` has ExactResume, which saves between two steps. "
-                f"Received: steps_per_execution={model.steps_per_execution}"
-            )
         steps, epochs = options["steps_per_epoch"], options.get("epochs", 1)
+        self._check_executions(model, {"steps_per_epoch": steps, "every": self._every})
         stopping = keras.callbacks.EarlyStopping
         self._early_stopping = [callback for callback in options["callbacks"] if isinstance(callback, stopping)]
         self._steps_per_epoch, self._epochs = steps, epochs
@@ -142,6 +139,7 @@ class ExactResume(keras.callbacks.Callback):
         epoch, skipped = self._restore(model) or (options.get("initial_epoch", 0), 0)
         self._first_epoch, self._skipped = epoch, skipped
         self._saved_step = epoch * steps + skipped
+        self._check_executions(model, {"rest of the epoch": steps - skipped})
         first = epoch * steps
         with self._writer_and_signals():
             if not skipped or epoch >= epochs:
@@ -172,9 +170,9 @@ class ExactResume(keras.callbacks.Callback):
                 variable.assign(array)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        # Between two steps: the end of a batch is reported by another thread while the next one runs.
+        # Between two executions: the end of a batch is reported by another thread while the next one runs.
         step = self._step_of(batch)
-        self._last_step = step + 1
+        self._last_step = step + self.model.steps_per_execution
         self._save_if_due(step)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -200,6 +198,17 @@ class ExactResume(keras.callbacks.Callback):
         if self._terminated.is_set():
             self._wait_for_writer()
             self._pass_the_signal_on()
+
+    @staticmethod
+    def _check_executions(model: keras.Model, lengths: dict[str, int]) -> None:
+        """Raises ValueError unless lengths in steps are whole executions; Keras would run past their ends."""
+        together = model.steps_per_execution
+        for name, length in lengths.items():
+            if length % together:
+                raise ValueError(
+                    f"`steps_per_execution` must divide the {name}, {length} steps, where `callbacks` has ExactResume, "
+                    f"which saves between two executions. Received: steps_per_execution={together}"
+                )
 
     def _step_of(self, batch: int) -> int:
         skipped = self._skipped if self._epoch == self._first_epoch else 0

@@ -112,6 +112,34 @@ def test_a_resumed_run_ends_as_one_never_stopped(kind, options, tmp_path):
     assert {name: values[-1] for name, values in history.items()} == {name: v[-1] for name, v in expected.items()}
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no steps_per_execution there")
+def test_a_run_of_several_steps_an_execution_goes_on_at_their_boundaries(tmp_path):
+    def make(together):
+        model = make_model("ar")
+        model.compile(keras.optimizers.Adam(0.01), steps_per_execution=together)
+        return model
+
+    def go_on(model, steps, *callbacks, every=2):
+        return train(model, [igpt.ExactResume(tmp_path, every), *callbacks], steps_per_epoch=steps)
+
+    alone = make(2)
+    expected = train(alone, steps_per_epoch=6)
+    for epoch, batch in ((0, 4), (1, 0), (2, 4)):
+        with pytest.raises(CrashError):
+            go_on(make(2), 6, Crash(epoch, batch))
+    for together, steps, every, message in (
+        (2, 5, 2, "the steps_per_epoch, 5 steps"),
+        (2, 6, 3, "the every, 3 steps"),
+        (3, 6, 3, "the rest of the epoch, 4 steps"),
+    ):
+        with pytest.raises(ValueError, match=rf"`steps_per_execution` must divide {message}.*Received: .*={together}$"):
+            go_on(make(together), steps, every=every)
+    resumed = make(2)
+    history = go_on(resumed, 6)
+    assert_same_weights(resumed, alone)
+    assert history["loss"][-1] == expected["loss"][-1]
+
+
 def grain_batches(seed=0, endless=False):
     grain = pytest.importorskip("grain")
     # The last batch of a pass is shorter.
@@ -482,11 +510,6 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         make_model("ar").fit(random_tokens(4), callbacks=[igpt.ExactResume(tmp_path, every=100)])
     with pytest.raises(ValueError, match=r"`callbacks` must be a list with one ExactResume"):
         train(make_model("ar"), [igpt.ExactResume(tmp_path, every=1), igpt.ExactResume(tmp_path, every=2)])
-    model = make_model("ar")
-    model.compile("sgd", steps_per_execution=1 if keras.backend.backend() == "torch" else 2)
-    if keras.backend.backend() != "torch":
-        with pytest.raises(ValueError, match=r"`steps_per_execution` must be 1.*Received: steps_per_execution=2"):
-            train(model, [igpt.ExactResume(tmp_path, every=1)])
     with pytest.raises(ValueError, match=r"`every` must be an integer of at least 1\. Received: every=0"):
         igpt.ExactResume(tmp_path, every=0)
 
