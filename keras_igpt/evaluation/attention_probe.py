@@ -25,6 +25,7 @@ from keras_igpt.objectives.pixel_model import PixelModel, check_language_model
 from keras_igpt.objectives.token_model import token_ids_of
 from keras_igpt.support.checks import check_integer, check_positive_numbers
 from keras_igpt.support.files import new_mapped_array, whole_file, write_json
+from keras_igpt.support.progress import told
 from keras_igpt.support.randomness import permutation
 
 LEARNING_RATES = (0.01, 0.003, 0.001)
@@ -358,7 +359,7 @@ def fit_attention_pooling(
 
     held_out = min(batch_size, len(validation[1]))
     trials: list[tuple[float, int]] = []
-    for rate in rates:
+    for rate in told(rates, "attention pooling", "learning rates"):
         model = start(rate, alone)
         best, best_epoch = -1.0, 0
         for epoch in range(max_epochs):

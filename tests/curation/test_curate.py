@@ -234,6 +234,8 @@ def test_the_command_line(web, tmp_path, capsys):
     rules = ["--share", "1", "--exclude", str(tmp_path / "pictures")]
     curate = ["curate", str(web / "0.tar"), "--output", output, "--reference", reference, *arguments, *rules]
     assert parse(make_parser(), ["curate", *curate, "--runner", "X"]).pipeline_options == ["--runner", "X"]
+    with pytest.raises(SystemExit, match=r"^keras-igpt curate: --threshold or --share must be None.*--share 1\.0$"):
+        keras_igpt_main(["curate", *curate, "--threshold", "0.5"])
     keras_igpt_main(["curate", *curate])
     # The photographs are those to exclude, and the copy is of one.
     assert set(outcomes(Path(output))[0, f"photograph{k}"] for k in range(PHOTOGRAPHS)) == {Outcome.EVALUATION}
