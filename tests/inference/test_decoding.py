@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from reference import forward, read_weights, softmax
 import keras_igpt as igpt
 from keras_igpt.data import resize_images
 from keras_igpt.inference import decoding as generation
-from keras_igpt.inference.sampling import Sampling, draw_tokens, noise_at
+from keras_igpt.inference.sampling import NOT_DRAWN, Sampling, draw_tokens, noise_at
 
 NOTHING_KNOWN = np.zeros(16, bool)
 LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.3, -3.0], "float32")
@@ -372,3 +374,23 @@ def test_pictures_of_other_depths_are_those_that_files_give(palette):
     np.testing.assert_array_equal(seen, pixels[..., :3])
     deep = image.fromarray(pixels[..., 0].astype("uint16") << 8)
     np.testing.assert_array_equal(model.complete(deep, keep_rows=4)[0, 0], np.repeat(pixels[..., :1], 3, -1))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="reads what XLA makes of JAX programs")
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_no_pass_copies_the_cache(rows, window):
+    """No copy in the body of a loop has the shape of the keys or the values of all positions."""
+    import jax
+
+    language_model = make_causal_lm()
+    backbone = language_model.backbone
+    length = backbone.num_tokens
+    draws = Sampling().inputs((rows, length), backbone.vocabulary_size)
+    inputs = {"prompt": np.full((rows, length), NOT_DRAWN, np.int32), **draws}
+    program = jax.jit(generation.Decoder(language_model, window).call).lower(inputs).compile().as_text()
+    parts = dict(re.findall(r"^(%[\w.-]+) .*?\{$(.*?)^\}", program, re.MULTILINE | re.DOTALL))
+    bodies = [parts[name] for name in re.findall(r"body=(%[\w.-]+)", program)]
+    shape = f"[{rows},{backbone.num_heads},{length},{backbone.hidden_dim // backbone.num_heads}]"
+    assert any(shape in body for body in bodies)
+    assert [line for body in bodies for line in body.splitlines() if shape in line and " copy(" in line] == []
