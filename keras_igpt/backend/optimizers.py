@@ -12,6 +12,11 @@ def innermost(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
+def steps_taken(optimizer: Any) -> int:
+    """Returns how many steps an optimizer has taken, those that only accumulate gradients among them."""
+    return int(ops.convert_to_numpy(innermost(optimizer)._iterations))
+
+
 def apply_waiting_gradients(optimizer: Any) -> int:
     """Updates with the mean of the gradients accumulated since the last update.
 
@@ -22,7 +27,7 @@ def apply_waiting_gradients(optimizer: Any) -> int:
         int. Number of accumulated batches; if 0, nothing is updated.
     """
     steps = optimizer.gradient_accumulation_steps
-    iterations = int(ops.convert_to_numpy(optimizer._iterations))
+    iterations = steps_taken(optimizer)
     waiting: int = iterations % steps
     if not waiting:
         return 0

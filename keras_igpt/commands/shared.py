@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
+from keras_igpt.backend.optimizers import steps_taken
 from keras_igpt.model.cost import memory_text
 from keras_igpt.model.memory import training_estimate
 from keras_igpt.objectives.open_model import open_model
@@ -218,7 +219,7 @@ def write_config(options: argparse.Namespace, **found: Any) -> None:
 
 
 class TimeLeft(keras.callbacks.Callback):
-    """Prints after the first steps, and after each epoch, how long a training has still to go.
+    """Prints after the first steps, each minute and after each epoch how long a training has still to go.
 
     Args:
         left: str. What is left, for trainings that may end early or are several.
@@ -227,26 +228,28 @@ class TimeLeft(keras.callbacks.Callback):
 
     # The first steps compile.
     _SKIPPED, _MEASURED = 3, 10
+    # Seconds between two lines.
+    _EVERY = 60.0
 
     def __init__(self, left: str = "left", seconds: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._left, self._seconds = left, seconds
-        self._steps, self._done, self._seen, self._started = 0, 0, 0, 0.0
+        self._steps, self._done, self._seen = 0, 0, 0
+        self._started = self._told = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._steps = self.params["epochs"] * self.params["steps"]
         self._seen = 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # A training that goes on begins in the middle.
-        self._done = epoch * self.params["steps"]
+        self._done = steps_taken(self.model.optimizer)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._seen += 1
         self._done += 1
         if self._seen == self._SKIPPED:
             self._started = self._seconds()
-        if self._seen == self._SKIPPED + self._MEASURED:
+        first = self._SKIPPED + self._MEASURED
+        if self._seen == first or (self._seen > first and self._seconds() - self._told >= self._EVERY):
             self._say()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -254,7 +257,8 @@ class TimeLeft(keras.callbacks.Callback):
             self._say()
 
     def _say(self) -> None:
-        each = (self._seconds() - self._started) / (self._seen - self._SKIPPED)
+        self._told = self._seconds()
+        each = (self._told - self._started) / (self._seen - self._SKIPPED)
         left = max(0, self._steps - self._done) * each
         print(
             f"{self._done:,} of {self._steps:,} steps, {each:.2g} s each: about {left / 60:.1f} minutes {self._left}",

@@ -368,12 +368,20 @@ def test_stopping_survives_a_kill(tmp_path):
 
 
 def test_the_time_left_is_told(capsys):
-    clock = iter(range(0, 10_000, 3))
-    told = TimeLeft("left at most", seconds=lambda: next(clock))
+    now = 0.0
+    told = TimeLeft("left at most", seconds=lambda: now)
     told.set_params({"steps": 50, "epochs": 2})
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(23)  # resumed in the middle of the first epoch
+    told.set_model(model)
     told.on_train_begin()
-    told.on_epoch_begin(1)  # resumed: half is done
-    for step in range(13):
+    for step in range(43):
+        now += 3
         told.on_train_batch_end(step)
-    # Three seconds passed in ten steps; 37 are left.
-    assert capsys.readouterr().out == "63 of 100 steps, 0.3 s each: about 0.2 minutes left at most\n"
+    # After thirteen steps, and a minute later.
+    assert capsys.readouterr().out.splitlines() == [
+        "36 of 100 steps, 3 s each: about 3.2 minutes left at most",
+        "56 of 100 steps, 3 s each: about 2.2 minutes left at most",
+    ]
