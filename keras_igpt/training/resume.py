@@ -127,7 +127,7 @@ class ExactResume(keras.callbacks.Callback):
                 f"ExactResume, which must know each step's batch. Received: {type(batches).__name__}"
             )
         steps, epochs = options["steps_per_epoch"], options.get("epochs", 1)
-        self._check_executions(model, {"steps_per_epoch": steps, "every": self._every})
+        self._check_executions(model, {"`steps_per_epoch`": steps, "`every`": self._every})
         stopping = keras.callbacks.EarlyStopping
         self._early_stopping = [callback for callback in options["callbacks"] if isinstance(callback, stopping)]
         self._steps_per_epoch, self._epochs = steps, epochs
@@ -139,7 +139,7 @@ class ExactResume(keras.callbacks.Callback):
         epoch, skipped = self._restore(model) or (options.get("initial_epoch", 0), 0)
         self._first_epoch, self._skipped = epoch, skipped
         self._saved_step = epoch * steps + skipped
-        self._check_executions(model, {"rest of the epoch": steps - skipped})
+        self._check_executions(model, {"what is left of the epoch": steps - skipped})
         first = epoch * steps
         with self._writer_and_signals():
             if not skipped or epoch >= epochs:
@@ -206,7 +206,7 @@ class ExactResume(keras.callbacks.Callback):
         for name, length in lengths.items():
             if length % together:
                 raise ValueError(
-                    f"`steps_per_execution` must divide the {name}, {length} steps, where `callbacks` has ExactResume, "
+                    f"`steps_per_execution` must divide {name}, {length} steps, where `callbacks` has ExactResume, "
                     f"which saves between two executions. Received: steps_per_execution={together}"
                 )
 

@@ -128,9 +128,9 @@ def test_a_run_of_several_steps_an_execution_goes_on_at_their_boundaries(tmp_pat
         with pytest.raises(CrashError):
             go_on(make(2), 6, Crash(epoch, batch))
     for together, steps, every, message in (
-        (2, 5, 2, "the steps_per_epoch, 5 steps"),
-        (2, 6, 3, "the every, 3 steps"),
-        (3, 6, 3, "the rest of the epoch, 4 steps"),
+        (2, 5, 2, "`steps_per_epoch`, 5 steps"),
+        (2, 6, 3, "`every`, 3 steps"),
+        (3, 6, 3, "what is left of the epoch, 4 steps"),
     ):
         with pytest.raises(ValueError, match=rf"`steps_per_execution` must divide {message}.*Received: .*={together}$"):
             go_on(make(together), steps, every=every)
