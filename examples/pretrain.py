@@ -3,8 +3,8 @@
 Run: TFDS_DATA_DIR=FOLDER python examples/pretrain.py     # FOLDER/cifar10, as TensorFlow Datasets prepares it
 
 Needs: pip install "keras_igpt[jax,data,plot]". `keras-igpt pretrain` does this with options and searches the rate.
-Measured: 3.027 nats per token on validation, one seed, with a warm-up of 28 steps in place of 100; about half an hour of
-one x86-64 core, PyTorch (RESULTS.md has that run as "AR, 8 layers, width 96").
+Measured: 3.027 nats per token on validation, one seed, with a warm-up of 28 steps in place of 100; about half an hour
+of one x86-64 core, PyTorch (RESULTS.md has that run as "AR, 8 layers, width 96").
 """
 
 import os

@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_igpt.backend.fused_attention import attend_in_place
+from keras_igpt.backend.fused_attention import Window, attend_in_place
 
 # The kernel `(in, out)` of a layer, or the gain of a norm, and its bias, which may be None.
 Affine = tuple[Any, Any]
 
 
 class EagerBlock(NamedTuple):
-    """A pre-norm block: its weights as PyTorch tensors, read once for all steps, and its constants."""
+    """A pre-norm block: its weights as PyTorch tensors, read once for all steps, and its constants.
+
+    The factor of the activation, `silu(s · x) / s`, is in the weights before and after it.
+    """
 
     attention_norm: Affine
     query_key_value: Affine
@@ -26,25 +29,26 @@ class EagerBlock(NamedTuple):
     contraction: Affine
     centred: bool
     epsilon: float
-    gelu_scale: float
 
-    def __call__(self, hidden: Any, cache: tuple[Any, Any], index: Any) -> tuple[Any, tuple[Any, Any]]:
+    def __call__(self, hidden: Any, cache: tuple[Any, Any], index: int | Window) -> tuple[Any, tuple[Any, Any]]:
         """Runs the block over new positions of a cache that is updated in place.
 
         Args:
             hidden: tensor `(B, T, D)`, the residual stream at the new positions.
             cache: pair of tensors `(B, N, S, H)`, keys and values.
-            index: as in `attend_in_place`.
+            index: of `window_of`.
 
         Returns:
             Tensor `(B, T, D)`, and the updated cache.
         """
+        import torch
+
         heads, head_dim = cache[0].shape[1], cache[0].shape[3]
         projected = _product(self._normalized(hidden, self.attention_norm), self.query_key_value)
         attended, cache = attend_in_place(projected.view(*hidden.shape[:2], 3, heads, head_dim), cache, index)
         hidden = hidden + _product(attended.reshape(hidden.shape), self.output_projection)
         expanded = _product(self._normalized(hidden, self.feed_forward_norm), self.expansion)
-        return hidden + _product(_quick_gelu(expanded, self.gelu_scale), self.contraction), cache
+        return hidden + _product(torch.nn.functional.silu(expanded), self.contraction), cache
 
     def _normalized(self, hidden: Any, norm: Affine) -> Any:
         import torch
@@ -72,9 +76,3 @@ def _product(inputs: Any, layer: Affine) -> Any:
     kernel, bias = layer
     outputs = inputs @ kernel
     return outputs if bias is None else outputs + bias
-
-
-def _quick_gelu(inputs: Any, scale: float) -> Any:
-    import torch
-
-    return torch.nn.functional.silu(scale * inputs) / scale

@@ -5,7 +5,7 @@ Keras' own call silently falls back to the full score matrix if a kernel cannot 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -59,7 +59,43 @@ def fused_attention(query: Any, key: Any, value: Any, causal: bool) -> Any:
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
-def attend_in_place(projected: Any, cache: tuple[Any, Any], index: Any) -> tuple[Any, tuple[Any, Any]]:
+class Window(NamedTuple):
+    """What a pass over several new positions of each row needs in each block, as PyTorch tensors.
+
+    Attributes:
+        rows: int tensor `(B, 1)`.
+        positions: int tensor `(B, w)`.
+        mask: tensor `(B, 1, w, S)` that is added to the scores.
+    """
+
+    rows: Any
+    positions: Any
+    mask: Any
+
+
+def window_of(index: Any, cache: tuple[Any, Any]) -> int | Window:
+    """Prepares the positions of a pass for the blocks it goes through (PyTorch only).
+
+    Args:
+        index: int or scalar tensor, the new position of all rows; or int tensor `(B, w)`.
+        cache: pair of tensors `(B, N, S, H)`, of any block.
+
+    Returns:
+        int, or `Window`.
+    """
+    if isinstance(index, int) or not index.ndim:
+        return int(index)
+    import torch
+
+    keys, _ = cache
+    positions = index.long()
+    visible = torch.arange(keys.shape[2], device=index.device) <= positions[:, None, :, None]
+    # As the kernel would make it of `visible` in each block.
+    mask = torch.zeros(visible.shape, dtype=keys.dtype, device=index.device).masked_fill_(~visible, float("-inf"))
+    return Window(torch.arange(len(index), device=index.device)[:, None], positions, mask)
+
+
+def attend_in_place(projected: Any, cache: tuple[Any, Any], window: int | Window) -> tuple[Any, tuple[Any, Any]]:
     """Attends from new positions over a cache that is updated in place (PyTorch only).
 
     Keras' slice update would copy the whole cache for every token.
@@ -67,7 +103,7 @@ def attend_in_place(projected: Any, cache: tuple[Any, Any], index: Any) -> tuple
     Args:
         projected: tensor `(B, T, 3, N, H)`: queries, keys and values of the new positions.
         cache: pair of tensors `(B, N, S, H)`, keys and values.
-        index: int or scalar tensor, the new position of all rows if `T` is 1; or int tensor `(B, T)`.
+        window: of `window_of`.
 
     Returns:
         Tensor `(B, T, N, H)`, and the updated cache.
@@ -76,17 +112,16 @@ def attend_in_place(projected: Any, cache: tuple[Any, Any], index: Any) -> tuple
 
     query, *new = projected.unbind(2)
     keys, values = cache
-    if isinstance(index, int) or not index.ndim:
+    if isinstance(window, int):
         for whole, part in zip(cache, new, strict=True):
-            whole[:, :, index] = part[:, 0]
+            whole[:, :, window] = part[:, 0]
         # Slicing to the filled positions makes a mask unnecessary.
-        keys, values, visible = keys[:, :, : index + 1], values[:, :, : index + 1], None
+        keys, values, mask = keys[:, :, : window + 1], values[:, :, : window + 1], None
     else:
-        rows = torch.arange(len(index), device=index.device)[:, None]
         for whole, part in zip(cache, new, strict=True):
-            whole[rows, :, index] = part
-        visible = torch.arange(keys.shape[2], device=index.device) <= index[:, None, :, None]
-    attended = torch.nn.functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=visible)
+            whole[window.rows, :, window.positions] = part
+        mask = window.mask
+    attended = torch.nn.functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask)
     return attended.transpose(1, 2), cache
 
 

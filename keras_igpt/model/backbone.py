@@ -13,7 +13,7 @@ from keras import ops
 from keras_igpt.backend.compilation import runs_eagerly
 from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.eager_block import EagerBlock, as_tensors
-from keras_igpt.backend.fused_attention import contiguous
+from keras_igpt.backend.fused_attention import contiguous, window_of
 from keras_igpt.backend.gradients import rematerialized
 from keras_igpt.backend.processes import infers_shapes_of_replicas
 from keras_igpt.model.architecture import FIELDS, Architecture, Attention, NormalizationKind
@@ -99,19 +99,20 @@ class TransformerBlock(keras.layers.Layer):
         statistics = keras.backend.result_type(self.compute_dtype, "float32")
         norms = [as_tensors(norm.gain, norm.bias, statistics) for norm in (self.attention_norm, self.feed_forward_norm)]
         width = self.attention_norm.gain.shape[0]
-        attention, output, expansion, contraction = (
-            as_tensors(layer.kernel, layer.bias, self.compute_dtype, inputs)
-            for layer, inputs in (
-                (self.attention.query_key_value, width),
-                (self.attention.output_projection, width),
-                (self.feed_forward.expansion, width),
-                (self.feed_forward.contraction, 4 * width),
+        attention, output = self.attention.query_key_value, self.attention.output_projection
+        expansion, contraction = self.feed_forward.expansion, self.feed_forward.contraction
+        scaled_bias = None if expansion.bias is None else GELU_SCALE * expansion.bias
+        qkv, merged, widened, narrowed = (
+            as_tensors(kernel, bias, self.compute_dtype, inputs)
+            for kernel, bias, inputs in (
+                (attention.kernel, attention.bias, width),
+                (output.kernel, output.bias, width),
+                (GELU_SCALE * expansion.kernel, scaled_bias, width),
+                (contraction.kernel / GELU_SCALE, contraction.bias, 4 * width),
             )
         )
         centred = self.attention_norm.kind == "layer_norm"
-        return EagerBlock(
-            *(norms[0], attention, output, norms[1], expansion, contraction), centred, EPSILON, GELU_SCALE
-        )
+        return EagerBlock(norms[0], qkv, merged, norms[1], widened, narrowed, centred, EPSILON)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._options}
@@ -414,6 +415,8 @@ class ImageGPTBackbone(QuantizableModel):
             Tensor `(B, 1, D)` or `(B, w, D)`, the output of `call` at `index`, and the updated cache.
         """
         hidden, updated = self.pixel_embedding.embed_step(token_ids, index), []
+        if runs_eagerly():
+            index = window_of(index, cache[0])
         for block, key_value in zip(blocks or self.decoding_blocks(), cache, strict=True):
             hidden, key_value = block(hidden, cache=key_value, index=index)
             updated.append(key_value)
