@@ -5,8 +5,9 @@ Run: TFDS_DATA_DIR=FOLDER python examples/distributed_pretraining.py     # FOLDE
 Several hosts: the same on each, after `export KERAS_DISTRIBUTION_…` (docs/cluster.md), or with TPU_SLICE = True.
 
 Needs: pip install "keras_igpt[jax,data]". Keras distributes on JAX alone.
-Measured: 2.430 nats per token on validation, one seed, on one device; 85 s of processor time on JAX, x86-64. On eight
-devices made of two busy cores XLA gave up waiting after 40 s; tests/training has eight with a smaller model.
+Measured: 2.426 nats per token on validation, one seed, on one device; 134 s of processor time on JAX, x86-64, beside
+other work. On eight devices made of two busy cores XLA gave up waiting after 40 s; tests/training has eight with a
+smaller model.
 """
 
 import os
