@@ -141,6 +141,7 @@ def make_training(kind):
         model.compile(**igpt.finetuning_recipe(0.01, clip_norm=1.0))
     else:
         model = make_causal_lm(num_layers=1, hidden_dim=8)
+        # A warm-up of 1% was the default.
         steps = {"steps": 3 * STEPS_PER_EPOCH, "steps_per_epoch": 1}
         model.compile(**igpt.pretraining_recipe("igpt_small", "ar", **steps, accumulation_steps=2))
     return model, batches

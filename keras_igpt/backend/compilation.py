@@ -14,6 +14,20 @@ def runs_eagerly() -> bool:
     return bool(keras.backend.backend() == "torch")
 
 
+def compiles_for_cpu() -> bool:
+    """Whether XLA compiles for a CPU (JAX and TensorFlow)."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return bool(jax.default_backend() == "cpu")
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.config.list_physical_devices("GPU") and not tf.config.list_physical_devices("TPU")
+    return False
+
+
 def copies_state_of_loops() -> bool:
     """Whether loops copy their state in each iteration unless `jit_compile` is set (TensorFlow).
 

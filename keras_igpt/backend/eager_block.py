@@ -18,7 +18,8 @@ Affine = tuple[Any, Any]
 class EagerBlock(NamedTuple):
     """A pre-norm block: its weights as PyTorch tensors, read once for all steps, and its constants.
 
-    The factor of the activation, `silu(s · x) / s`, is in the weights before and after it.
+    The activation is `silu(s · x) / s`. The first factor is in the weights of the norm before it, the second is
+    `residual_scale`, with the bias of the contraction multiplied by s.
     """
 
     attention_norm: Affine
@@ -29,6 +30,7 @@ class EagerBlock(NamedTuple):
     contraction: Affine
     centred: bool
     epsilon: float
+    residual_scale: float
 
     def __call__(self, hidden: Any, cache: tuple[Any, Any], index: int | Window) -> tuple[Any, tuple[Any, Any]]:
         """Runs the block over new positions of a cache that is updated in place.
@@ -36,7 +38,7 @@ class EagerBlock(NamedTuple):
         Args:
             hidden: tensor `(B, T, D)`, the residual stream at the new positions.
             cache: pair of tensors `(B, N, S, H)`, keys and values.
-            index: of `window_of`.
+            index: what `window_of` returns.
 
         Returns:
             Tensor `(B, T, D)`, and the updated cache.
@@ -48,7 +50,8 @@ class EagerBlock(NamedTuple):
         attended, cache = attend_in_place(projected.view(*hidden.shape[:2], 3, heads, head_dim), cache, index)
         hidden = hidden + _product(attended.reshape(hidden.shape), self.output_projection)
         expanded = _product(self._normalized(hidden, self.feed_forward_norm), self.expansion)
-        return hidden + _product(torch.nn.functional.silu(expanded), self.contraction), cache
+        widened = _product(torch.nn.functional.silu(expanded), self.contraction)
+        return torch.add(hidden, widened, alpha=self.residual_scale), cache
 
     def _normalized(self, hidden: Any, norm: Affine) -> Any:
         import torch

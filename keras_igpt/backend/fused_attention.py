@@ -74,15 +74,17 @@ class Window(NamedTuple):
 
 
 def window_of(index: Any, cache: tuple[Any, Any]) -> int | Window:
-    """Prepares the positions of a pass for the blocks it goes through (PyTorch only).
+    """Prepares the positions of a pass for the blocks it goes through, once (PyTorch only).
 
     Args:
-        index: int or scalar tensor, the new position of all rows; or int tensor `(B, w)`.
+        index: int or scalar tensor, the new position of all rows; int tensor `(B, w)`; or what this has returned.
         cache: pair of tensors `(B, N, S, H)`, of any block.
 
     Returns:
         int, or `Window`.
     """
+    if isinstance(index, Window):
+        return index
     if isinstance(index, int) or not index.ndim:
         return int(index)
     import torch
@@ -103,7 +105,7 @@ def attend_in_place(projected: Any, cache: tuple[Any, Any], window: int | Window
     Args:
         projected: tensor `(B, T, 3, N, H)`: queries, keys and values of the new positions.
         cache: pair of tensors `(B, N, S, H)`, keys and values.
-        window: of `window_of`.
+        window: what `window_of` returns.
 
     Returns:
         Tensor `(B, T, N, H)`, and the updated cache.

@@ -12,8 +12,8 @@ def innermost(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def steps_taken(optimizer: Any) -> int:
-    """Returns how many steps an optimizer has taken, those that only accumulate gradients among them."""
+def counted_steps(optimizer: Any) -> int:
+    """Returns an optimizer's count of batches; groups that were applied incomplete count as whole ones."""
     return int(ops.convert_to_numpy(innermost(optimizer)._iterations))
 
 
@@ -27,7 +27,7 @@ def apply_waiting_gradients(optimizer: Any) -> int:
         int. Number of accumulated batches; if 0, nothing is updated.
     """
     steps = optimizer.gradient_accumulation_steps
-    iterations = steps_taken(optimizer)
+    iterations = counted_steps(optimizer)
     waiting: int = iterations % steps
     if not waiting:
         return 0

@@ -11,14 +11,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_igpt.backend.compilation import compiles_for_cpu
+
 
 def reduces_rows_slowly() -> bool:
-    """Whether the backend is XLA on CPU."""
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
-
-    return jax.default_backend() == "cpu"
+    """Whether the backend is JAX on a CPU."""
+    return keras.backend.backend() == "jax" and compiles_for_cpu()
 
 
 def row_sum(inputs: Any) -> Any:

@@ -5,21 +5,16 @@ keras-igpt curate curate 'web/*.tar' --output web-tokens --model igpt_32x32.kera
     --palette clusters.npy --image-size 64 --exclude imagenet/validation
 """
 
-from __future__ import annotations
+from keras_igpt.curation.command import add_arguments, run
 
-import argparse
+__all__ = ["FLAGS", "add_arguments", "run"]
 
-from keras_igpt.commands.shared import named_by_flags
-from keras_igpt.curation import command
-
-__all__ = ["add_arguments", "run"]
-
-add_arguments = command.add_arguments
-
-# Those of the two commands inside, which are not among this one's own.
-_FLAGS = {
+# Those of the two commands inside, which argparse does not list among this one's own, by what errors call them.
+FLAGS = {
+    "model": "--model",
     "layer": "--layer",
-    "centroids": "--centroids",
+    "layers": "--layer",
+    "num_centroids": "--centroids",
     "seed": "--seed",
     "output": "--output",
     "palette": "--palette",
@@ -31,9 +26,3 @@ _FLAGS = {
     "min_side": "--min-side",
     "max_pixels": "--max-pixels",
 }
-
-
-def run(options: argparse.Namespace) -> None:
-    """Runs one of the two commands inside; errors name their flags."""
-    with named_by_flags(**_FLAGS):
-        command.run(options)

@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         flags = re.findall(r"--[a-z][a-z-]*", command.format_usage())
         by_argument = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags}
+        by_argument |= getattr(module, "FLAGS", {})
         command.set_defaults(run=partial(_run, module.run, by_argument))
     return parser
 

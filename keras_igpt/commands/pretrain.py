@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epoch-steps", type=int, help="steps between validations; one pass over the pictures by default"
     )
+    parser.add_argument(
+        "--warmup-steps", type=int, help="of the run, not of trials; 1%% of the steps by default, more in short runs"
+    )
     parser.add_argument("--keep-epochs", action="store_true", help="also write the model of each epoch, to epochs/")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003], help="falling; several are searched")
     parser.add_argument("--search-epochs", type=int, default=1, help="length of each trial of the search")
@@ -87,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     )
     rate = _searched_rate(options, tokens, palette, epoch_steps) if len(options.rates) > 1 else options.rates[0]
     keras.utils.set_random_seed(options.seed)
-    model = _make_model(options, palette, rate, steps)
+    model = _make_model(options, palette, rate, steps, options.warmup_steps)
     write_config(options, learning_rate=rate, parameters=model.count_params(), pictures=len(tokens.train))
     with named_by_flags(folder="--output"):
         history = model.fit(
@@ -144,9 +147,12 @@ def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
     return palette
 
 
-def _make_model(options: argparse.Namespace, palette: igpt.ColorPalette, rate: float, steps: int) -> Any:
+def _make_model(
+    options: argparse.Namespace, palette: igpt.ColorPalette, rate: float, steps: int, warmup: int | None = None
+) -> Any:
     causal = options.objective == "ar"
-    with named_by_flags(num_layers="--layers", num_heads="--heads", hidden_dim="--width", learning_rate="--rates"):
+    architecture = {"num_layers": "--layers", "num_heads": "--heads", "hidden_dim": "--width"}
+    with named_by_flags(**architecture, learning_rate="--rates", steps_per_epoch="--warmup-steps"):
         backbone = igpt.ImageGPTBackbone(
             palette.num_colors,
             options.image_size,
@@ -159,7 +165,7 @@ def _make_model(options: argparse.Namespace, palette: igpt.ColorPalette, rate: f
             dtype=options.dtype,
         )
         model = (igpt.ImageGPTCausalLM if causal else igpt.ImageGPTMaskedLM)(backbone, palette=palette)
-        model.compile(**igpt.pretraining_recipe("igpt_tiny", options.objective, steps, learning_rate=rate))
+        model.compile(**igpt.pretraining_recipe("igpt_tiny", options.objective, steps, warmup, learning_rate=rate))
     return model
 
 

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.backend.optimizers import steps_taken
+from keras_igpt.backend.optimizers import counted_steps
 from keras_igpt.model.cost import memory_text
 from keras_igpt.model.memory import training_estimate
 from keras_igpt.objectives.open_model import open_model
@@ -241,7 +241,7 @@ class TimeLeft(keras.callbacks.Callback):
         self._steps = self.params["epochs"] * self.params["steps"]
         self._seen = 0
         # A training that goes on begins in the middle.
-        self._done = steps_taken(self.model.optimizer)
+        self._done = counted_steps(self.model.optimizer)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._seen += 1

@@ -63,7 +63,8 @@ class Rules:
             check_number("share", self.share, 0, 1, above=True)
         if self.threshold is not None and self.share is not None:
             raise ValueError(
-                f"`threshold` or `share` must be None. Received: threshold={self.threshold}, share={self.share}"
+                "`threshold` and `share` must not both be given. "
+                f"Received: threshold={self.threshold}, share={self.share}"
             )
         check_integer("min_side", self.min_side)
         check_integer("max_pixels", self.max_pixels)

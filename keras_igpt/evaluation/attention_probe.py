@@ -25,7 +25,7 @@ from keras_igpt.objectives.pixel_model import PixelModel, check_language_model
 from keras_igpt.objectives.token_model import token_ids_of
 from keras_igpt.support.checks import check_integer, check_positive_numbers
 from keras_igpt.support.files import new_mapped_array, whole_file, write_json
-from keras_igpt.support.progress import told
+from keras_igpt.support.progress import Progress
 from keras_igpt.support.randomness import permutation
 
 LEARNING_RATES = (0.01, 0.003, 0.001)
@@ -359,7 +359,8 @@ def fit_attention_pooling(
 
     held_out = min(batch_size, len(validation[1]))
     trials: list[tuple[float, int]] = []
-    for rate in told(rates, "attention pooling", "learning rates"):
+    progress = Progress("attention pooling", len(rates) + 1, "trainings")
+    for rate in rates:
         model = start(rate, alone)
         best, best_epoch = -1.0, 0
         for epoch in range(max_epochs):
@@ -370,6 +371,7 @@ def fit_attention_pooling(
             elif epoch - best_epoch >= patience:
                 break
         trials.append((best, best_epoch + 1))
+        progress.update(len(trials))
     accuracies = tuple(accuracy for accuracy, _ in trials)
     chosen = int(np.argmax(accuracies))
     refitted, epochs = start(rates[chosen], together), trials[chosen][1]

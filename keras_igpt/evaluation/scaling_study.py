@@ -23,7 +23,7 @@ from keras_igpt.plotting import plot_scaling
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.files import write_json
 from keras_igpt.support.randomness import check_seed
-from keras_igpt.training.recipes import pretraining_recipe
+from keras_igpt.training.recipes import default_warmup, pretraining_recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,8 +130,9 @@ def scaling_study(
     runs: dict[str, tuple[ScalingRun, ...]] = {}
     for name, architecture in architectures.items():
         for count in steps[name]:
-            # Keyed by architecture and steps, so that sizes and budgets can be added later.
-            key = json.dumps({**architecture.arguments, "steps": count}, sort_keys=True)
+            # Keyed by architecture and schedule, so that sizes and budgets can be added later.
+            schedule = {"steps": count, "warmup": default_warmup(count)}
+            key = json.dumps({**architecture.arguments, **schedule}, sort_keys=True)
             if key not in finished:
                 finished[key] = _run(architecture, count, rate, train, validation, batch_size, seed)
                 record = {known: asdict(run) for known, run in finished.items()}

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import keras
 from keras import ops
 
-from keras_igpt.backend.compilation import runs_eagerly
-from keras_igpt.backend.fused_attention import attend_in_place, fused_attention, fused_attention_kernel
+from keras_igpt.backend.compilation import compiles_for_cpu, runs_eagerly
+from keras_igpt.backend.fused_attention import attend_in_place, fused_attention, fused_attention_kernel, window_of
 from keras_igpt.backend.gradients import barrier, differentiate_by_hand
 from keras_igpt.backend.row_reductions import row_max, row_sum
 
@@ -197,7 +197,7 @@ def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any,
         Tensor `(B, T, N, H)`, and the updated cache.
     """
     if runs_eagerly():
-        return attend_in_place(projected, cache, index)
+        return attend_in_place(projected, cache, window_of(index, cache))
     query, key, value = (swap_time_and_heads(projected[:, :, part]) for part in range(3))
     keys, values = _written(cache, (key, value), index)
     scores = ops.cast(ops.einsum("bnth,bnsh->bnts", query * _scale_of(query), keys), "float32")
@@ -209,14 +209,14 @@ def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any,
 
 def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
     """Writes keys and values `(B, N, T, H)` of new positions into the cache."""
-    rows = cache[0].shape[0]
-    if not len(index.shape) and rows != 1:
+    one_row = cache[0].shape[0] == 1 and compiles_for_cpu()
+    if not len(index.shape) and not one_row:
         keys, values = (ops.slice_update(whole, (0, 0, index, 0), part) for whole, part in zip(cache, new, strict=True))
         return keys, values
     firsts = ops.reshape(index, (-1, new[0].shape[2]))[:, 0]
-    # For one row, a number that XLA does not know: it would unroll the loop and then copy the whole cache, since it
-    # drops the axis of length one.
-    count = ops.cast(ops.min(firsts) >= 0, "int32") if rows == 1 else ops.shape(firsts)[0]
+    # XLA on CPU would unroll a loop of known length over one row, drop the axis of length one, and then copy the whole
+    # cache for each pass. So the length is a value that it cannot know, always 1.
+    count = ops.cast(ops.min(firsts) >= 0, "int32") if one_row else ops.shape(firsts)[0]
 
     def write(row: Any, cache: KeyValue) -> KeyValue:
         first = firsts[row]

@@ -97,22 +97,25 @@ class TransformerBlock(keras.layers.Layer):
     def eager(self) -> EagerBlock:
         """Returns the same block for decoding where operations run eagerly; it must not be quantised."""
         statistics = keras.backend.result_type(self.compute_dtype, "float32")
-        norms = [as_tensors(norm.gain, norm.bias, statistics) for norm in (self.attention_norm, self.feed_forward_norm)]
         width = self.attention_norm.gain.shape[0]
         attention, output = self.attention.query_key_value, self.attention.output_projection
         expansion, contraction = self.feed_forward.expansion, self.feed_forward.contraction
-        scaled_bias = None if expansion.bias is None else GELU_SCALE * expansion.bias
-        qkv, merged, widened, narrowed = (
-            as_tensors(kernel, bias, self.compute_dtype, inputs)
-            for kernel, bias, inputs in (
-                (attention.kernel, attention.bias, width),
-                (output.kernel, output.bias, width),
-                (GELU_SCALE * expansion.kernel, scaled_bias, width),
-                (contraction.kernel / GELU_SCALE, contraction.bias, 4 * width),
-            )
+
+        def scaled(weight: Any) -> Any:
+            return None if weight is None else GELU_SCALE * weight
+
+        norm = self.feed_forward_norm
+        return EagerBlock(
+            attention_norm=as_tensors(self.attention_norm.gain, self.attention_norm.bias, statistics),
+            query_key_value=as_tensors(attention.kernel, attention.bias, self.compute_dtype, width),
+            output_projection=as_tensors(output.kernel, output.bias, self.compute_dtype, width),
+            feed_forward_norm=as_tensors(scaled(norm.gain), scaled(norm.bias), statistics),
+            expansion=as_tensors(expansion.kernel, scaled(expansion.bias), self.compute_dtype, width),
+            contraction=as_tensors(contraction.kernel, scaled(contraction.bias), self.compute_dtype, 4 * width),
+            centred=norm.kind == "layer_norm",
+            epsilon=EPSILON,
+            residual_scale=1 / GELU_SCALE,
         )
-        centred = self.attention_norm.kind == "layer_norm"
-        return EagerBlock(norms[0], qkv, merged, norms[1], widened, narrowed, centred, EPSILON)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._options}

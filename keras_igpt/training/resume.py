@@ -65,7 +65,7 @@ class ExactResume(keras.callbacks.Callback):
     Give it to `fit` with `TrainingBatches`, `MixedBatches` or a Grain `MapDataset` of batches, and run the same script
     again after a crash: weights, optimizer, metrics, step and position in the data are those of the last checkpoint. On
     a CPU the run ends in the same weights, bit for bit, as one that was never stopped. Other data sets have no position
-    to go back to. Checkpoints are copied to the host between two steps and
+    to go back to. Checkpoints are copied to the host between two executions of steps and
     written by a thread while training goes on; a file takes its name when it is whole. A damaged checkpoint is passed
     over for the one before it. Failed writes do not stop the training, and neither do weights that are not finite,
     which are not written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect
@@ -139,7 +139,6 @@ class ExactResume(keras.callbacks.Callback):
         epoch, skipped = self._restore(model) or (options.get("initial_epoch", 0), 0)
         self._first_epoch, self._skipped = epoch, skipped
         self._saved_step = epoch * steps + skipped
-        self._check_executions(model, {"what is left of the epoch": steps - skipped})
         first = epoch * steps
         with self._writer_and_signals():
             if not skipped or epoch >= epochs:
@@ -321,6 +320,8 @@ class ExactResume(keras.callbacks.Callback):
             header, arrays = content
             state = _state_of(model)
             self._check(path, header, model, state)
+            epoch, skipped = divmod(header["step"], self._steps_per_epoch)
+            self._check_executions(model, {"what is left of the epoch": self._steps_per_epoch - skipped})
             for variable, array in zip(state, arrays, strict=False):
                 variable.assign(array)
             weights = len(_weights_of(model))
@@ -328,7 +329,6 @@ class ExactResume(keras.callbacks.Callback):
                 self._end = arrays[:weights]
                 print(f"{path} is the end of its training, which EarlyStopping stopped.", flush=True)
                 return self._epochs, 0
-            epoch, skipped = divmod(header["step"], self._steps_per_epoch)
             end = path.with_name(path.name.replace("step-", "end-"))
             if header["step"] == self._epochs * self._steps_per_epoch and end.exists():
                 _, self._end = self._read(end, "the model keeps the weights of the last step") or ({}, [])
