@@ -4,9 +4,9 @@ Run: python examples/pretrain_mixture.py     # reads pictures/CLASS/PICTURE.jpg 
 
 WEB is a folder that `python -m keras_igpt.curation` has written; palette and picture size are its own.
 Needs: pip install "keras_igpt[jax,data]"
-Measured: 3.21 nats per token on validation (one seed; with a warm-up of 1 step in place of 10) in a trial with PRESET = "igpt_nano", 2 epochs of 50 steps, 5,000
-pictures of CIFAR-10 and 10,000 others of it for the web, at 8x8 pixels and 64 colours; 38 s of processor time on JAX,
-x86-64. Not run at a size that is worth it.
+Measured: 3.21 nats per token on validation (one seed; a warm-up of 1 step in place of 10) in a trial with PRESET =
+"igpt_nano", 2 epochs of 50 steps, 5,000 pictures of CIFAR-10 and 10,000 others of it for the web, at 8x8 pixels and 64
+colours; 38 s of processor time on JAX, x86-64. Not run at a size that is worth it.
 """
 
 import os
