@@ -225,7 +225,11 @@ def plot_scaling(
     for color, (name, points) in zip(_cycle(len(losses)), losses.items(), strict=True):
         axes.plot(list(points), list(points.values()), "o", color=color, label=name)
         axes.plot(list(fitted[name]), list(fitted[name].values()), "-", color=color, linewidth=1)
+    bottom, top = axes.get_ylim()
     axes.axhline(irreducible_loss, color="grey", linestyle=":", label=f"irreducible loss {irreducible_loss:.3f}")
+    if irreducible_loss < bottom - (top - bottom):
+        # Named, but out of sight: so far below the runs, it would press them together.
+        axes.set_ylim(bottom, top)
     axes.set_xscale("log")
     _finish(axes, "tokens trained on", "validation loss (nats per token)")
     return figure

@@ -209,3 +209,9 @@ def test_an_animation_shows_all_pictures_in_colors_that_stay(tmp_path):
                 shown = sheet[17 * row : 17 * row + 16, 17 * column : 17 * column + 16]
                 np.testing.assert_array_equal(shown, plotting.hide_pixels(picture, 4 * frame))
         assert (sheet[52:, 17:] == 128).all()
+
+
+def test_an_irreducible_loss_far_below_the_runs_does_not_press_them_together():
+    losses = {"width 8": {1_000: 3.0, 10_000: 2.0}}
+    lowest = [plotting.plot_scaling(losses, losses, irreducible).axes[0].get_ylim()[0] for irreducible in (1.5, 0.1)]
+    assert lowest[0] < 1.5 < lowest[1] < 2
