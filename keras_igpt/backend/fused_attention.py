@@ -5,10 +5,14 @@ Keras' own call silently falls back to the full score matrix if a kernel cannot 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
+
+# What a pass over several new positions of each row needs in each block, as PyTorch tensors: rows `(B, 1)`, positions
+# `(B, w)`, and a mask `(B, 1, w, S)` that is added to the scores.
+Window = tuple[Any, Any, Any]
 
 
 def fused_attention_kernel(dtype: str, head_dim: int) -> tuple[str | None, str]:
@@ -59,20 +63,6 @@ def fused_attention(query: Any, key: Any, value: Any, causal: bool) -> Any:
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
-class Window(NamedTuple):
-    """What a pass over several new positions of each row needs in each block, as PyTorch tensors.
-
-    Attributes:
-        rows: int tensor `(B, 1)`.
-        positions: int tensor `(B, w)`.
-        mask: tensor `(B, 1, w, S)` that is added to the scores.
-    """
-
-    rows: Any
-    positions: Any
-    mask: Any
-
-
 def window_of(index: Any, cache: tuple[Any, Any]) -> int | Window:
     """Prepares the positions of a pass for the blocks it goes through, once (PyTorch only).
 
@@ -81,11 +71,11 @@ def window_of(index: Any, cache: tuple[Any, Any]) -> int | Window:
         cache: pair of tensors `(B, N, S, H)`, of any block.
 
     Returns:
-        int, or `Window`.
+        int or `Window`.
     """
-    if isinstance(index, Window):
+    if isinstance(index, (int, tuple)):
         return index
-    if isinstance(index, int) or not index.ndim:
+    if not index.ndim:
         return int(index)
     import torch
 
@@ -94,7 +84,7 @@ def window_of(index: Any, cache: tuple[Any, Any]) -> int | Window:
     visible = torch.arange(keys.shape[2], device=index.device) <= positions[:, None, :, None]
     # As the kernel would make it of `visible` in each block.
     mask = torch.zeros(visible.shape, dtype=keys.dtype, device=index.device).masked_fill_(~visible, float("-inf"))
-    return Window(torch.arange(len(index), device=index.device)[:, None], positions, mask)
+    return torch.arange(len(index), device=index.device)[:, None], positions, mask
 
 
 def attend_in_place(projected: Any, cache: tuple[Any, Any], window: int | Window) -> tuple[Any, tuple[Any, Any]]:
@@ -120,9 +110,9 @@ def attend_in_place(projected: Any, cache: tuple[Any, Any], window: int | Window
         # Slicing to the filled positions makes a mask unnecessary.
         keys, values, mask = keys[:, :, : window + 1], values[:, :, : window + 1], None
     else:
+        rows, positions, mask = window
         for whole, part in zip(cache, new, strict=True):
-            whole[window.rows, :, window.positions] = part
-        mask = window.mask
+            whole[rows, :, positions] = part
     attended = torch.nn.functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask)
     return attended.transpose(1, 2), cache
 

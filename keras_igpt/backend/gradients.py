@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import keras
 from keras import ops
 
+from keras_igpt.backend.compilation import compiles_for_cpu
 from keras_igpt.backend.row_reductions import reduces_rows_slowly
 
 ValueT = TypeVar("ValueT")
@@ -51,9 +52,9 @@ def barrier(earlier: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
         The tensors, in the same order.
     """
     if keras.backend.backend() == "jax":
-        import jax
+        if not compiles_for_cpu():
+            import jax
 
-        if jax.default_backend() != "cpu":
             return tuple(jax.lax.optimization_barrier((earlier, *tensors))[1:])
         # XLA on CPU drops the barrier before merging, but keeps zero times a number, which may be NaN.
         nothing = 0 * earlier[(0,) * earlier.ndim]

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     if options.epoch_steps is not None:
         epoch_steps = check_integer("epoch_steps", options.epoch_steps)
     steps = options.epochs * epoch_steps
-    model = _make_model(options, palette, options.rates[0], steps)
+    model = _make_model(options, palette, options.rates[0], steps, options.warmup_steps)
     size = options.image_size
     say_plan(
         f"{len(tokens.train):,} pictures of {size}x{size} pixels",

@@ -67,6 +67,13 @@ def test_pretraining_on_a_flat_folder(pretrained, folders, capsys):
         main(["pretrain", "--images", folders.flat, *SIZES, "--colors", "9", "--output", str(pretrained)])
 
 
+def test_a_warm_up_too_long_is_refused_before_the_search(folders, tmp_path):
+    options = ["--images", folders.flat, *SIZES, "--rates", "0.01", "0.003", "--warmup-steps", "99"]
+    with pytest.raises(SystemExit, match=r"--warmup-steps must be less than steps=.* Received: --warmup-steps 99"):
+        main(["pretrain", *options, "--output", str(tmp_path)])
+    assert not (tmp_path / "search").exists()
+
+
 def test_from_a_model_to_depth_curve_classifier_and_completions(
     pretrained, folders, tmp_path, capsys, monkeypatch, caplog
 ):

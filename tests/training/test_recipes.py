@@ -54,10 +54,10 @@ def test_the_schedule_warms_up_for_an_epoch_and_ends_at_zero():
     ("steps", "warmup"), [(20, 2), (350, 35), (1_000, 100), (5_000, 100), (10_000, 100), (1_000_000, 10_000)]
 )
 def test_the_warm_up_is_one_percent_by_default_and_longer_in_short_runs(steps, warmup):
-    before, peak, after = rates(steps, at=(warmup - 1, warmup, warmup + 1))
+    # In a long run, single precision does not see the cosine's first step down.
+    before, peak, after = rates(steps, at=(warmup - 1, warmup, warmup + max(1, steps // 1000)))
     assert peak == pytest.approx(0.003)
-    # At a million steps, single precision does not see the cosine's first step down.
-    assert before < peak >= after
+    assert before < peak > after
 
 
 def test_one_step_is_enough():
