@@ -5,9 +5,8 @@ Command: python benchmarks/scaling.py --data-dir FOLDER [--output results/scalin
 Pre-trains autoregressive models of four widths on CIFAR-10 at 8x8 pixels (as TensorFlow Datasets prepared it, in the
 256 colours of the preset `igpt_cifar10_8x8`) with four compute budgets each, and fits the law, perhaps only to runs of
 `--fewest-updates`. Then some sizes are trained with four times the largest budget, and their losses compared with the
-forecast. Printed: the coefficients with
-their intervals, the runs, and the forecast beside what was observed. Can be killed and started again: finished runs are
-kept in `runs.json`. Under an hour of one core.
+forecast. Printed: the coefficients with their intervals, the runs, and the forecast beside what was observed. Can be
+killed and started again: finished runs are kept in `runs.json`. Under an hour of one core.
 """
 
 from __future__ import annotations

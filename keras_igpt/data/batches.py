@@ -102,9 +102,7 @@ class TrainingBatches(EndlessBatches):
                 f"`batch_size` must be at most the number of examples, {len(self._source)}. "
                 f"Received: batch_size={batch_size}"
             )
-        # Keras refills the queue each epoch and keeps leftovers, so it must hold less than an epoch.
-        threads = self._source.thread_options(workers, len(self._source) // batch_size - 1)
-        super().__init__(int(batch_size), seed, shard, first_step, threads)
+        super().__init__(int(batch_size), seed, shard, first_step, self._source.thread_options(workers))
         self._augmentation = augmentation
         self._orders = EpochOrders(len(self._source), self._seed, in_memory=self._source.labeled)
 

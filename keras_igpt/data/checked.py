@@ -55,6 +55,27 @@ class CheckedData:
         self.first = check(first)
         self.data = self._wrapped(data, converts=self.first is not first)
 
+    def trained_on_for(self, steps: int | None) -> None:
+        """Tells a `PyDataset` how many batches Keras takes of it in an epoch, to go on from there in the next.
+
+        Keras reads ahead in threads and keeps for the next epoch what is left over, so the queue must be shorter than
+        an epoch, or more is left over each time.
+        """
+        if steps is None or not isinstance(self.data, _CheckedDataset):
+            return
+        if steps == 1:
+            self.data.workers = 1
+        else:
+            self.data.max_queue_size = min(self.data.max_queue_size, steps - 1)
+
+    def validated_on_for(self, steps: int | None) -> None:
+        """Tells a `PyDataset` how many batches Keras takes of it in each validation, the first ones every time.
+
+        It ends there, or the next validation would begin with what is left over.
+        """
+        if steps is not None and isinstance(self.data, _CheckedDataset):
+            self.data.end_after(steps)
+
     def _wrapped(self, data: Any, converts: bool) -> Any:
         """The data set with batches that are checked, and with tokens in place of pictures if it `converts`."""
         if isinstance(data, keras.utils.PyDataset):
@@ -92,13 +113,17 @@ class _CheckedDataset(keras.utils.PyDataset):
             use_multiprocessing=dataset.use_multiprocessing,
             max_queue_size=dataset.max_queue_size,
         )
-        self._dataset, self._check = dataset, check
+        self._dataset, self._check, self._steps = dataset, check, sys.maxsize
 
     @property
     def num_batches(self) -> int | None:
-        """The wrapped data set's number of batches."""
+        """The wrapped data set's number of batches, at most those to end after."""
         count: int | None = self._dataset.num_batches
-        return count
+        return None if count is None else min(count, self._steps)
+
+    def end_after(self, steps: int) -> None:
+        """Leaves out what comes after `steps` batches; no end is given to an endless data set."""
+        self._steps = steps
 
     def start_at(self, step: int) -> None:
         """Makes item 0 the wrapped data set's item `step`; needs its `starting_at`."""

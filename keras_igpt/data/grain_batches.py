@@ -42,8 +42,7 @@ class GrainBatches(keras.utils.PyDataset):
                 "`steps_per_epoch` must be given for a MapDataset without an end. Received: steps_per_epoch=None"
             )
         self.steps_per_epoch = count if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch)
-        # Keras refills the queue each epoch and keeps leftovers, so it must hold less than an epoch.
-        super().__init__(workers=processors(), max_queue_size=max(1, min(_MOST_AHEAD, self.steps_per_epoch - 1)))
+        super().__init__(workers=processors(), max_queue_size=_MOST_AHEAD)
         self._dataset, self._count, self.first_step = dataset, count, 0
 
     @property

@@ -106,8 +106,7 @@ class MixedBatches(EndlessBatches):
         batch_size = check_integer("batch_size", batch_size)
         rows = sum(len(reader) for reader in self._readers)
         self._steps_per_epoch = max(1, rows // batch_size)
-        # Keras refills the queue each epoch and keeps leftovers, so it must hold less than an epoch.
-        threads = [reader.thread_options(workers, self._steps_per_epoch - 1) for reader in self._readers]
+        threads = [reader.thread_options(workers) for reader in self._readers]
         super().__init__(batch_size, seed, shard, first_step, max(threads, key=lambda options: options["workers"]))
         self._shares = _Shares([source.weight for source in self._sources.values()], self._seed)
         self._seeds = [int(random_bits(f"source {name}", self._seed)) for name in self._sources]

@@ -95,12 +95,12 @@ class TokenSource:
         assert self._palette is not None
         return hashlib.sha256(digest.encode() + self._palette.centroids.tobytes()).hexdigest()
 
-    def thread_options(self, workers: int | None, most_ahead: int = _BATCHES_AHEAD) -> dict[str, int]:
+    def thread_options(self, workers: int | None) -> dict[str, int]:
         """Returns `keras.utils.PyDataset` arguments for `workers` threads, or for a suitable number if None."""
         if workers is None:
             workers = 1 if self._files is None else self._files.threads
         workers = check_integer("workers", workers)
-        return {"workers": workers, "max_queue_size": max(1, min(max(_BATCHES_AHEAD, 2 * workers), most_ahead))}
+        return {"workers": workers, "max_queue_size": max(_BATCHES_AHEAD, 2 * workers)}
 
     def read(self, rows: npt.NDArray[np.int64], seed: int = 0, epoch: int = 0) -> tuple[TokenIds, Labels | None]:
         """Returns token ids `(B, T)` and labels `(B,)` of some rows, with an epoch's augmentation."""

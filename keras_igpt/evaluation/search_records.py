@@ -13,6 +13,8 @@ from typing import Any
 from keras_igpt.evaluation.intervals import MeasuredAccuracy, interval_of_share
 from keras_igpt.support.files import write_json
 
+_SETS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -156,14 +158,16 @@ class Ledger:
         recorded = content["search"]
         for name, here in self._description.items():
             there = recorded.get(name)
-            # Older files describe fewer values.
+            # Older files describe fewer values, no test set, and of pictures in files the number alone.
             if name == "batches" and isinstance(there, dict):
                 here = {key: value for key, value in here.items() if key in there}
+            if name in _SETS and there in (None, here.partition(" ")[0]):
+                continue
             if here == there:
                 continue
             if name == "model" and "settings" in content:
                 path, here, there = _first_difference("", self._settings, content["settings"])
-            elif name in ("train", "validation"):
+            elif name in _SETS:
                 # Fingerprints are a number of pictures and a hash.
                 counts = [str(fingerprint).partition(" ")[0] for fingerprint in (here, there)]
                 if counts[0] == counts[1]:

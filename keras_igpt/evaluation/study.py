@@ -18,14 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_igpt.backend.processes import check_one_process
-from keras_igpt.data import (
-    DataSplits,
-    EvaluationBatches,
-    LabeledImages,
-    LabeledTokens,
-    TrainingBatches,
-    UnlabeledTokens,
-)
+from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
 from keras_igpt.data.examples import check_labeled
 from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
 from keras_igpt.evaluation.search_records import (
@@ -158,7 +151,7 @@ class Study:
 
         Raises:
             ValueError: if the objective is not among the metrics, two models start with different weights, or `folder`
-                holds another search.
+                holds another search, such as one of other pictures in any of the three sets.
             ImportError: if KerasTuner is absent.
 
         Example:
@@ -325,6 +318,7 @@ class Study:
             "batches": training.batches.description,
             "train": _fingerprint(self._data.train),
             "validation": _fingerprint(self._data.validation),
+            "test": _fingerprint(self._data.test),
             "model": hashlib.sha256(settings.encode()).hexdigest(),
             "start": start,
         }
@@ -463,9 +457,8 @@ def _bound(untrained: float, objective: str, validation: Any) -> float:
 
 
 def _fingerprint(examples: Any) -> str:
-    """Returns the number of examples and, if they are in memory, a hash of them."""
-    in_memory = isinstance(examples, (LabeledImages, LabeledTokens, UnlabeledTokens))
-    return f"{len(examples)} {examples.digest()}" if in_memory else f"{len(examples)}"
+    """Returns the number of examples and a hash of them; see `ImageFiles.digest`."""
+    return f"{len(examples)} {examples.digest()}"
 
 
 def _evaluate(model: keras.Model, batches: EvaluationBatches) -> dict[str, float]:

@@ -96,6 +96,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
         """Runs `keras.Model.fit` on checked data, which begin with the first epoch if asked to and if they can."""
         x = as_token_ids(self, x, "x") if are_pictures(x) else x
         data, y = self._prepared(x, y, options)
+        data.trained_on_for(options.get("steps_per_epoch"))
         checked = [data]
         if data.first is not None:
             # Keras warns that it cannot shuffle what comes in batches.
@@ -119,6 +120,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
                     "`validation_data` must be a data set alone, for its batches have the labels and weights. "
                     f"Received: {type(parts[0]).__name__} with labels"
                 )
+            validation.validated_on_for(steps)
             checked.append(validation)
             options["validation_data"] = (
                 validation.data if validation.first is not None else (validation.data, targets, weights)

@@ -188,7 +188,6 @@ def test_items_out_of_range_and_endless_sets_are_refused(examples):
     for batches, index in ((training, -1), (evaluation, -1), (evaluation, 6)):
         with pytest.raises(IndexError, match="`index`"):
             batches[index]
-    assert training.max_queue_size < training.steps_per_epoch
     model = make_causal_lm()
     model.compile(optimizer="sgd")
     for name, use in {

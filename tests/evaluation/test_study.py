@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tuning_process
 from conftest import make_causal_lm
+from PIL import Image
 from tuning_process import RATES, evaluation_batches, make_data, make_model, run, training_batches
 
 import keras_igpt as igpt
@@ -376,7 +377,7 @@ def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
 
     # A ledger of an earlier version: the hash alone, and nothing of what is described since.
     ledger = json.loads((folder / "trials.json").read_text())
-    del ledger["settings"], ledger["search"]["batches"]["seed"]
+    del ledger["settings"], ledger["search"]["batches"]["seed"], ledger["search"]["test"]
     (tmp_path / "trials.json").write_text(json.dumps(ledger))
     assert "model has other settings here" in message(tmp_path, make_model=other_model)
 
@@ -450,6 +451,44 @@ def test_a_folder_of_another_search_is_refused(finished, tmp_path):
     (tmp_path / "trials.json").write_text('{"search": ')
     with pytest.raises(ValueError, match="which is damaged"):
         run(tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda test: test.take(range(8)), lambda test: test.take(range(16)[::-1])])
+def test_a_report_of_another_test_set_is_refused(finished, change):
+    """The report was of those pictures, and these were perhaps trained on."""
+    other = replace(make_data(), test=change(make_data().test))
+    with pytest.raises(ValueError, match=r"`folder` must hold this search: .*data\.test"):
+        run(finished[0], data=other)
+
+
+def test_a_search_on_other_files_is_refused(tmp_path, palette):
+    """As many of them: other pictures of the same folder are held out with another seed."""
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (4, 4, 3), "uint8")).save(path)
+    first, second = (
+        igpt.load_image_folder(tmp_path / "pictures", 4, held_out=0.2, seed=seed)
+        for seed in (0, 1)
+    )
+    options = {
+        "training_batches": lambda examples: igpt.TrainingBatches(examples, palette, 4),
+        "evaluation_batches": lambda examples: igpt.EvaluationBatches(examples, palette, 4),
+        "epochs": 1,
+        "oracle": igpt.DescendingLearningRateOracle("val_loss", (0.01,)),
+        "to_beat": 100.0,
+    }
+    assert isinstance(first.train, igpt.ImageFiles)
+    run(tmp_path / "study", data=first, **options)
+    options["oracle"] = igpt.DescendingLearningRateOracle("val_loss", (0.01,))
+    with pytest.raises(ValueError, match=r"data\.train has other pictures or labels here"):
+        run(tmp_path / "study", data=second, **options)
+    # Earlier versions noted the number of files alone, and go on.
+    ledger = json.loads((tmp_path / "study" / "trials.json").read_text())
+    ledger["search"] |= {name: str(len(first[name])) for name in ("train", "validation")}
+    (tmp_path / "study" / "trials.json").write_text(json.dumps(ledger))
+    run(tmp_path / "study", data=first, **options | {"oracle": igpt.DescendingLearningRateOracle("val_loss", (0.01,))})
 
 
 def test_errors_of_a_trial_are_raised(tmp_path):

@@ -362,6 +362,44 @@ def test_tokens_that_pytorch_cannot_hold(lm):
         lm.fit(random_tokens(4).astype("uint64"), verbose=0)
 
 
+class Slow(Dataset):
+    """Batches read in four threads, which read ahead; counts what they read."""
+
+    def __init__(self, batches, endless=False):
+        super().__init__(batches, workers=4)
+        self.endless, self.read = endless, []
+
+    @property
+    def num_batches(self):
+        return None if self.endless else len(self.batches)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.batches[index % len(self.batches)]
+
+
+def test_a_part_of_the_validation_data_is_the_same_part_each_epoch():
+    model = randomize(make_causal_lm(num_layers=1))
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    held_out = Slow([(random_tokens(2, seed=seed),) for seed in range(12)])
+    training = [(random_tokens(2),)]
+    history = model.fit(
+        Dataset(training), epochs=4, validation_data=held_out, validation_steps=2, verbose=0
+    ).history
+    assert len(set(history["val_loss"])) == 1
+    assert set(held_out.read) == {0, 1}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_short_epochs_read_what_they_train_on(steps):
+    model = randomize(make_causal_lm(num_layers=1))
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    batches = Slow([(random_tokens(2, seed=seed),) for seed in range(12)], endless=True)
+    model.fit(batches, epochs=20, steps_per_epoch=steps, verbose=0)
+    # The first batch is looked at before, and TensorFlow looks at two.
+    assert len(batches.read) < 20 * steps + 16
+
+
 def test_validation_data_are_checked_before_the_first_epoch(lm):
     token_ids = random_tokens(4)
     bad = np.where(token_ids == token_ids.max(), 99, token_ids)
