@@ -117,6 +117,11 @@ class TrainingBatches(EndlessBatches):
         return self._source.examples
 
     @property
+    def palette(self) -> ColorPalette | None:
+        """The palette of the tokens; None if it is not known."""
+        return self._source.palette
+
+    @property
     def known_labels(self) -> Labels | None:
         """Labels of all examples if known without reading files, else None."""
         return self._source.known_labels
@@ -191,6 +196,11 @@ class EvaluationBatches(keras.utils.PyDataset):
     def examples(self) -> PictureExamples:
         """The examples; pictures in memory are replaced by their tokens."""
         return self._source.examples
+
+    @property
+    def palette(self) -> ColorPalette | None:
+        """The palette of the tokens; None if it is not known."""
+        return self._source.palette
 
     @property
     def known_labels(self) -> Labels | None:

@@ -20,7 +20,7 @@ from keras_igpt.data.image_files import ImageFiles, import_pillow, open_picture,
 from keras_igpt.data.token_shards import TokenShards
 from keras_igpt.data.token_source import LabeledPictureExamples, PictureExamples
 from keras_igpt.data.unlabeled import UnlabeledImages, UnlabeledTokens
-from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids
+from keras_igpt.palette.color_palette import ColorPalette, TokenIds, UInt8Images, check_images, check_token_ids
 
 # `Any` stands for Pillow images, paths, and lists of pictures.
 Pictures = PictureExamples | EvaluationBatches | npt.ArrayLike | Any
@@ -121,6 +121,24 @@ def as_pictures(model: PictureModel, given: Pictures, name: str = "images") -> U
     return fitted if fitted.ndim == 4 else _palette_of(model, name).decode(fitted)
 
 
+def as_pictures_and_tokens(model: PictureModel, given: Pictures) -> tuple[UInt8Images, TokenIds]:
+    """Returns `images` as `as_pictures` does, and the tokens that the model is to see: those given, if they were."""
+    fitted = _in_memory(_fitted(model, given, "images"))
+    palette = _palette_of(model, "images")
+    if fitted.ndim == 4:
+        return fitted, palette.encode(fitted)
+    return palette.decode(fitted), fitted.astype(np.int32)
+
+
+def check_palette(model: PictureModel, palette: ColorPalette | None, name: str) -> None:
+    """Raises `ValueError` if tokens are of another palette than the model's, where both are known."""
+    if palette is not None and model.palette is not None and palette != model.palette:
+        raise ValueError(
+            f"`{name}` must be in the colours of the model's own palette: make it with `model.palette`. "
+            f"Received: another palette, of {palette.num_colors} colours"
+        )
+
+
 def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str = "images") -> UInt8Images:
     """Returns pictures as one array of the given size; other sizes are resized with a warning.
 
@@ -169,6 +187,7 @@ def pictures_of_size(images: Any, image_size: int, num_channels: int, name: str 
 def _collected(model: PictureModel, given: Any, name: str) -> Any:
     """Returns the examples of a data set, read into memory; anything else as it is."""
     if isinstance(given, EvaluationBatches):
+        check_palette(model, given.palette, name)
         return given.examples
     batches = batches_of(given, name)
     if batches is None:
@@ -217,6 +236,8 @@ def _fitted(model: PictureModel, given: Any, name: str) -> npt.NDArray[Any] | Im
     tokens_given = isinstance(given, (LabeledTokens, UnlabeledTokens))
     if tokens_given and given.num_colors != colors:
         raise ValueError(f"`{name}` must be tokens of {colors} colours. Received: {given.num_colors} colours")
+    if isinstance(given, UnlabeledTokens):
+        check_palette(model, given.palette, name)
     if isinstance(given, LabeledImages):
         given = given.images
     if are_pictures(given):

@@ -95,7 +95,7 @@ class MixedBatches(EndlessBatches):
     ) -> None:
         if not isinstance(palette, ColorPalette):
             raise ValueError(f"`palette` must be a ColorPalette. Received: {type(palette).__name__}")
-        self._sources = _check_sources(sources)
+        self._sources, self._palette = _check_sources(sources), palette
         self._readers = [
             TokenSource(source.examples, palette, source.augmentation, f"sources[{name!r}]")
             for name, source in self._sources.items()
@@ -116,6 +116,11 @@ class MixedBatches(EndlessBatches):
     def names(self) -> tuple[str, ...]:
         """The sources' names, sorted; source numbers index into them."""
         return tuple(self._sources)
+
+    @property
+    def palette(self) -> ColorPalette:
+        """The palette of all sources."""
+        return self._palette
 
     @property
     def steps_per_epoch(self) -> int:

@@ -33,6 +33,7 @@ class TokenSource:
 
     Attributes:
         examples: the examples; pictures in memory are replaced by their tokens.
+        palette: `ColorPalette` of the tokens, or None if it is not known.
 
     Raises:
         ValueError: if the arguments do not fit together.
@@ -60,7 +61,9 @@ class TokenSource:
             assert palette is not None
             examples = examples.encode(palette)
         self.examples: PictureExamples = examples
-        self._palette, self._augmentation = palette, augmentation
+        if palette is None and isinstance(examples, UnlabeledTokens):
+            palette = examples.palette
+        self.palette, self._augmentation = palette, augmentation
         self._check_augmentation(name)
 
     def __len__(self) -> int:
@@ -92,8 +95,8 @@ class TokenSource:
         digest = self.examples.digest()
         if self._files is None:
             return digest
-        assert self._palette is not None
-        return hashlib.sha256(digest.encode() + self._palette.centroids.tobytes()).hexdigest()
+        assert self.palette is not None
+        return hashlib.sha256(digest.encode() + self.palette.centroids.tobytes()).hexdigest()
 
     def thread_options(self, workers: int | None) -> dict[str, int]:
         """Returns `keras.utils.PyDataset` arguments for `workers` threads, or for a suitable number if None."""
@@ -111,10 +114,10 @@ class TokenSource:
             if isinstance(self.examples, LabeledTokens):
                 labels = self.examples.labels[rows]
         else:
-            assert self._palette is not None
+            assert self.palette is not None
             crop = self._augmentation if isinstance(self._augmentation, RandomResizedCrop) else None
             images, classes = zip(*(self._files.read(row, crop, seed, epoch) for row in rows.tolist()), strict=True)
-            token_ids = self._palette.encode(np.stack(images))
+            token_ids = self.palette.encode(np.stack(images))
             labels = np.array(classes, np.int64) if self.labeled else None
         if isinstance(self._augmentation, PaddedCrop):
             places = self._augmentation.sources(self.image_size, seed, epoch, rows)

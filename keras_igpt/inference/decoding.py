@@ -10,7 +10,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_igpt.backend.compilation import copies_state_of_loops, runs_eagerly
-from keras_igpt.data.inputs import as_pictures
+from keras_igpt.data.inputs import as_pictures_and_tokens
 from keras_igpt.inference.compiled import Program
 from keras_igpt.inference.language_model import LanguageModel, palette_of
 from keras_igpt.inference.sampling import (
@@ -260,13 +260,13 @@ def complete_images(
     """Keeps the beginning of pictures and draws the rest; `ImageGPTCausalLM.complete`."""
     palette = palette_of(language_model, without="continue_tokens")
     side = language_model.backbone.image_size
-    array = as_pictures(language_model, images)
+    pictures, token_ids = as_pictures_and_tokens(language_model, images)
     hidden = (np.arange(side**2) >= keep_pixels).reshape(side, side)
 
     def draw(prompt: TokenIds, drawn: npt.NDArray[np.bool_]) -> TokenIds:
         return continue_tokens(language_model, prompt, ~drawn, sampling, batch_size, lookahead, verbose).token_ids
 
-    return redraw_pictures(palette, array, hidden, num_samples, quantize, draw)
+    return redraw_pictures(palette, pictures, token_ids, hidden, num_samples, quantize, draw)
 
 
 def continue_tokens(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_igpt.data.inputs import as_pictures
+from keras_igpt.data.inputs import as_pictures_and_tokens
 from keras_igpt.inference.compiled import Program
 from keras_igpt.inference.language_model import MaskedLanguageModel, palette_of
 from keras_igpt.inference.sampling import (
@@ -63,18 +63,18 @@ def fill_images(
     """Draws the hidden pixels of pictures; `ImageGPTMaskedLM.fill`."""
     palette = palette_of(language_model, without="fill_tokens")
     side = language_model.backbone.image_size
-    array = as_pictures(language_model, images)
+    pictures, token_ids = as_pictures_and_tokens(language_model, images)
     mask = np.asarray(hidden)
-    if mask.dtype != bool or mask.shape not in ((side, side), array.shape[:3]):
+    if mask.dtype != bool or mask.shape not in ((side, side), pictures.shape[:3]):
         raise ValueError(
-            f"`hidden` must be bool of shape {(side, side)} or {array.shape[:3]}. "
+            f"`hidden` must be bool of shape {(side, side)} or {pictures.shape[:3]}. "
             f"Received: {mask.dtype} of shape {mask.shape}"
         )
 
     def draw(prompt: TokenIds, drawn: npt.NDArray[np.bool_]) -> TokenIds:
         return fill_tokens(language_model, prompt, drawn, num_rounds, sampling, batch_size)
 
-    return redraw_pictures(palette, array, mask, num_samples, quantize, draw)
+    return redraw_pictures(palette, pictures, token_ids, mask, num_samples, quantize, draw)
 
 
 def fill_tokens(

@@ -193,14 +193,15 @@ def draw_rows(program: Program, inputs: Arrays, batch_size: int, verbose: int = 
     progress = keras.utils.Progbar(rows, verbose=verbose, unit_name="picture")
     for part, outputs in computed_rows(program, inputs, batch_size):
         drawn[part] = outputs
+        check_finite(np.where(outputs == NOT_DRAWN, np.nan, 0.0), "draw")
         progress.update(part.stop, values=[("passes", outputs[:, -1].mean())])
-    check_finite(np.where(drawn == NOT_DRAWN, np.nan, 0.0), "draw")
     return drawn[:, :-1], drawn[:, -1]
 
 
 def redraw_pictures(
     palette: ColorPalette,
     images: UInt8Images,
+    token_ids: TokenIds,
     hidden: npt.NDArray[np.bool_],
     num_samples: int,
     quantize: bool,
@@ -211,6 +212,7 @@ def redraw_pictures(
     Args:
         palette: the model's `ColorPalette`.
         images: uint8 array `(B, H, W, C)` of the model's size.
+        token_ids: int array `(B, T)`, the same in palette colours.
         hidden: bool array `(H, W)` or `(B, H, W)`, True where a pixel is drawn.
         num_samples: int. Samples per picture.
         quantize: bool. Whether to return the kept pixels in palette colours rather than unchanged.
@@ -224,7 +226,7 @@ def redraw_pictures(
     """
     num_samples = check_integer("num_samples", num_samples)
     hidden = np.broadcast_to(hidden, images.shape[:3])
-    prompt = np.repeat(palette.encode(images), num_samples, axis=0)
-    token_ids = draw(prompt, np.repeat(hidden.reshape(len(images), -1), num_samples, axis=0))
-    drawn = palette.decode(token_ids).reshape(len(images), num_samples, *images.shape[1:])
+    prompt = np.repeat(token_ids, num_samples, axis=0)
+    redrawn = draw(prompt, np.repeat(hidden.reshape(len(images), -1), num_samples, axis=0))
+    drawn = palette.decode(redrawn).reshape(len(images), num_samples, *images.shape[1:])
     return drawn if quantize else np.where(hidden[:, None, :, :, None], drawn, images[:, None])

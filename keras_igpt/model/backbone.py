@@ -144,6 +144,7 @@ class ImageGPTBackbone(QuantizableModel):
         remat: bool. Whether the backward pass recomputes each block from its input, which saves most of the memory for
             about a third more time.
         dtype: dtype policy of the blocks, such as `"mixed_bfloat16"`. Norm statistics and softmax are always float32.
+            PyTorch takes no `"float64"`.
         projection_bias: bool. Whether the projections of the blocks have biases, zero at first. The paper's have none;
             models that were trained in Hugging Face's transformers do.
         **kwargs: of `keras.Model`.
@@ -191,6 +192,9 @@ class ImageGPTBackbone(QuantizableModel):
         )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
+        if self.compute_dtype == "float64" and keras.backend.backend() == "torch":
+            # Keras multiplies float64 in float32 there, and then PyTorch refuses to mix the two.
+            raise ValueError("`dtype` must be of at most 32 bits on PyTorch. Received: dtype='float64'")
         # Raises here, not in the first step, if there is no fused kernel.
         attention_kernel(kernel, self.compute_dtype, architecture.head_dim)
 

@@ -98,7 +98,8 @@ class PixelEmbedding(keras.layers.Layer):
             # Eagerly, where each operation counts.
             position = self.position_embedding[index : index + 1]
             if not index:
-                content = ops.broadcast_to(self.start_vector, (token_ids.shape[0], 1, self.hidden_dim))
+                start = ops.cast(self.start_vector, self.compute_dtype)
+                content = ops.broadcast_to(start, (token_ids.shape[0], 1, self.hidden_dim))
             else:
                 content = call_directly(self.token_embedding, token_ids[:, index - 1 : index])
             return content + ops.cast(position, content.dtype)

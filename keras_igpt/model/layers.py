@@ -140,7 +140,7 @@ class FeedForward(keras.layers.Layer):
         self.contraction.build((*input_shape[:-1], 4 * width))
 
     def call(self, inputs: Any) -> Any:
-        if self.expansion.quantization_mode is not None:
+        if self.expansion.quantization_mode is not None or self.contraction.quantization_mode is not None:
             return call_directly(self.contraction, call_directly(self.expansion, inputs))
         expanded = product_of_rows(inputs, self.expansion.kernel)
         if self.use_bias:

@@ -19,7 +19,7 @@ from keras_igpt.data.batches import EndlessBatches, EvaluationBatches
 from keras_igpt.data.checked import CheckedData, is_a
 from keras_igpt.data.examples import check_labeled
 from keras_igpt.data.grain_batches import GrainBatches
-from keras_igpt.data.inputs import are_pictures, array_of, as_examples, as_token_ids
+from keras_igpt.data.inputs import are_pictures, array_of, as_examples, as_token_ids, check_palette
 from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.memory import warn_if_too_large
@@ -185,6 +185,11 @@ class TokenModel(QuantizableModel, WholeStepModel):
         """Names and checks the options of Keras' `fit`, `evaluate` or `predict`, and the settings that these need."""
         options = _by_name(function, args, kwargs)
         if function is not keras.Model.predict:
+            if not self.compiled:
+                raise ValueError(
+                    "The model must be compiled first, as by model.compile(**pretraining_recipe(…)) or "
+                    f"model.compile(**finetuning_recipe(…)). Received: `{function.__name__}` of one that is not"
+                )
             self._check_settings()
         _check_counts(options)
         return options
@@ -220,10 +225,16 @@ class TokenModel(QuantizableModel, WholeStepModel):
                     "Received: metrics that know no weights"
                 )
             x = x.without_filling()
-        if isinstance(x, (EndlessBatches, EvaluationBatches)) and labelled and self.needs_labels:
-            check_labeled(name, getattr(x, "examples", x))
-            if x.known_labels is not None:
-                self.check_labels(x.known_labels, name)
+        if isinstance(x, (EndlessBatches, EvaluationBatches)):
+            check_palette(self, x.palette, name)
+            if labelled and self.needs_labels:
+                check_labeled(name, getattr(x, "examples", x))
+                if x.known_labels is not None:
+                    self.check_labels(x.known_labels, name)
+        # Keras takes a list for the targets of several outputs.
+        y, sample_weight = (
+            np.asarray(given) if isinstance(given, (list, tuple)) else given for given in (y, sample_weight)
+        )
         # TensorFlow keeps what it has read from for good, and would keep the model with it.
         take = weakref.WeakMethod(self._taken_batch)
 

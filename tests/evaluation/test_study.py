@@ -468,10 +468,7 @@ def test_a_search_on_other_files_is_refused(tmp_path, palette):
         path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (4, 4, 3), "uint8")).save(path)
-    first, second = (
-        igpt.load_image_folder(tmp_path / "pictures", 4, held_out=0.2, seed=seed)
-        for seed in (0, 1)
-    )
+    first, second = (igpt.load_image_folder(tmp_path / "pictures", 4, held_out=0.2, seed=seed) for seed in (0, 1))
     options = {
         "training_batches": lambda examples: igpt.TrainingBatches(examples, palette, 4),
         "evaluation_batches": lambda examples: igpt.EvaluationBatches(examples, palette, 4),

@@ -302,11 +302,36 @@ def test_bfloat16_models_draw_with_float32_numbers():
     np.testing.assert_array_equal(drawn, noise.argmax(-1))
 
 
+def test_tokens_are_kept_as_they_are_given():
+    """Not as their colours would be encoded: two may be the same in eight bits."""
+    centroids = np.random.default_rng(0).uniform(-1, 1, (16, 3))
+    centroids[1] = centroids[0] + 1e-4
+    model = randomize(make_causal_lm(igpt.ColorPalette(centroids)))
+    token_ids = np.tile([1, 0], (2, 8)).astype("int32")
+    expected = model.continue_tokens(token_ids, np.arange(16) < 8, seed=3)
+    drawn = model.complete(token_ids, keep_rows=2, seed=3)
+    np.testing.assert_array_equal(drawn[:, 0].reshape(2, 16, 3), model.palette.colors[expected])
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("lookahead", [1, 8])
+def test_models_of_mixed_precision_draw_from_nothing(dtype, lookahead):
+    model = randomize(make_causal_lm(dtype=dtype), scale=0.1)
+    alone = model.continue_tokens(random_tokens(2), NOTHING_KNOWN, temperature=0, lookahead=lookahead)
+    first = model.predict(alone, verbose=0)
+    # In half precision two of the best may be hard to tell apart.
+    best = np.take_along_axis(first, alone[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(best, first.max(axis=-1), atol=0.1)
+
+
 def test_a_model_that_diverged_draws_nothing():
     model = randomize(make_causal_lm())
     model.pixel_head.kernel.assign(np.full((32, 16), np.nan))
     with pytest.raises(ValueError, match="finite logits"):
         model.continue_tokens(random_tokens(2), NOTHING_KNOWN)
+    # It is said with the first batch, not after all of them.
+    with pytest.raises(ValueError, match="infinity in 2 of 2 rows"):
+        model.continue_tokens(random_tokens(6), NOTHING_KNOWN, batch_size=2)
 
 
 def test_a_masked_model_has_no_order_to_draw_in():

@@ -104,6 +104,18 @@ def test_a_model_inside_forgets_what_it_compiled():
     np.testing.assert_allclose(after, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "filters",
+    ["query_key_value", "output_projection", "expansion", "contraction", "pixel_head", "expansion|contraction"],
+)
+def test_any_choice_of_layers_keeps_the_logits(filters):
+    model = randomize(make_causal_lm())
+    token_ids = random_tokens(4)
+    before = to_numpy(model(token_ids))
+    model.quantize("int8", filters=filters)
+    assert np.abs(to_numpy(model(token_ids)) - before).mean() < 0.05 * np.abs(before).mean()
+
+
 def test_filters_that_match_nothing_are_refused():
     with pytest.raises(ValueError, match=r"`filters` must match a dense layer.*Received: filters='no_such_layer'"):
         make_causal_lm(num_layers=1).quantize("int8", filters="no_such_layer")

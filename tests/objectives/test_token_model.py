@@ -362,6 +362,45 @@ def test_tokens_that_pytorch_cannot_hold(lm):
         lm.fit(random_tokens(4).astype("uint64"), verbose=0)
 
 
+def test_a_model_that_is_not_compiled_says_how():
+    model = make_causal_lm()
+    for use in (model.fit, model.evaluate):
+        with pytest.raises(
+            ValueError, match=rf"must be compiled first, .*pretraining_recipe.* `{use.__name__}` of one"
+        ):
+            use(random_tokens(2))
+    assert model.predict(random_tokens(2), verbose=0).shape == (2, 16, 16)
+
+
+def test_labels_in_a_list():
+    classifier = make_classifier()
+    token_ids, labels = random_tokens(4), [0, 1, 2, 1]
+    expected = classifier.evaluate(token_ids, np.array(labels), sample_weight=np.array([1.0, 2.0, 1.0, 1.0]), verbose=0)
+    assert classifier.evaluate(token_ids, labels, sample_weight=[1.0, 2.0, 1.0, 1.0], verbose=0) == expected
+    classifier.fit(token_ids, labels, validation_data=(token_ids, labels), verbose=0)
+
+
+def test_tokens_of_another_palette_are_refused(palette):
+    other = igpt.ColorPalette.from_colors(255 - palette.colors)
+    model = make_causal_lm(palette)
+    model.compile(optimizer="sgd")
+    images = igpt.UnlabeledImages(np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), "uint8"))
+    held_out = igpt.EvaluationBatches(images, other, 2)
+    for name, use in (
+        ("x", lambda: model.fit(igpt.TrainingBatches(images, other, 2))),
+        ("x", lambda: model.fit(igpt.MixedBatches({"a": igpt.Source(images)}, other, 2))),
+        ("x", lambda: model.evaluate(held_out)),
+        ("validation_data", lambda: model.fit(random_tokens(2), validation_data=held_out)),
+        ("inputs", lambda: model.score(held_out)),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must be in the colours of the model's own palette"):
+            use()
+    # The same colours made anew, and tokens of which no palette is known.
+    again = igpt.ColorPalette.from_config(palette.get_config())
+    model.evaluate(igpt.EvaluationBatches(images, again, 2), verbose=0)
+    model.evaluate(igpt.EvaluationBatches(igpt.UnlabeledTokens(random_tokens(4), 16), None, 2), verbose=0)
+
+
 class Slow(Dataset):
     """Batches read in four threads, which read ahead; counts what they read."""
 
@@ -383,9 +422,7 @@ def test_a_part_of_the_validation_data_is_the_same_part_each_epoch():
     model.compile(optimizer=keras.optimizers.SGD(0.0))
     held_out = Slow([(random_tokens(2, seed=seed),) for seed in range(12)])
     training = [(random_tokens(2),)]
-    history = model.fit(
-        Dataset(training), epochs=4, validation_data=held_out, validation_steps=2, verbose=0
-    ).history
+    history = model.fit(Dataset(training), epochs=4, validation_data=held_out, validation_steps=2, verbose=0).history
     assert len(set(history["val_loss"])) == 1
     assert set(held_out.read) == {0, 1}
 
