@@ -1,4 +1,4 @@
-"""Device memory, and TensorFlow beside another backend."""
+"""Device memory, double precision, and TensorFlow beside another backend."""
 
 from __future__ import annotations
 
@@ -55,6 +55,11 @@ def host_memory() -> int | None:
             text = limit.read_text().strip() if path.is_relative_to(folder) and os.access(limit, os.R_OK) else ""
             limits += [int(text)] if text.isdecimal() else []
     return min(limits)
+
+
+def multiplies_in_double_precision() -> bool:
+    """Whether Keras' products of float64 tensors are float64; on PyTorch they are float32."""
+    return bool(keras.backend.backend() != "torch")
 
 
 def leave_gpus_to_the_backend() -> None:

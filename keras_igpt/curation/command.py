@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,12 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command that was parsed."""
     features = partial(load_features, options.model, layer=options.layer)
     if options.step == "fit":
-        computed = np.concatenate([features().of(path) for path in options.pictures])
+        loaded = features()
+        computed = np.concatenate([loaded.of(path) for path in options.pictures])
         Reference.fit(computed, options.centroids, options.seed).save(options.output)
         print(f"{len(computed):,} pictures in {options.centroids} centroids: {options.output}")
         return
+    _check_pipeline_options(options.pipeline_options)
     given = {name: getattr(options, name) for name in ("threshold", "share", "quantile", "min_side", "max_pixels")}
     rules = Rules(**{name: value for name, value in given.items() if value is not None})
     report = curate(
@@ -57,6 +60,24 @@ def run(options: argparse.Namespace) -> None:
         pipeline_options=options.pipeline_options,
     )
     print(json.dumps({name: report[name] for name in ("pictures", "counts", "threshold", "this_run")}, indent=2))
+
+
+def _check_pipeline_options(given: Sequence[str]) -> None:
+    """Raises ValueError at options that Beam, too, would pass over: misspelt ones of `curate`."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+    runner = PipelineOptions(list(given)).view_as(StandardOptions).runner
+    if runner not in (None, "DirectRunner"):
+        # Others may know more options than Beam says here.
+        return
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    kinds: list[Any] = [PipelineOptions, *PipelineOptions.__subclasses__()]
+    for kind in kinds:
+        # By which pipelines declare options of their own.
+        kind._add_argparse_args(known)
+    unknown = known.parse_known_args(list(given))[1]
+    if unknown:
+        raise ValueError(f"Options must be those of `curate` or of Apache Beam. Received: {' '.join(unknown)}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     curating.add_argument("--palette", required=True, help="file of ColorPalette.save, or the official clusters")
     curating.add_argument("--image-size", type=int, required=True)
     curating.add_argument("--reference", required=True, help="file that `fit` has written")
-    curating.add_argument("--exclude", action="append", default=[], help="folder or tar file of evaluation pictures")
+    curating.add_argument(
+        "--exclude", nargs="+", action="extend", default=[], help="folders or tar files of evaluation pictures"
+    )
     curating.add_argument("--threshold", type=float, help="least score; that of --quantile by default")
     curating.add_argument("--share", type=float, help="share of pictures to keep, in place of a threshold")
     curating.add_argument("--quantile", type=float, help="share of the reference's own pictures below the threshold")

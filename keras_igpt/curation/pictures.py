@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from enum import IntEnum
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.curation.shards import Member, Reading, find_shards, read_shard
+from keras_igpt.data.datasets import pictures_in
 from keras_igpt.data.examples import LabeledImages
 from keras_igpt.data.image_files import ImageFiles, decode_square, import_pillow, open_picture, turn_upright
 from keras_igpt.palette.color_palette import UInt8Images
@@ -96,6 +98,20 @@ def read_square(member: Member, size: int, min_side: int, max_pixels: int) -> UI
         return Outcome.HUGE if isinstance(error.__cause__, pillow.DecompressionBombError) else Outcome.BROKEN
 
 
+def _trusted_members(path: Path) -> Iterator[Member]:
+    """Reads a folder as `load_unlabeled_folder` finds its pictures, so that none is passed over, or tar files."""
+    if path.is_dir() and not any(path.rglob("*.tar")):
+        for file in pictures_in(path, "pictures"):
+            encoded = file.read_bytes()
+            yield Member(file.relative_to(path).as_posix(), 0, len(encoded), encoded)
+        return
+    for shard in find_shards(path):
+        reading = Reading()
+        yield from read_shard(shard, reading)
+        if reading.fault:
+            raise ValueError(f"{shard.path} must be whole. Received: a tar file that is not ({reading.fault})")
+
+
 def pictures_of(pictures: Pictures, size: int, batch_size: int) -> Iterator[UInt8Images]:
     """Gives the pictures of a trusted set some at a time, those of files at their centre squares.
 
@@ -109,23 +125,20 @@ def pictures_of(pictures: Pictures, size: int, batch_size: int) -> Iterator[UInt
 
     Raises:
         ValueError: if a picture cannot be read or has no colour.
+
+    Warns:
+        UserWarning: if a folder has files that are left out; see `load_unlabeled_folder`.
     """
     if isinstance(pictures, (str, os.PathLike)):
         squares: list[UInt8Images] = []
-        for shard in find_shards(pictures):
-            reading = Reading()
-            for member in read_shard(shard, reading):
-                square = read_square(member, size, 1, _TRUSTED_PIXELS)
-                if isinstance(square, Outcome):
-                    raise ValueError(
-                        f"{shard.path} must hold readable pictures. Received: {member.key} ({square.name})"
-                    )
-                squares.append(square)
-                if len(squares) == batch_size:
-                    yield np.stack(squares)
-                    squares = []
-            if reading.fault:
-                raise ValueError(f"{shard.path} must be whole. Received: a tar file that is not ({reading.fault})")
+        for member in _trusted_members(Path(pictures)):
+            square = read_square(member, size, 1, _TRUSTED_PIXELS)
+            if isinstance(square, Outcome):
+                raise ValueError(f"{pictures} must hold readable pictures. Received: {member.key} ({square.name})")
+            squares.append(square)
+            if len(squares) == batch_size:
+                yield np.stack(squares)
+                squares = []
         if squares:
             yield np.stack(squares)
         return

@@ -15,7 +15,7 @@ from keras_igpt.curation.shards import Shard
 from keras_igpt.curation.similarity import Similarity
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer, check_number
-from keras_igpt.support.files import write_json
+from keras_igpt.support.files import is_partial, write_json
 from keras_igpt.training.settings import differences
 
 _VERSION = 1
@@ -135,7 +135,8 @@ def check_settings(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
                 "`output` must be a new folder or one that was begun with the same settings; give another one, or "
                 f"remove it to begin again. Received: {job.output}, where {'; '.join(changed)}"
             )
-    elif path.parent.is_dir() and any(path.parent.iterdir()):
+    # A process killed while it wrote the settings leaves them under a temporary name.
+    elif path.parent.is_dir() and any(not is_partial(other) for other in path.parent.iterdir()):
         raise ValueError(f"`output` must be a new folder or one of a curation. Received: {job.output}, another thing")
     else:
         write_json(path, here)

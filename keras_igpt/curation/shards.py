@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+from keras_igpt.data.image_files import PICTURE_SUFFIXES
 
 # Files of a folder that make one shard.
 _FILES_A_SHARD = 10_000
@@ -141,7 +141,7 @@ def _tar_file(path: Path) -> tuple[str, tuple[str, ...], int]:
 def _parts_of_folder(folder: Path) -> list[tuple[str, tuple[str, ...], int]]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     tars = [file for file in files if file.suffix == ".tar"]
-    pictures = [file.relative_to(folder).as_posix() for file in files if file.suffix.lower() in PICTURES]
+    pictures = [file.relative_to(folder).as_posix() for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
     if tars and pictures:
         raise ValueError(f"`shards` must be folders of tar files or of pictures. Received: {folder} with both")
     if tars:
@@ -168,7 +168,7 @@ def _read_tar(shard: Shard, reading: Reading) -> Iterator[Member]:
                 archive.members.clear()  # type: ignore[attr-defined]  # or the archive keeps what it knows of each
                 if not member.isfile():
                     continue
-                if Path(member.name).suffix.lower() not in PICTURES:
+                if Path(member.name).suffix.lower() not in PICTURE_SUFFIXES:
                     reading.others += 1
                     continue
                 yield _read_member(archive, member)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -108,8 +109,8 @@ def load_image_folder(
     Pictures are decoded when read (`load_splits` loads them into memory), turned upright by their EXIF data and
     converted as `ImageFiles` describes. A share of each class goes to validation, and the same share to test unless
     `test_folder` is given. Subfolders of a class folder are searched too, links included. Hidden files are skipped
-    silently, files other than .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff and .webp with a warning; .heic and .heif are
-    read where pillow-heif is installed.
+    silently, files other than .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff and .webp, and further names of the same file,
+    with a warning; .heic and .heif are read where pillow-heif is installed.
 
     Args:
         folder: folder of class subfolders.
@@ -330,7 +331,7 @@ def _class_folders(root: Path, argument: str) -> _Classes:
             f"`{argument}` must have a subfolder of pictures for each of at least two classes. "
             f"Received: {root} with {len(folders)} subfolder(s)"
         )
-    class_of: dict[str, Path] = {}
+    class_of: dict[tuple[int, int], Path] = {}
     left_out: Counter[str] = Counter()
     classes = [(folder, _pictures(folder, argument, class_of, left_out)) for folder in folders]
     _warn_of(left_out, root, stacklevel=4)
@@ -360,40 +361,58 @@ def _warn_of(left_out: Counter[str], root: Path, stacklevel: int) -> None:
         hint = " HEIC pictures are read with pillow-heif: pip install 'keras_igpt[heic]'." if heic else ""
         warnings.warn(
             f"{left_out.total()} file(s) in {root} were left out, since pictures must end in "
-            f"{', '.join(PICTURE_SUFFIXES)}. Left out: {found}.{hint}",
+            f"{', '.join(PICTURE_SUFFIXES)} and count once. Left out: {found}.{hint}",
             stacklevel=stacklevel,
         )
 
 
-def _pictures(root: Path, argument: str, class_of: dict[str, Path], left_out: Counter[str]) -> list[Path]:
-    """Lists the pictures in a class folder and its subfolders, sorted; updates `class_of` and `left_out`."""
+def _pictures(root: Path, argument: str, class_of: dict[tuple[int, int], Path], left_out: Counter[str]) -> list[Path]:
+    """Lists the pictures in a class folder and its subfolders, sorted; updates `class_of` and `left_out`.
+
+    `class_of` has the class folder of every folder and file that was seen, by device and inode: links and second names
+    of a file would put it into the training and the test set.
+    """
     found: list[Path] = []
     suffixes = (*PICTURE_SUFFIXES, *(HEIC_SUFFIXES if heic_is_readable() else ()))
     waiting, links = [root], list[Path]()
+
+    def is_new(path: Path, status: os.stat_result) -> bool:
+        identity = (status.st_dev, status.st_ino)
+        if class_of.get(identity, root) != root:
+            raise ValueError(
+                f"`{argument}` must have each picture in one class. Received: {path}, which is in "
+                f"{class_of[identity]} too"
+            )
+        new = identity not in class_of
+        # Some file systems number no files.
+        if status.st_ino:
+            class_of[identity] = root
+        return new
+
     while waiting or links:
         # Links last, so that a folder reached both ways keeps its real name.
         folder = waiting.pop() if waiting else links.pop(0)
-        real = os.path.realpath(folder)
-        if class_of.get(real, root) != root:
-            raise ValueError(
-                f"`{argument}` must have each picture in one class. "
-                f"Received: {folder}, which is in {class_of[real]} too"
-            )
-        if real in class_of:
-            continue
-        class_of[real] = root
         try:
+            if not is_new(folder, folder.stat()):
+                continue
             for entry in sorted(folder.iterdir()):
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    (links if entry.is_symlink() else waiting).append(entry)
-                elif not entry.exists():
+                try:
+                    status = entry.stat()
+                except OSError:
+                    if entry.exists():
+                        raise
                     left_out["broken link"] += 1
-                elif entry.is_file() and entry.suffix.lower() in suffixes:
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    (links if entry.is_symlink() else waiting).append(entry)
+                elif not stat.S_ISREG(status.st_mode) or entry.suffix.lower() not in suffixes:
+                    left_out[entry.suffix.lower() or "without an ending"] += 1
+                elif is_new(entry, status):
                     found.append(entry)
                 else:
-                    left_out[entry.suffix.lower() or "without an ending"] += 1
+                    left_out["second name of a file"] += 1
         except OSError as error:
             raise ValueError(
                 f"`{argument}` must be readable with all folders in it. Received: {folder} ({error})"
@@ -405,8 +424,8 @@ def _check_no_picture_twice(classes: _Classes, test_classes: _Classes) -> None:
     """Raises if a file is in both folders, links included."""
 
     def identities(of: _Classes) -> dict[tuple[int, int], Path]:
-        stats = ((file, file.stat()) for _, files in of for file in files)
-        return {(stat.st_dev, stat.st_ino): file for file, stat in stats}
+        statuses = ((file, file.stat()) for _, files in of for file in files)
+        return {(status.st_dev, status.st_ino): file for file, status in statuses}
 
     learnt, tested = identities(classes), identities(test_classes)
     shared = [identity for identity in tested if identity in learnt]

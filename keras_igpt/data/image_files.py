@@ -360,8 +360,10 @@ def open_picture(encoded: bytes, name: str, remedy: str = "") -> Iterator[Any]:
         raise ValueError(
             f"Pictures must be readable{remedy}. Received: {name} (damaged, or none of {', '.join(_FORMATS)})"
         ) from error
-    # Pillow raises SyntaxError for some broken PNG files, and DecompressionBombError for suspiciously large pictures.
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    # What Pillow raises on damaged data is not documented: SyntaxError for some PNG, TypeError for some TIFF files.
+    except Exception as error:
         raise ValueError(f"Pictures must be readable{remedy}. Received: {name} ({error})") from error
 
 

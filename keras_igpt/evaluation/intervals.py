@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,7 @@ import numpy.typing as npt
 
 from keras_igpt.data.examples import digest_of
 from keras_igpt.support.checks import check_number
-from keras_igpt.support.randomness import check_seed
 
-_RESAMPLES = 10_000
 # How the ends of an interval are called in reports, behind the name of the number.
 LOW_END, HIGH_END = ", low end of the 95% interval", ", high end of the 95% interval"
 
@@ -82,7 +82,8 @@ class MeasuredAccuracy:
         high: float. Upper end.
         num_test: int. Test pictures.
         correct: str. One bit per test picture, 1 where it was classified correctly, as base64 of `numpy.packbits`.
-        test_set: str. Digest of the test labels in their order; two accuracies can be compared if it is the same.
+        test_set: str. Digest of the test labels in their order; two accuracies can be compared if it is the same, and
+            the pictures are: sets sorted by class, as those of folders are, differ in nothing but their counts here.
     """
 
     accuracy: float
@@ -119,7 +120,8 @@ class MeasuredAccuracy:
             A `PairedComparison`, of this one minus the other.
 
         Raises:
-            ValueError: if the other one is of other test labels, or of the same in another order.
+            ValueError: if the other one is of other test labels, or of the same in another order. Other pictures with
+                the same labels are not noticed: a folder must be split with the same `seed`.
             ImportError: if SciPy is absent.
         """
         if self.test_set != other.test_set:
@@ -164,7 +166,7 @@ def measure_accuracy(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Measure
 
 
 def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Interval:
-    """Computes an accuracy and its percentile bootstrap interval over test pictures.
+    """Computes an accuracy and Wilson's interval over test pictures, which holds for few of them too.
 
     Args:
         correct: bool array `(B,)`, True where a test picture was classified correctly.
@@ -181,21 +183,23 @@ def accuracy_interval(correct: npt.ArrayLike, confidence: float = 0.95) -> Inter
     interval = accuracy_interval(probe.predict(data.test) == data.test.labels)
     print(interval.as_percentages())   # 45.1% [44.1, 46.1]
     ```
+
+    Reference:
+        Wilson, *Probable inference, the law of succession, and statistical inference*, JASA 1927
     """
     right = _check_correct("correct", correct)
     return interval_of_share(float(right.mean()), len(right), _check_confidence(confidence))
 
 
 def interval_of_share(share: float, count: int, confidence: float = 0.95) -> Interval:
-    """Computes the interval of an accuracy from the number of pictures alone, as `accuracy_interval` does."""
-    # The number of correct pictures in a resample is binomial.
-    resampled = np.random.default_rng(0).binomial(count, share, _RESAMPLES) / count
-    return Interval(share, *_percentiles(resampled, confidence), confidence)
+    """Computes the interval of an accuracy from it and the number of pictures, as `accuracy_interval` does."""
+    square = _quantile(confidence) ** 2
+    centre = (count * share + square / 2) / (count + square)
+    reach = math.sqrt(square * (count * share * (1 - share) + square / 4)) / (count + square)
+    return _around(share, centre - reach, centre + reach, confidence)
 
 
-def compare_accuracies(
-    first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95, seed: int = 0
-) -> PairedComparison:
+def compare_accuracies(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95) -> PairedComparison:
     """Compares two classifiers on the same test pictures.
 
     This looks at the pictures on which they disagree, so accuracies can differ clearly even if their own intervals
@@ -205,7 +209,6 @@ def compare_accuracies(
         first: bool array `(B,)`, True where the first classifier is correct.
         second: bool array `(B,)` of the second, in the same order.
         confidence: float in (0, 1), of the interval.
-        seed: int. Seed of the bootstrap.
 
     Returns:
         A `PairedComparison`.
@@ -220,20 +223,23 @@ def compare_accuracies(
     ```
 
     Reference:
-        McNemar, *Note on the sampling error of the difference between correlated proportions*, Psychometrika 1947
+        McNemar, *Note on the sampling error of the difference between correlated proportions*, Psychometrika 1947, for
+        the test; Bonett and Price, *Adjusted Wald confidence interval for a difference of binomial proportions based
+        on paired data*, Journal of Educational and Behavioral Statistics 2012, for the interval
     """
     one, two = _check_correct("first", first), _check_correct("second", second)
     if one.shape != two.shape:
         raise ValueError(f"`second` must be of the same {len(one)} pictures as `first`. Received: {len(two)}")
-    confidence, seed = _check_confidence(confidence), check_seed(seed)
+    confidence = _check_confidence(confidence)
     only_one, only_two = int((one & ~two).sum()), int((two & ~one).sum())
-    shares = np.array([only_one, only_two, len(one) - only_one - only_two]) / len(one)
-    resampled = np.random.default_rng(seed).multinomial(len(one), shares, size=_RESAMPLES)
-    differences = (resampled[:, 0] - resampled[:, 1]) / len(one)
+    # As if there were two more pictures, on each of which another one is right.
+    count = len(one) + 2
+    centre, together = (only_one - only_two) / count, (only_one + only_two + 2) / count
+    reach = _quantile(confidence) * math.sqrt((together - centre**2) / count)
     disagreed = only_one + only_two
     p_value = 1.0 if disagreed == 0 else float(import_scipy("stats").binomtest(only_one, disagreed).pvalue)
     estimate = (only_one - only_two) / len(one)
-    difference = Interval(estimate, *_percentiles(differences, confidence), confidence)
+    difference = _around(estimate, max(-1.0, centre - reach), min(1.0, centre + reach), confidence)
     return PairedComparison(difference, only_one, only_two, p_value)
 
 
@@ -265,10 +271,14 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - reach, mean + reach, confidence)
 
 
-def _percentiles(resampled: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return float(low), float(high)
+def _around(estimate: float, low: float, high: float, confidence: float) -> Interval:
+    """An interval around an estimate that rounding, or all pictures but none being right, may have put outside."""
+    return Interval(estimate, min(estimate, low), max(estimate, high), confidence)
+
+
+def _quantile(confidence: float) -> float:
+    """How many standard deviations a normal interval reaches to each side."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _check_correct(name: str, correct: npt.ArrayLike) -> npt.NDArray[np.bool_]:

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_igpt.backend.compilation import runs_eagerly
+from keras_igpt.backend.devices import multiplies_in_double_precision
 from keras_igpt.backend.direct_call import call_directly
 from keras_igpt.backend.eager_block import EagerBlock, as_tensors
 from keras_igpt.backend.fused_attention import contiguous, window_of
@@ -192,8 +193,8 @@ class ImageGPTBackbone(QuantizableModel):
         )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
         super().__init__(dtype=dtype, **kwargs)
-        if self.compute_dtype == "float64" and keras.backend.backend() == "torch":
-            # Keras multiplies float64 in float32 there, and then PyTorch refuses to mix the two.
+        if self.compute_dtype == "float64" and not multiplies_in_double_precision():
+            # PyTorch refuses to mix the two.
             raise ValueError("`dtype` must be of at most 32 bits on PyTorch. Received: dtype='float64'")
         # Raises here, not in the first step, if there is no fused kernel.
         attention_kernel(kernel, self.compute_dtype, architecture.head_dim)

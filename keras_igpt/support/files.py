@@ -59,7 +59,8 @@ def whole_folder(path: str | os.PathLike[str], replaces: bool = False) -> Iterat
     Args:
         path: folder to write.
         replaces: bool. Whether a folder with content is replaced. That takes two renames: a process killed between them
-            leaves the old folder under a temporary name.
+            leaves both folders under temporary names, and the next one that writes to `path` first puts the new one
+            in its place.
 
     Raises:
         OSError: if `path` is no folder, or has content and `replaces` is False.
@@ -88,7 +89,7 @@ def whole_folder(path: str | os.PathLike[str], replaces: bool = False) -> Iterat
 def _new_folder_beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{_PARTIAL}{target.name}-"
-    _remove_abandoned(target.parent, prefix)
+    _remove_abandoned(target, prefix)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         with _marked(folder):
@@ -114,13 +115,13 @@ def _marked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Removes the temporary folders of killed processes, told by their mark."""
+def _remove_abandoned(target: Path, prefix: str) -> None:
+    """Removes the temporary folders of killed processes, told by their mark; ends what `whole_folder` was doing."""
     if sys.platform == "win32":
         return
     import fcntl
 
-    for folder in parent.glob(f"{glob.escape(prefix)}*"):
+    for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
         if folder.is_symlink():
             continue
         try:
@@ -132,8 +133,17 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # still being written
                 continue
+            # Between its two renames: there is no other copy.
+            if (folder / "old").is_dir() and (folder / "new").is_dir() and not os.path.lexists(target):
+                with suppress(FileNotFoundError):
+                    os.replace(folder / "new", target)
             # Another process may be removing it too.
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a path has the temporary name of what is being written, or was when a process was killed."""
+    return path.name.startswith(_PARTIAL)
 
 
 def remove_partial(folder: str | os.PathLike[str], pattern: str = "*") -> None:

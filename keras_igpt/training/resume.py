@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Protocol
 
 import keras
@@ -65,11 +66,11 @@ class ExactResume(keras.callbacks.Callback):
     Give it to `fit` with `TrainingBatches`, `MixedBatches` or a Grain `MapDataset` of batches, and run the same script
     again after a crash: weights, optimizer, metrics, step and position in the data are those of the last checkpoint. On
     a CPU the run ends in the same weights, bit for bit, as one that was never stopped. Other data sets have no position
-    to go back to. Checkpoints are copied to the host between two executions of steps and
-    written by a thread while training goes on; a file takes its name when it is whole. A damaged checkpoint is passed
-    over for the one before it. Failed writes do not stop the training, and neither do weights that are not finite,
-    which are not written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect
-    (with several processes, which receive it at different steps, it is left alone).
+    to go back to. Checkpoints are copied to the host between two executions of steps and written by a thread while
+    training goes on; a file takes its name when it is whole. A damaged checkpoint is passed over for the one before it.
+    Once the training has begun, writes that fail do not stop it, and neither do weights that are not finite, which are
+    not written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect (with
+    several processes, which receive it at different steps, it is left alone).
 
     A resumed run may have more epochs. All other settings of model, optimizer, loss and data must be the same; to
     change them, load the trained model into a new run.
@@ -87,7 +88,8 @@ class ExactResume(keras.callbacks.Callback):
         ValueError: if `every` or `keep` is less than 1. From `fit`: if the batches are of another kind, or a checkpoint
             is of another model, optimizer or data; or unless `every`, the steps of an epoch and what is left of one
             are multiples of `steps_per_execution`.
-        OSError: from `fit`, if a checkpoint cannot be read, which may be whole nevertheless.
+        OSError: from `fit`, if a checkpoint cannot be read, which may be whole nevertheless, or `folder` cannot be
+            written to when the training begins.
 
     Example:
     ```python
@@ -140,6 +142,8 @@ class ExactResume(keras.callbacks.Callback):
         self._first_epoch, self._skipped = epoch, skipped
         self._saved_step = epoch * steps + skipped
         first = epoch * steps
+        if epoch < epochs and not process_index():
+            self._check_that_it_can_be_written()
         with self._writer_and_signals():
             if not skipped or epoch >= epochs:
                 history = fit(batches.starting_at(first), **{**options, "initial_epoch": epoch})
@@ -208,6 +212,16 @@ class ExactResume(keras.callbacks.Callback):
                     f"`steps_per_execution` must divide {name}, {length} steps, where `callbacks` has ExactResume, "
                     f"which saves between two executions. Received: steps_per_execution={together}"
                 )
+
+    def _check_that_it_can_be_written(self) -> None:
+        """Raises OSError, before anything is trained, where no checkpoint could be written ever."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            message = f"`folder` must be one that checkpoints can be written to. Received: {error.strerror}"
+            raise OSError(error.errno, message, str(self._folder)) from error
 
     def _step_of(self, batch: int) -> int:
         skipped = self._skipped if self._epoch == self._first_epoch else 0

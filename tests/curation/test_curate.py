@@ -195,6 +195,8 @@ def test_what_cannot_be_begun_is_refused_before_any_work(web, tmp_path):
 
 
 def test_where_nothing_is_kept_is_said(web, tmp_path):
+    # As a process leaves it that is killed while it writes the settings of a new folder.
+    (tmp_path / "none" / ".partial-settings.json-abc").mkdir(parents=True)
     with pytest.raises(ValueError, match="none kept"):
         small.run(web / "0.tar", tmp_path / "none", rules=Rules(min_side=1000))
 
@@ -234,6 +236,10 @@ def test_the_command_line(web, tmp_path, capsys):
     rules = ["--share", "1", "--exclude", str(tmp_path / "pictures")]
     curate = ["curate", str(web / "0.tar"), "--output", output, "--reference", reference, *arguments, *rules]
     assert parse(make_parser(), ["curate", *curate, "--runner", "X"]).pipeline_options == ["--runner", "X"]
+    with pytest.raises(SystemExit, match=r"curate: Options must be those of .* Received: --treshold 0\.5$"):
+        keras_igpt_main(["curate", *curate, "--treshold", "0.5"])
+    # All of them, not the first alone.
+    assert parse(make_parser(), ["curate", *curate, "--exclude", "b", "c"]).exclude[1:] == ["b", "c"]
     with pytest.raises(SystemExit, match=r"curate: --threshold and --share must not both be given.*--share 1\.0$"):
         keras_igpt_main(["curate", *curate, "--threshold", "0.5"])
     keras_igpt_main(["curate", *curate])

@@ -187,6 +187,18 @@ def test_artificial_pictures_are_told_from_photographs():
     assert artificial(squares).tolist() == expected
 
 
+def test_a_trusted_folder_is_all_of_it(tmp_path):
+    """Files of all kinds that folders are read for, linked subfolders too; of the rest it warns."""
+    for name in ("set/a.png", "set/b.tif", "set/more/c.TIFF", "elsewhere/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((32, 32, 3), "uint8")).save(tmp_path / name)
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "set" / "notes.txt").touch()
+    with pytest.warns(UserWarning, match=r"1 file.*Left out: 1 \.txt"):
+        batches = list(pictures_of(tmp_path / "set", 32, 3))
+    assert [len(images) for images in batches] == [3, 1]
+
+
 def test_a_trusted_set_must_be_whole(tar, tmp_path):
     batches = list(pictures_of(tar, 32, 2))
     assert [len(images) for images in batches] == [2, 2, 1]

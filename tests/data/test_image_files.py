@@ -9,7 +9,7 @@ import pytest
 
 import keras_igpt as igpt
 from keras_igpt.data import ImageFiles, load_splits, resize_images
-from keras_igpt.data.image_files import FolderReader
+from keras_igpt.data.image_files import FolderReader, open_picture
 from keras_igpt.evaluation.features import LabeledFeatures
 
 Image = pytest.importorskip("PIL.Image")
@@ -362,6 +362,27 @@ def test_a_link_that_leads_to_another_class_is_refused(tmp_path):
     (tmp_path / "cats" / "up").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(ValueError, match=r"`folder` must have each picture in one class\. Received: .*dogs"):
         igpt.load_image_folder(tmp_path, 4)
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_file_of_two_names_is_one_picture(tmp_path, link):
+    """Or it would be learnt from and tested on."""
+    write_pictures(tmp_path, ["cats", "dogs"])
+    getattr(tmp_path / "cats" / "again.png", link)(tmp_path / "cats" / "0.png")
+    with pytest.warns(UserWarning, match=r"1 file.* count once\. Left out: 1 second name of a file"):
+        data = igpt.load_image_folder(tmp_path, 4)
+    assert sum(len(part) for part in (data.train, data.validation, data.test)) == 10
+    getattr(tmp_path / "dogs" / "cat.png", link)(tmp_path / "cats" / "0.png")
+    with pytest.raises(ValueError, match=r"`folder` must have each picture in one class\. Received: .*cat\.png.*cats"):
+        igpt.load_image_folder(tmp_path, 4)
+
+
+def test_whatever_a_decoder_raises_names_the_picture():
+    encoded = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(encoded, "TIFF")
+    message = r"Pictures must be readable.* Received: odd\.tif \(no integer\)"
+    with pytest.raises(ValueError, match=message), open_picture(encoded.getvalue(), "odd.tif"):
+        raise TypeError("no integer")
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

@@ -18,6 +18,32 @@ def test_the_interval_is_that_of_resampling():
     assert interval.as_percentages().startswith(f"{100 * correct.mean():.1f}% [")
 
 
+def test_the_interval_is_wilsons():
+    for right, count in ((0, 10), (10, 10), (7, 10), (4510, 10_000)):
+        interval = igpt.accuracy_interval(np.arange(count) < right)
+        expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+        np.testing.assert_allclose((interval.low, interval.high), expected, atol=1e-12)
+        assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+
+
+@pytest.mark.parametrize(("count", "share"), [(10, 0.9), (50, 0.98), (1000, 0.98)])
+def test_an_interval_of_few_pictures_covers_as_often(count, share):
+    numbers = np.arange(count + 1)
+    intervals = [igpt.accuracy_interval(np.arange(count) < number) for number in numbers]
+    covers = np.array([interval.low <= share <= interval.high for interval in intervals])
+    assert stats.binom.pmf(numbers, count, share)[covers].sum() > 0.9
+
+
+def test_the_interval_of_a_difference_covers_as_often():
+    """Of few pictures, which both classifiers get right but for a few."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(2000):
+        kinds = random.choice(4, 40, p=[0.8, 0.12, 0.04, 0.04])  # both, the first, the second, none
+        difference = igpt.compare_accuracies(kinds < 2, (kinds == 0) | (kinds == 2)).difference
+        covered += difference.low <= 0.08 <= difference.high
+    assert 0.93 <= covered / 2000 <= 0.99
+
+
 def test_an_interval_covers_as_often_as_it_says():
     random = np.random.default_rng(0)
     covered = 0
@@ -60,9 +86,11 @@ def test_a_measured_accuracy_survives_json():
 
 
 def test_equal_classifiers_do_not_differ():
-    comparison = igpt.compare_accuracies(np.array([True, False]), np.array([True, False]))
+    correct = np.arange(1000) < 400
+    comparison = igpt.compare_accuracies(correct, correct)
     assert comparison.p_value == 1.0
-    assert str(comparison) == "+0.0 points [+0.0, +0.0], p = 1"
+    # Not the same for all pictures there are.
+    assert str(comparison) == "+0.0 points [-0.3, +0.3], p = 1"
 
 
 def test_the_mean_over_seeds_has_students_interval():

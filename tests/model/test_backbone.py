@@ -251,6 +251,14 @@ def test_bfloat16_stays_close_and_keeps_float32_logits():
     np.testing.assert_allclose(to_numpy(logits), to_numpy(exact(token_ids)), atol=0.05)
 
 
+def test_double_precision_is_refused_where_products_have_none():
+    if keras.backend.backend() != "torch":
+        make_backbone(dtype="float64")
+        return
+    with pytest.raises(ValueError, match=r"`dtype` must be of at most 32 bits on PyTorch\. Received: dtype='float64'"):
+        make_backbone(dtype="float64")
+
+
 def test_preset_architectures():
     backbone = type(make_backbone()).from_preset("igpt_nano", image_size=4)
     assert (backbone.num_layers, backbone.num_heads, backbone.hidden_dim, backbone.num_tokens) == (6, 4, 64, 16)

@@ -1,6 +1,7 @@
 """Files and folders that are whole or as they were, links that others have planted, and disks that are full."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,30 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one_that_writes(tmp_p
     assert sorted(os.listdir(tmp_path)) == [".partial-file-thesis", "file"]
     assert os.listdir(tmp_path / ".partial-file-thesis") == ["thesis.tex"]
     assert (tmp_path / "file").read_text() == "newer"
+
+
+def test_a_kill_between_two_renames_loses_no_folder(tmp_path):
+    """The new one is whole by then; it is put in its place, even if the next writing fails."""
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "first").touch()
+    child = os.fork()
+    if child == 0:
+        rename = os.replace
+
+        def killed(source, target):
+            rename(source, target)
+            if Path(target).name == "old":
+                os._exit(9)
+
+        os.replace = killed
+        with whole_folder(tmp_path / "model", replaces=True) as partial:
+            (partial / "second").touch()
+    os.waitpid(child, 0)
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(OSError, match="full"), whole_folder(tmp_path / "model", replaces=True):
+        raise OSError("the disk is full")
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(tmp_path / "model") == ["second"]
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):

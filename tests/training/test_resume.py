@@ -443,12 +443,26 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
     assert received == [signal.SIGTERM]
 
 
-def test_training_goes_on_where_nothing_can_be_written(alone, tmp_path):
-    (tmp_path / "file").touch()
+def test_training_goes_on_where_nothing_can_be_written_any_more(alone, tmp_path):
+    class Lose(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            (tmp_path / "folder").rmdir()
+            (tmp_path / "folder").touch()
+
     resumed = make_model("ar")
-    with pytest.warns(UserWarning, match="Training goes on, but its checkpoint was not written: .*Not a directory"):
-        train(resumed, [igpt.ExactResume(tmp_path / "file" / "folder", every=4)])
+    with pytest.warns(UserWarning, match="Training goes on, but its checkpoint was not written: .*exists"):
+        train(resumed, [Lose(), igpt.ExactResume(tmp_path / "folder", every=4)])
     assert_same_weights(resumed, alone)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_first_step(tmp_path):
+    (tmp_path / "file").touch()
+    model = make_model("ar")
+    before = model.get_weights()
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(OSError, match=r"`folder` must be one that checkpoints can be written to.*file"):
+            train(model, [igpt.ExactResume(folder, every=4)])
+    assert all(map(np.array_equal, before, model.get_weights()))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
