@@ -29,7 +29,7 @@ def main() -> float:
     # Or keras.saving.load_model("igpt.keras"), igpt.load_huggingface_checkpoint(folder), igpt.load_openai_checkpoint.
     lm = igpt.ImageGPTCausalLM.from_preset(MODEL)
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    drawn = lm.generate(num_images=16, **DRAWING)  # uint8 (16, 8, 8, 3)
+    drawn = lm.generate(num_images=16, **DRAWING)  # uint8 (16, 16, 16, 3)
     plotting.plot_grid(drawn).savefig(OUTPUT / "samples.png")
     plotting.save_animation(drawn[:8], OUTPUT / "samples.gif")
 
