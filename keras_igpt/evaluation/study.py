@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_igpt.backend.processes import check_one_process
 from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
@@ -30,6 +29,7 @@ from keras_igpt.evaluation.search_records import (
     name_of,
     read_report,
 )
+from keras_igpt.model.weight_digests import weight_digests
 from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
 from keras_igpt.objectives.token_model import TokenModel
 from keras_igpt.support.checks import check_integer, check_number
@@ -287,13 +287,13 @@ class Study:
         metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
         if objective not in metrics:
             raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
-        return metrics[objective], _digest(model), _settings(model)
+        return metrics[objective], weight_digests(model), _settings(model)
 
     def _make(self, hyperparameters: Any, start: dict[str, str]) -> keras.Model:
         """Makes a model and checks that it starts with the first model's weights."""
         keras.utils.set_random_seed(self._seed)
         model = self._make_model(hyperparameters)
-        digest = _digest(model)
+        digest = weight_digests(model)
         # Hyperparameters may add or remove weights; the common ones must be equal.
         changed = [name for name, value in digest.items() if start.get(name, value) != value]
         if changed:
@@ -477,16 +477,6 @@ def _settings(model: keras.Model) -> str:
     settings = re.sub(r'"module": "([^"]*)", "registered_name": "keras_igpt>(\w+)"', as_in_ledgers, settings)
     # Keras appends a counter to names.
     return re.sub(r'_\d+(?=")', "", settings)
-
-
-def _digest(model: keras.Model) -> dict[str, str]:
-    """Returns a hash of each weight by path, shape and a counter of equal paths."""
-    digest: dict[str, str] = {}
-    for weight in model.weights:
-        path = f"{re.sub(r'_[0-9]+', '', weight.path)} {tuple(weight.shape)}"
-        count = sum(key.startswith(f"{path} ") for key in digest)
-        digest[f"{path} {count}"] = hashlib.sha256(np.asarray(ops.convert_to_numpy(weight)).tobytes()).hexdigest()
-    return digest
 
 
 def _hyperparameters(values: dict[str, Any]) -> Any:
