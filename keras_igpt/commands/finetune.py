@@ -15,14 +15,21 @@ from typing import Any
 import keras
 
 import keras_igpt as igpt
-from keras_igpt.commands.shared import (
+from keras_igpt.commands.run_folder import (
+    ConfigOnceAccepted,
     EpochLog,
+    exact_resume,
+    make_output_folder,
+    other_run,
+    settings_of_run,
+)
+from keras_igpt.commands.shared import (
     TimeLeft,
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    check_counts,
     describe_data,
-    exact_resume,
     load_data,
     load_language_model,
     named_by_flags,
@@ -30,11 +37,14 @@ from keras_igpt.commands.shared import (
     say_plan,
     say_what_next,
     use_of_classifier,
-    write_config,
 )
 from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, interval_of_share
 from keras_igpt.evaluation.probe_report import describe_probed
+from keras_igpt.model.weight_digests import digest_of_weights
 from keras_igpt.support.files import read_log, write_json
+
+# The digest of the weights that a run starts from among its settings, which those of earlier versions lack.
+_START = "language_model_weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +96,19 @@ def why_it_stopped(log: Path, patience: int) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "batch_size", "epochs", "patience")
     keras.utils.set_random_seed(options.seed)
     language_model = load_language_model(options.model)
+    start = digest_of_weights(language_model)
+    if settings_of_run(options).get(_START, start) != start:
+        # Its checkpoints would take the place of these weights.
+        raise other_run(options, "--model", f"{options.model}, with other weights")
+    log, best = options.output / "log.csv", options.output / "best.keras"
+    done = len(read_log(log))
+    if options.epochs < done:
+        raise ValueError(
+            f"--epochs must be at least {done}, what the run in {options.output} has done. Received: {options.epochs}"
+        )
     palette, size = language_model.palette, language_model.backbone.image_size
     data = load_data(options, size, in_memory=True)
     classifier = _make_classifier(options, language_model, data.class_names)
@@ -98,20 +119,20 @@ def run(options: argparse.Namespace) -> None:
     epoch_steps = batches.steps_per_epoch
     steps, epochs = options.epochs * epoch_steps, f"at most {options.epochs} epochs"
     say_plan(describe_data(data, size), epochs, steps, classifier, options.batch_size)
-    write_config(
-        options,
-        language_model=describe_probed(language_model),
-        classes=data.class_names,
-        layer=classifier.layer,
-        augmentation=repr(augmentation),
-    )
-    log, best = options.output / "log.csv", options.output / "best.keras"
+    make_output_folder(options)
+    found = {
+        "language_model": describe_probed(language_model),
+        _START: start,
+        "classes": data.class_names,
+        "layer": classifier.layer,
+        "augmentation": repr(augmentation),
+    }
     with named_by_flags(folder="--output"):
         classifier.fit(
             batches,
             epochs=epochs_to_train(log, options.epochs, options.patience),
             validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
-            callbacks=_callbacks(options, log, best, epoch_steps),
+            callbacks=[ConfigOnceAccepted(options, **found), *_callbacks(options, log, best, epoch_steps)],
             verbose=2,
         )
     print(why_it_stopped(log, options.patience), flush=True)

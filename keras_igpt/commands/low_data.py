@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import keras_igpt as igpt
+from keras_igpt.commands.run_folder import write_config
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
@@ -24,7 +25,6 @@ from keras_igpt.commands.shared import (
     named_by_flags,
     say_frozen,
     say_what_next,
-    write_config,
 )
 from keras_igpt.evaluation.probe_report import describe_probed
 from keras_igpt.support.checks import check_integer

@@ -9,6 +9,7 @@ With several rates the paper's search comes first: from the largest down, until 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,49 @@ import keras
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.commands.shared import (
+from keras_igpt.commands.run_folder import (
+    ConfigOnceAccepted,
     EpochLog,
+    exact_resume,
+    make_output_folder,
+    other_run,
+    settings_of_run,
+)
+from keras_igpt.commands.shared import (
     TimeLeft,
     add_data_arguments,
     add_output_argument,
+    check_batch_fits,
+    check_counts,
     data_words,
-    exact_resume,
     has_classes,
     load_training_pictures,
     named_by_flags,
     pixels_of,
     say_plan,
     say_what_next,
-    write_config,
 )
-from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import read_log
+
+_PALETTE = "palette.npy"
+# The digest of the pictures' tokens among the settings of a run.
+_DATA = "data"
+# What decides a run beside its palette and pictures.
+_DECIDES = (
+    "objective",
+    "image_size",
+    "layers",
+    "heads",
+    "width",
+    "normalization",
+    "dtype",
+    "batch_size",
+    "epochs",
+    "epoch_steps",
+    "warmup_steps",
+    "rates",
+    "seed",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,38 +94,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "batch_size", "epochs", "epoch_steps", "warmup_steps", "search_epochs")
+    run = settings_of_run(options)
+    palette = _known_palette(options, run)
+    # Earlier versions overwrote the settings of a run with those of a command that they refused.
+    if _DATA in run:
+        _check_settings(options, run)
+    architecture = _architecture(options, palette)
+    oracle = _oracle(options) if len(options.rates) > 1 else None
     train, validation = load_training_pictures(options, options.image_size)
-    if options.batch_size > len(train):
-        raise ValueError(f"--batch-size must be at most {len(train)}, the pictures. Received: {options.batch_size}")
-    palette = _palette(options, train)
+    check_batch_fits(options, train)
+    epoch_steps = options.epoch_steps or len(train) // options.batch_size
+    steps, size = options.epochs * epoch_steps, options.image_size
+    model = _make_model(options, architecture, palette, options.rates[0], steps, options.warmup_steps)
+    say_plan(
+        f"{len(train):,} pictures of {size}x{size} pixels", f"{options.epochs} epochs", steps, model, options.batch_size
+    )
+    make_output_folder(options)
+    if palette is None:
+        with named_by_flags(num_colors="--colors"):
+            palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
     held_out = validation.encode(palette)
     # The search reads no test set.
     tokens = igpt.DataSplits(train.encode(palette), held_out, held_out, ())
     batches = igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed)
-    epoch_steps = batches.steps_per_epoch
-    if options.epoch_steps is not None:
-        epoch_steps = check_integer("epoch_steps", options.epoch_steps)
-    steps = options.epochs * epoch_steps
-    model = _make_model(options, palette, options.rates[0], steps, options.warmup_steps)
-    size = options.image_size
-    say_plan(
-        f"{len(tokens.train):,} pictures of {size}x{size} pixels",
-        f"{options.epochs} epochs",
-        steps,
-        model,
-        options.batch_size,
-    )
-    rate = _searched_rate(options, tokens, palette, epoch_steps) if len(options.rates) > 1 else options.rates[0]
+    data = batches.fingerprint
+    if run.get(_DATA, data) != data:
+        flag, name = ("--images", options.images) if options.images else ("--dataset", options.dataset)
+        raise other_run(options, flag, f"{name}, with other pictures")
+    palette.save(options.output / _PALETTE)
+    rate = options.rates[0]
+    if oracle is not None:
+        rate = _searched_rate(options, oracle, architecture, tokens, palette, epoch_steps)
     keras.utils.set_random_seed(options.seed)
-    model = _make_model(options, palette, rate, steps, options.warmup_steps)
-    write_config(options, learning_rate=rate, parameters=model.count_params(), pictures=len(tokens.train))
+    model = _make_model(options, architecture, palette, rate, steps, options.warmup_steps)
+    found = {"learning_rate": rate, "parameters": model.count_params(), "pictures": len(tokens.train), _DATA: data}
     with named_by_flags(folder="--output"):
         history = model.fit(
             batches,
             epochs=options.epochs,
             steps_per_epoch=epoch_steps,
             validation_data=igpt.EvaluationBatches(tokens.validation, palette, options.batch_size),
-            callbacks=_callbacks(options, epoch_steps),
+            callbacks=[ConfigOnceAccepted(options, **found), *_callbacks(options, epoch_steps)],
             verbose=2,
         )
     if not history.epoch:
@@ -123,48 +160,63 @@ def _plots(options: argparse.Namespace, model: Any) -> list[str]:
     return list(figures)
 
 
-def _palette(options: argparse.Namespace, train: Any) -> igpt.ColorPalette:
-    """The run's palette: that of its folder where there is one."""
-    path = options.output / "palette.npy"
-    if path.is_file():
-        palette = igpt.ColorPalette.load(path)
-        if options.palette and igpt.ColorPalette.load(options.palette) != palette:
-            raise ValueError(f"--palette must be that of the run in {options.output}. Received: {options.palette}")
-        if not options.palette and palette.num_colors != options.colors:
-            raise ValueError(
-                f"--colors must be that of the run in {options.output}, {palette.num_colors}; a new run needs another "
-                f"--output. Received: {options.colors}"
-            )
-        return palette
+def _has_begun(output: Path) -> bool:
+    """Whether a folder has trials of a search, or checkpoints."""
+    return (output / "search" / "trials.json").is_file() or any((output / "checkpoints").glob("*.npz"))
+
+
+def _known_palette(options: argparse.Namespace, run: Mapping[str, Any]) -> igpt.ColorPalette | None:
+    """The palette of the run in the folder, or of `--palette`; None where one is to be fitted."""
+    given = None
     if options.palette:
         with named_by_flags(path="--palette"):
-            palette = igpt.ColorPalette.load(options.palette)
-    else:
-        with named_by_flags(num_colors="--colors"):
-            palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    palette.save(path)
+            given = igpt.ColorPalette.load(options.palette)
+    path = options.output / _PALETTE
+    # One that was left without a run may be of other pictures.
+    if not path.is_file() or not (run or _has_begun(options.output)):
+        return given
+    palette = igpt.ColorPalette.load(path)
+    if given is not None and given != palette:
+        raise other_run(options, "--palette", str(options.palette))
+    if given is None and palette.num_colors != options.colors:
+        raise other_run(options, "--colors", options.colors, palette.num_colors)
     return palette
 
 
-def _make_model(
-    options: argparse.Namespace, palette: igpt.ColorPalette, rate: float, steps: int, warmup: int | None = None
-) -> Any:
-    causal = options.objective == "ar"
-    architecture = {"num_layers": "--layers", "num_heads": "--heads", "hidden_dim": "--width"}
-    with named_by_flags(**architecture, learning_rate="--rates", steps_per_epoch="--warmup-steps"):
-        backbone = igpt.ImageGPTBackbone(
-            palette.num_colors,
+def _check_settings(options: argparse.Namespace, run: Mapping[str, Any]) -> None:
+    """Raises `ValueError` unless the command is that of the run in its folder."""
+    for name in _DECIDES:
+        here = getattr(options, name)
+        if run.get(name, here) != here:
+            raise other_run(options, f"--{name.replace('_', '-')}", here, run[name])
+
+
+def _architecture(options: argparse.Namespace, palette: igpt.ColorPalette | None) -> igpt.Architecture:
+    sizes = {"vocabulary_size": "--colors", "num_layers": "--layers", "num_heads": "--heads", "hidden_dim": "--width"}
+    with named_by_flags(**sizes):
+        return igpt.Architecture(
+            options.colors if palette is None else palette.num_colors,
             options.image_size,
             options.layers,
             options.heads,
             options.width,
-            "causal" if causal else "bidirectional",
+            "causal" if options.objective == "ar" else "bidirectional",
             options.normalization,
-            remat=options.remat,
-            dtype=options.dtype,
         )
-        model = (igpt.ImageGPTCausalLM if causal else igpt.ImageGPTMaskedLM)(backbone, palette=palette)
+
+
+def _make_model(
+    options: argparse.Namespace,
+    architecture: igpt.Architecture,
+    palette: igpt.ColorPalette | None,
+    rate: float,
+    steps: int,
+    warmup: int | None = None,
+) -> Any:
+    kind = igpt.ImageGPTCausalLM if options.objective == "ar" else igpt.ImageGPTMaskedLM
+    with named_by_flags(learning_rate="--rates", steps_per_epoch="--warmup-steps"):
+        backbone = igpt.ImageGPTBackbone(**architecture.arguments, remat=options.remat, dtype=options.dtype)
+        model = kind(backbone, palette=palette)
         model.compile(**igpt.pretraining_recipe("igpt_tiny", options.objective, steps, warmup, learning_rate=rate))
     return model
 
@@ -182,13 +234,22 @@ def _callbacks(options: argparse.Namespace, epoch_steps: int) -> list[Any]:
     ]
 
 
+def _oracle(options: argparse.Namespace) -> igpt.DescendingLearningRateOracle:
+    with named_by_flags(learning_rates="--rates"):
+        return igpt.DescendingLearningRateOracle("val_loss", options.rates)
+
+
 def _searched_rate(
-    options: argparse.Namespace, tokens: igpt.DataSplits[Any], palette: igpt.ColorPalette, epoch_steps: int
+    options: argparse.Namespace,
+    oracle: igpt.DescendingLearningRateOracle,
+    architecture: igpt.Architecture,
+    tokens: igpt.DataSplits[Any],
+    palette: igpt.ColorPalette,
+    epoch_steps: int,
 ) -> float:
+    steps = options.search_epochs * epoch_steps
     study = igpt.Study(
-        lambda hyperparameters: _make_model(
-            options, palette, hyperparameters.get("learning_rate"), options.search_epochs * epoch_steps
-        ),
+        lambda values: _make_model(options, architecture, palette, values.get("learning_rate"), steps),
         tokens,
         lambda examples: igpt.TrainingBatches(examples, palette, options.batch_size, seed=options.seed),
         lambda examples: igpt.EvaluationBatches(examples, palette, options.batch_size),
@@ -197,8 +258,7 @@ def _searched_rate(
         seed=options.seed,
         callbacks=[TimeLeft("left of this trial")],
     )
-    with named_by_flags(folder="--output", learning_rates="--rates", epochs="--search-epochs"):
-        oracle = igpt.DescendingLearningRateOracle("val_loss", options.rates)
+    with named_by_flags(folder="--output", epochs="--search-epochs"):
         search = study.search(epochs=options.search_epochs, oracle=oracle, steps_per_epoch=epoch_steps)
     print(search)
     return float(search.best.values["learning_rate"])

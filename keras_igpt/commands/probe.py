@@ -18,6 +18,7 @@ from typing import Any
 
 import keras_igpt as igpt
 from keras_igpt.checkpoints.run_reports import TEST_ACCURACY
+from keras_igpt.commands.run_folder import write_config
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
@@ -29,7 +30,6 @@ from keras_igpt.commands.shared import (
     say_frozen,
     say_what_next,
     spread,
-    write_config,
 )
 from keras_igpt.data.inputs import as_pictures
 from keras_igpt.evaluation.low_data import RAW_PIXELS, pixel_features

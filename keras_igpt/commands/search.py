@@ -13,11 +13,14 @@ import argparse
 from typing import Any
 
 import keras_igpt as igpt
+from keras_igpt.commands.run_folder import make_output_folder, write_config
 from keras_igpt.commands.shared import (
     TimeLeft,
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    check_batch_fits,
+    check_counts,
     describe_data,
     load_data,
     load_language_model,
@@ -26,7 +29,6 @@ from keras_igpt.commands.shared import (
     say_plan,
     say_what_next,
     use_of_classifier,
-    write_config,
 )
 from keras_igpt.evaluation.probe_report import describe_probed
 
@@ -48,9 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "batch_size", "epochs", "patience")
+    with named_by_flags(learning_rates="--rates"):
+        oracle = igpt.DescendingLearningRateOracle("val_accuracy", options.rates)
     pretrained = load_language_model(options.model)
     palette, size = pretrained.palette, pretrained.backbone.image_size
     data = load_data(options, size, in_memory=True)
+    check_batch_fits(options, data.train)
+    make_output_folder(options)
     train, validation, test = (part.encode(palette) for part in (data.train, data.validation, data.test))
     tokens = igpt.DataSplits(train, validation, test, data.class_names)
     augmentation = padded_crop(size)
@@ -71,11 +78,9 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         callbacks=[TimeLeft("left of this training at most")],
     )
-    with named_by_flags(folder="--output", learning_rate="--rates", learning_rates="--rates"):
-        oracle = igpt.DescendingLearningRateOracle("val_accuracy", options.rates)
+    with named_by_flags(folder="--output", learning_rate="--rates"):
         how_many = f"at most {len(options.rates)} rates and a refit, each at most {options.epochs} epochs"
         say_plan(describe_data(data, size), how_many, steps, make_model(oracle.get_space()), options.batch_size)
-        write_config(options, language_model=describe_probed(pretrained), classes=data.class_names)
         study.search(
             epochs=options.epochs,
             oracle=oracle,
@@ -83,6 +88,8 @@ def run(options: argparse.Namespace) -> None:
             to_beat=options.to_beat,
         )
         print(study.refit())
+    # The settings of the report beside it: only now is it known that the folder is this search's.
+    write_config(options, language_model=describe_probed(pretrained), classes=data.class_names)
     say_what_next(
         f"trials.json, report.json and model.keras to {options.output}/",
         *use_of_classifier(options, options.output / "model.keras"),

@@ -20,7 +20,7 @@ from keras_igpt.model.cost import memory_text
 from keras_igpt.model.memory import training_estimate
 from keras_igpt.objectives.open_model import open_model
 from keras_igpt.palette.color_palette import UInt8Images
-from keras_igpt.support.files import drop_epochs, write_json
+from keras_igpt.support.checks import check_integer
 
 DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
 
@@ -49,6 +49,19 @@ def add_model_argument(parser: argparse.ArgumentParser, required: bool = True) -
 def add_output_argument(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds `--output`."""
     parser.add_argument("--output", type=Path, default=Path(default), help=f"folder to write to; {default} by default")
+
+
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """Checks that arguments, where given, are whole numbers of at least 1, before anything is computed."""
+    for name in names:
+        if getattr(options, name) is not None:
+            check_integer(name, getattr(options, name))
+
+
+def check_batch_fits(options: argparse.Namespace, train: Any) -> None:
+    """Checks that the pictures to train on fill a batch."""
+    if options.batch_size > len(train):
+        raise ValueError(f"--batch-size must be at most {len(train)}, the pictures. Received: {options.batch_size}")
 
 
 def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,35 +200,6 @@ def load_language_model(name: str, autoregressive: bool = False) -> Any:
 def padded_crop(image_size: int) -> igpt.PaddedCrop:
     """Returns the paper's augmentation for fine-tuning, which pads pictures of 32 pixels by 4."""
     return igpt.PaddedCrop(padding=max(1, round(4 * image_size / 32)))
-
-
-def exact_resume(output: Path, epoch_steps: int) -> igpt.ExactResume:
-    """Saves a few times an epoch, or once where epochs are short."""
-    return igpt.ExactResume(output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4)))
-
-
-class EpochLog(keras.callbacks.CSVLogger):
-    """A log with one line an epoch: epochs that are run again after a kill replace their lines."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path), append=True)
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        # Opened once it is known where the training goes on.
-        pass
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self.csv_file is None or self.csv_file.closed:
-            drop_epochs(Path(self.filename), epoch)
-            super().on_train_begin(logs)
-
-
-def write_config(options: argparse.Namespace, **found: Any) -> None:
-    """Writes `config.json` into the output folder: the command's arguments, the backend and what was found out."""
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    del given["run"]  # no argument
-    config = {**given, "backend": keras.backend.backend(), "keras_igpt": igpt.__version__, **found}
-    write_json(options.output / "config.json", config)
 
 
 class TimeLeft(keras.callbacks.Callback):

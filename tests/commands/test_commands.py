@@ -1,13 +1,13 @@
 """The commands, one after the other, as a person with a folder of pictures calls them."""
 
 import json
-import shlex
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import SIZES, make_folders, next_command
 
 import keras_igpt as igpt
 from keras_igpt import plotting
@@ -17,28 +17,10 @@ from keras_igpt.commands.shared import TimeLeft, named_by_flags, with_flags
 from keras_igpt.support import progress
 from keras_igpt.support.files import read_log
 
-SIZES = ["--image-size", "4", "--colors", "8", "--layers", "1", "--heads", "1", "--width", "8", "--batch-size", "8"]
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Twenty pictures of each of two classes, dark and bright, with and without folders for them."""
-    classes, flat = tmp_path_factory.mktemp("classes"), tmp_path_factory.mktemp("flat")
-    random = np.random.default_rng(0)
-    for label, name in enumerate(("dark", "bright")):
-        (classes / name).mkdir()
-        for number in range(20):
-            pixels = random.integers(128 * label, 128 * (label + 1), (6, 6, 3)).astype("uint8")
-            Image.fromarray(pixels).save(classes / name / f"{number}.png")
-            Image.fromarray(pixels).save(flat / f"{name}-{number}.png")
-    return SimpleNamespace(classes=str(classes), flat=str(flat))
-
-
-def next_command(said):
-    """The command that the last line proposes, which can be run as it stands."""
-    words = shlex.split(said.splitlines()[-1].removeprefix("Next: keras-igpt "))
-    make_parser().parse_args(words)
-    return words
+    return make_folders(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +185,12 @@ def test_a_search_says_what_it_will_do(pretrained, folders, tmp_path, capsys):
     assert "4 of 8 steps, " in said
     assert "minutes left of this training at most" in said
     assert next_command(said)[0] == "classify"
+    config = (tmp_path / "search" / "config.json").read_text()
     with pytest.raises(SystemExit, match="keras-igpt search: --output must hold this search"):
         main([*search, "--rates", "0.003", "0.001", "--batch-size", "4"])
+    assert (tmp_path / "search" / "config.json").read_text() == config
+    with pytest.raises(SystemExit, match="--batch-size must be at most 32"):
+        main([*search, "--batch-size", "99"])
     with pytest.raises(SystemExit, match=r"keras-igpt search: --rates must fall. Received: --rates \(0.001, 0.003\)"):
         main([*search, "--rates", "0.001", "0.003"])
 

@@ -1,0 +1,126 @@
+"""Whose run is in a folder: the same command goes on with it, another is refused and changes nothing."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import SIZES, make_folders
+
+import keras_igpt as igpt
+from keras_igpt.commands.main import main
+from keras_igpt.commands.run_folder import ConfigOnceAccepted
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return make_folders(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def command(folders):
+    return ["pretrain", "--images", folders.flat, *SIZES, "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished")
+    main([*command, "--output", str(output)])
+    return output
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_command_is_refused_before_it_trains_or_writes(command, finished, folders, tmp_path):
+    before = contents(finished)
+    (tmp_path / "others").mkdir()
+    for number in range(40):
+        Image.open(f"{folders.flat}/dark-{number % 20}.png").rotate(90).save(tmp_path / "others" / f"{number}.png")
+    ends = "a new run needs another --output. Received: "
+    for change, message in (
+        (["--epochs", "3", "--rates", "0.01"], f", 2; {ends}3"),
+        (["--rates", "0.01", "0.003"], f"--rates must be that of the run in .*, 0.003; {ends}0.01 0.003"),
+        (["--epoch-steps", "2"], f"--epoch-steps must be that of the run in .*; {ends}2"),
+        (["--seed", "1"], f"--seed must be .*, 0; {ends}1"),
+        (["--images", str(tmp_path / "others")], f"--images must be that of the run in .*; {ends}.* other pictures"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*command, *change, "--output", str(finished)])
+        assert contents(finished) == before
+
+
+def test_a_run_of_an_earlier_version_goes_on(command, finished, tmp_path, capsys):
+    output = tmp_path / "earlier"
+    shutil.copytree(finished, output)
+    config = json.loads((output / "config.json").read_text())
+    # A command that was refused has left its epochs there.
+    earlier = {**config, "epochs": 3}
+    del earlier["data"]
+    (output / "config.json").write_text(json.dumps(earlier))
+    before = contents(output)
+    with pytest.raises(SystemExit, match="--output must hold checkpoints of a training with these settings"):
+        main([*command, "--rates", "0.01", "--output", str(output)])
+    assert contents(output) == before
+    main([*command, "--output", str(output)])
+    assert "is the end of its training of 2 epochs" in capsys.readouterr().out
+    assert json.loads((output / "config.json").read_text()) == {**config, "output": str(output)}
+
+
+def test_the_palette_is_that_of_the_run_alone(command, folders, tmp_path):
+    with pytest.raises(SystemExit, match=r"--heads must divide --width. Received: --heads 3"):
+        main([*command, "--heads", "3", "--output", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+    # Left there by a command that trained nothing, or by hand.
+    igpt.ColorPalette.from_colors(np.arange(12, dtype="uint8").reshape(4, 3)).save(tmp_path / "palette.npy")
+    main([*command, "--output", str(tmp_path)])
+    palette = keras.saving.load_model(tmp_path / "igpt.keras", compile=False).palette
+    assert palette.num_colors == 8
+    assert igpt.ColorPalette.load(tmp_path / "palette.npy") == palette
+
+
+def test_a_search_that_has_begun_keeps_its_palette(command, tmp_path, monkeypatch):
+    pytest.importorskip("keras_tuner")
+    search = [*command, "--rates", "0.01", "0.003", "--output", str(tmp_path)]
+
+    def crash(self, logs=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ConfigOnceAccepted, "on_train_begin", crash)
+        with pytest.raises(KeyboardInterrupt):
+            main(search)
+    assert not (tmp_path / "config.json").exists()
+    with pytest.raises(SystemExit, match=r"--colors must be that of the run in .*, 8; a new run .* Received: 9"):
+        main([*search, "--colors", "9"])
+    main(search)
+    assert json.loads((tmp_path / "config.json").read_text())["rates"] == [0.01, 0.003]
+
+
+def test_a_fine_tuning_goes_on_from_its_own_model_alone(finished, folders, tmp_path, capsys):
+    other = keras.saving.load_model(finished / "igpt.keras", compile=False)
+    other.pixel_head.kernel.assign(other.pixel_head.kernel + 1.0)
+    other.save(tmp_path / "other.keras")
+    shutil.copy(finished / "igpt.keras", tmp_path / "copy.keras")
+    output = tmp_path / "finetune"
+    finetune = ["finetune", "--images", folders.classes, "--batch-size", "8", "--output", str(output)]
+    main([*finetune, "--epochs", "2", "--model", str(finished / "igpt.keras")])
+    before = contents(output)
+    with pytest.raises(SystemExit, match=r"--model must be that of the run in .* Received: .*other.keras, with other"):
+        main([*finetune, "--epochs", "2", "--model", str(tmp_path / "other.keras")])
+    with pytest.raises(SystemExit, match=r"--epochs must be at least 2, .* Received: 1"):
+        main([*finetune, "--epochs", "1", "--model", str(finished / "igpt.keras")])
+    with pytest.raises(SystemExit, match="--output must hold checkpoints of a training with these settings"):
+        main([*finetune, "--epochs", "3", "--rate", "0.01", "--model", str(finished / "igpt.keras")])
+    assert contents(output) == before
+    config = json.loads((output / "config.json").read_text())
+    # Earlier versions did not say from which weights a run began.
+    earlier = {name: value for name, value in config.items() if name != "language_model_weights"}
+    (output / "config.json").write_text(json.dumps(earlier))
+    capsys.readouterr()
+    main([*finetune, "--epochs", "2", "--model", str(tmp_path / "copy.keras")])
+    assert "Finished: all 2 epochs are done" in capsys.readouterr().out
+    assert json.loads((output / "config.json").read_text()) == {**config, "model": str(tmp_path / "copy.keras")}
