@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,15 @@ import numpy as np
 
 import keras_igpt as igpt
 from keras_igpt.backend.optimizers import counted_steps
+from keras_igpt.data.image_files import HEIC_SUFFIXES, PICTURE_SUFFIXES
 from keras_igpt.model.cost import memory_text
 from keras_igpt.model.memory import training_estimate
 from keras_igpt.objectives.open_model import open_model
 from keras_igpt.palette.color_palette import UInt8Images
 from keras_igpt.support.checks import check_integer
+
+# Those of HEIC are pictures too where they cannot be read: a warning says what is missing.
+_SUFFIXES = (*PICTURE_SUFFIXES, *HEIC_SUFFIXES)
 
 DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
 
@@ -136,12 +141,22 @@ def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = Fa
 
 
 def has_classes(options: argparse.Namespace) -> bool:
-    """Whether the pictures that the command line names have classes: a data set's, or subfolders."""
-    return not options.images or any(path.is_dir() for path in Path(options.images).glob("*"))
+    """Whether the pictures that the command line names have classes: a data set's, or subfolders and nothing else."""
+    if not options.images:
+        return True
+    subfolders, pictures = _count(options.images)
+    return subfolders >= 2 and not pictures
+
+
+def _count(folder: str) -> tuple[int, int]:
+    """Returns how many subfolders, and pictures beside them, a folder has; what is hidden does not count."""
+    entries = [path for path in Path(folder).glob("*") if not path.name.startswith(".")]
+    subfolders = sum(path.is_dir() for path in entries)
+    return subfolders, sum(path.suffix.lower() in _SUFFIXES and path.is_file() for path in entries)
 
 
 def load_training_pictures(options: argparse.Namespace, image_size: int) -> tuple[Any, Any]:
-    """Opens the pictures that the command line names, to train on without labels: a folder without classes will do.
+    """Opens the pictures that the command line names, to train on without labels: all of a folder without classes.
 
     Args:
         options: with the arguments of `add_data_arguments`.
@@ -151,6 +166,13 @@ def load_training_pictures(options: argparse.Namespace, image_size: int) -> tupl
         The pictures to train on, and those held out.
     """
     if not has_classes(options):
+        subfolders, beside = _count(options.images)
+        if subfolders >= 2:
+            warnings.warn(
+                f"--images has {beside} picture(s) beside its {subfolders} subfolders, which do not count as classes "
+                "then: every picture is used, and none is kept for a test",
+                stacklevel=2,
+            )
         with named_by_flags(folder="--images", examples="--images"):
             pictures = igpt.load_unlabeled_folder(options.images, image_size, skip_unreadable=options.skip_unreadable)
             return igpt.split_off(pictures, 0.1, options.seed)

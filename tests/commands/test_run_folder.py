@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from tiny import SIZES, make_folders
 import keras_igpt as igpt
 from keras_igpt.commands.main import main
 from keras_igpt.commands.run_folder import ConfigOnceAccepted
+from keras_igpt.commands.shared import has_classes, load_training_pictures
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +126,26 @@ def test_a_fine_tuning_goes_on_from_its_own_model_alone(finished, folders, tmp_p
     main([*finetune, "--epochs", "2", "--model", str(tmp_path / "copy.keras")])
     assert "Finished: all 2 epochs are done" in capsys.readouterr().out
     assert json.loads((output / "config.json").read_text()) == {**config, "model": str(tmp_path / "copy.keras")}
+
+
+def test_no_picture_is_dropped_without_labels(folders, tmp_path):
+    def counted(folder):
+        options = Namespace(images=str(folder), dataset=None, skip_unreadable=False, seed=0)
+        train, validation = load_training_pictures(options, image_size=4)
+        return len(train) + len(validation), has_classes(options)
+
+    pictures = tmp_path / "pictures"
+    shutil.copytree(folders.flat, pictures)
+    for hidden in (".thumbnails", ".cache"):
+        (pictures / hidden).mkdir()
+    assert counted(pictures) == (40, False)
+    shutil.copytree(f"{folders.classes}/dark", pictures / "dark")
+    assert counted(pictures) == (60, False)
+    shutil.copytree(f"{folders.classes}/bright", pictures / "bright")
+    with pytest.warns(UserWarning, match=r"--images has 40 picture\(s\) beside its 2 subfolders"):
+        assert counted(pictures) == (80, False)
+    for path in pictures.glob("*.png"):
+        path.unlink()
+    (pictures / "notes.txt").write_text("no picture")
+    # A tenth of each class is kept for a test.
+    assert counted(pictures) == (36, True)
