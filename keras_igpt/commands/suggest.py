@@ -38,9 +38,10 @@ def run(options: argparse.Namespace) -> None:
     # A run shorter than a pass over the pictures.
     length = f" --epoch-steps {suggestion.steps}" if suggestion.steps * suggestion.batch_size < pictures else ""
     print(f"{pictures:,} pictures, {options.minutes:g} minutes:\n{suggestion}")
+    memory = " --dtype mixed_bfloat16 --remat" if suggestion.saves_memory else ""
     data = "--images FOLDER" if options.pictures else shlex.join(data_words(options))
     print(
         f"Next: keras-igpt pretrain {data} --image-size {model.image_size} "
         f"--colors {model.vocabulary_size} --layers {model.num_layers} --heads {model.num_heads} "
-        f"--width {model.hidden_dim} --batch-size {suggestion.batch_size} --epochs {suggestion.epochs}{length}"
+        f"--width {model.hidden_dim} --batch-size {suggestion.batch_size} --epochs {suggestion.epochs}{length}{memory}"
     )

@@ -64,9 +64,14 @@ class Suggestion:
             f"{self.expected}"
         )
 
+    @property
+    def saves_memory(self) -> bool:
+        """Whether the run had better be in mixed_bfloat16 with remat."""
+        return self.memory >= _MUCH_MEMORY
+
     def _smaller(self) -> str:
         """How to need less memory, where that matters."""
-        if self.memory < _MUCH_MEMORY:
+        if not self.saves_memory:
             return ""
         smaller = estimate(self.architecture, self.batch_size, dtype="mixed_bfloat16", remat=True).training_memory
         return f" ({memory_text(smaller)} in mixed_bfloat16 with remat)"

@@ -302,6 +302,12 @@ def test_what_is_suggested_can_be_run(folders, capsys):
     command = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: keras-igpt ").split()
     shorter = make_parser().parse_args(command)
     assert shorter.epoch_steps * shorter.batch_size < 10_000_000
+    assert (shorter.dtype, shorter.remat) == ("float32", False)
+    # What the text says of memory is what the command does.
+    main(["suggest", "--pictures", "1280000", "--minutes", "1440", "--flops-per-second", "3e14"])
+    told = capsys.readouterr().out
+    assert "in mixed_bfloat16 with remat" in told
+    assert next_command(told)[-3:] == ["--dtype", "mixed_bfloat16", "--remat"]
     for wrong in ([], ["--images", folders.flat, "--pictures", "9"]):
         with pytest.raises(SystemExit, match="One of --images"):
             main(["suggest", "--minutes", "5", *wrong])
