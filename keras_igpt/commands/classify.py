@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 import keras_igpt as igpt
-from keras_igpt.commands.shared import add_model_argument, add_output_argument, say_what_next
+from keras_igpt.commands.run_folder import make_output_folder
+from keras_igpt.commands.shared import add_model_argument, add_output_argument, check_counts, say_what_next
 from keras_igpt.data.datasets import pictures_in
 from keras_igpt.objectives.open_model import open_model
 from keras_igpt.support.files import write_json
@@ -26,17 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "batch_size")
     classifier = open_model(options.model, "--model")
     if not isinstance(classifier, igpt.ImageGPTImageClassifier):
         raise ValueError(f"--model must be a classifier, such as finetune writes. Received: {options.model}")
     pictures = [str(path) for given in options.pictures for path in _files_of(given)]
+    make_output_folder(options)
     predictions = classifier.predict_images(pictures, batch_size=options.batch_size)
     for row, picture in enumerate(pictures):
         print(f"{picture}: {predictions.describe(row)}")
     probabilities = (
         dict(zip(predictions.class_names, each, strict=True)) for each in predictions.probabilities.tolist()
     )
-    options.output.mkdir(parents=True, exist_ok=True)
     write_json(options.output / "classes.json", dict(zip(pictures, probabilities, strict=True)))
     export = ("export", "--model", options.model, "--format", "onnx", "--batch-size", "1")
     say_what_next(f"classes.json to {options.output}/", *export)

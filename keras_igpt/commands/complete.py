@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 
 from keras_igpt import plotting
+from keras_igpt.commands.run_folder import make_output_folder
 from keras_igpt.commands.shared import (
     add_drawing_arguments,
     add_model_argument,
     add_output_argument,
+    check_counts,
     drawing,
+    few_of,
     load_language_model,
     say_what_next,
 )
@@ -32,15 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "num_samples", "batch_size")
     model = load_language_model(options.model, autoregressive=True)
     size = model.backbone.image_size
     # Something is left to draw.
     keep = size // 2 if options.keep_rows is None else check_integer("keep_rows", options.keep_rows, 0, size - 1)
     originals = as_pictures(model, options.pictures, "PICTURE")
+    make_output_folder(options)
     completions = model.complete(
         originals, keep_rows=keep, num_samples=options.num_samples, verbose=1, **drawing(options)
     )
-    options.output.mkdir(parents=True, exist_ok=True)
     plotting.plot_completions(originals, completions, keep_rows=keep).savefig(options.output / "completions.png")
     every = completions.reshape(-1, *completions.shape[2:])
     plotting.save_animation(
@@ -49,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     say_what_next(
         f"completions.png and completions.gif to {options.output}/",
         "score",
-        *options.pictures,
+        *few_of(options.pictures),
         "--model",
         options.model,
     )

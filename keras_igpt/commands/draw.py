@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 
 from keras_igpt import plotting
+from keras_igpt.commands.run_folder import make_output_folder
 from keras_igpt.commands.shared import (
     add_drawing_arguments,
     add_model_argument,
     add_output_argument,
+    check_counts,
     drawing,
     load_language_model,
     say_what_next,
@@ -29,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "num_images", "batch_size")
     model = load_language_model(options.model, autoregressive=True)
+    make_output_folder(options)
     images = model.generate(options.num_images, verbose=1, **drawing(options))
-    options.output.mkdir(parents=True, exist_ok=True)
     plotting.plot_grid(images).savefig(options.output / "samples.png")
     plotting.save_animation(images, options.output / "samples.gif")
     print(model.score(images, batch_size=options.batch_size))

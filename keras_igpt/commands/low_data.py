@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.commands.run_folder import write_config
+from keras_igpt.commands.run_folder import make_output_folder, write_config
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    check_counts,
     data_words,
+    depths_text,
     load_data,
     load_language_model,
     named_by_flags,
@@ -47,13 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    subsets = check_integer("subsets", options.subsets, 2)
+    check_counts(options, "batch_size")
     model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
     labels = options.labels or _labels_that_fit(data)
-    subsets = check_integer("subsets", options.subsets, 2)
     depths = model.backbone.num_layers + 1 if options.layers is None else len(options.layers)
     few = f"{', '.join(map(str, labels))} labels a class, {subsets} subsets of each"
-    say_frozen(data, model, f"{few}, regressions on {depths} depths and raw pixels")
+    say_frozen(data, model, f"{few}, regressions on {depths_text(depths)} and raw pixels")
+    make_output_folder(options)
     with named_by_flags(labels_per_class="--labels"):
         table = igpt.low_data_table(
             model,

@@ -9,9 +9,11 @@ import argparse
 
 import keras_igpt as igpt
 from keras_igpt import plotting
+from keras_igpt.commands.run_folder import make_output_folder
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_output_argument,
+    check_counts,
     data_words,
     load_training_pictures,
     named_by_flags,
@@ -31,11 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "colors")
     train, held_out = load_training_pictures(options, options.image_size)
     shown = pixels_of(spread(held_out, 1000))
+    make_output_folder(options)
     with named_by_flags(num_colors="--colors"):
         palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
-    options.output.mkdir(parents=True, exist_ok=True)
     palette.save(options.output / "palette.npy")
     plotting.plot_palette(palette).savefig(options.output / "palette.png")
     # The pictures of a class stand together.

@@ -18,12 +18,14 @@ from typing import Any
 
 import keras_igpt as igpt
 from keras_igpt.checkpoints.run_reports import TEST_ACCURACY
-from keras_igpt.commands.run_folder import write_config
+from keras_igpt.commands.run_folder import make_output_folder, write_config
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
     add_output_argument,
+    check_counts,
     data_words,
+    depths_text,
     load_data,
     load_language_model,
     named_by_flags,
@@ -34,11 +36,12 @@ from keras_igpt.commands.shared import (
 from keras_igpt.data.inputs import as_pictures
 from keras_igpt.evaluation.low_data import RAW_PIXELS, pixel_features
 from keras_igpt.plotting import plot_depth_similarity
-from keras_igpt.support.checks import check_integer
-from keras_igpt.support.files import write_json
+from keras_igpt.support.files import remove, write_json
 
 # Few would make the similarities too high, more take long.
 _PICTURES_COMPARED = 5000
+# Written after the report, some of them only where asked for: those of an earlier probe are of another report.
+_BESIDE_THE_REPORT = ("config.json", "accuracies.json", "nearest_neighbors.json", "attention.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,27 +61,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="other ways to judge the features: a vote of neighbours at every depth; attention pooling at the best one",
     )
-    parser.add_argument("--no-pixels", action="store_true", help="leave out raw pixels, which come to memory")
+    parser.add_argument("--no-pixels", action="store_true", help="leave out raw pixels, which are loaded into memory")
     add_output_argument(parser, "probe_output")
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "batch_size", "pictures")
     model = load_language_model(options.model)
     data = load_data(options, model.backbone.image_size)
     if options.pictures is not None:
-        few = check_integer("pictures", options.pictures)
-        train, validation = spread(data.train, few), spread(data.validation, -(-few // 5))
+        train, validation = spread(data.train, options.pictures), spread(data.validation, -(-options.pictures // 5))
         data = igpt.DataSplits(train, validation, data.test, data.class_names)
     layers: Any = "all" if options.layers is None else options.layers
     probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
     extractor = igpt.FeatureExtractor(model, layers, options.which)
-    say_frozen(data, model, f"a regression on the features of {len(extractor.depths)} depths")
+    say_frozen(data, model, f"a regression on the features of {depths_text(len(extractor.depths))}")
     folder = None if options.features is None else Path(options.features)
     if "attention" in options.also:
         # Before anything is computed; the depth does not matter.
         with named_by_flags(folder="--features"):
             _attention_probe(model, 0, options).check_memory(len(data.train) + len(data.validation))
+    make_output_folder(options)
     train, validation, test = (
         extractor.extract_labeled(data[name], options.batch_size, None if folder is None else folder / f"{name}.npy")
         for name in ("train", "validation", "test")
@@ -88,6 +92,8 @@ def run(options: argparse.Namespace) -> None:
     print(report, flush=True)
     # Before the other ways to judge: what takes long is kept, whatever becomes of them.
     report.save(options.output / "report.json")
+    for name in _BESIDE_THE_REPORT:
+        remove(options.output / name)
     depth_curve = options.output / "depth_curve.png"
     report.plot().savefig(depth_curve)
     similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])

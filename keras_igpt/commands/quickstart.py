@@ -21,6 +21,7 @@ import numpy as np
 import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.commands.photographs import photograph, photograph_patches
+from keras_igpt.commands.run_folder import make_output_folder
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_output_argument,
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     started = time.monotonic()
     keras.utils.set_random_seed(options.seed)
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(options)
     from_photographs = not (options.images or options.dataset)
     size = PHOTOGRAPHS if from_photographs else PICTURES
     steps = size.pretraining_steps if options.steps is None else check_integer("steps", options.steps, 2)

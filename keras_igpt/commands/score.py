@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 
+import keras_igpt as igpt
 from keras_igpt import plotting
+from keras_igpt.commands.run_folder import make_output_folder
 from keras_igpt.commands.shared import (
     add_model_argument,
     add_output_argument,
+    check_counts,
+    few_of,
     load_language_model,
     say_what_next,
 )
@@ -28,20 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    check_counts(options, "batch_size")
     model = load_language_model(options.model)
     images = as_pictures(model, options.pictures, "PICTURE")
+    make_output_folder(options)
     scores = model.score(images, per_pixel=True, batch_size=options.batch_size)
     for name, nats in zip(options.pictures, scores.nats_per_token, strict=True):
         print(f"{name}: {nats:.3f} nats per token")
     print(scores)
-    options.output.mkdir(parents=True, exist_ok=True)
     plotting.plot_surprise(images, scores.surprise).savefig(options.output / "surprise.png")
     results = dict(zip(options.pictures, scores.nats_per_token.tolist(), strict=True))
     write_json(options.output / "scores.json", results)
-    say_what_next(
-        f"surprise.png and scores.json to {options.output}/",
-        "complete",
-        *options.pictures,
-        "--model",
-        options.model,
-    )
+    # BERT models complete nothing; the page shows what they fill.
+    following = ["complete", *few_of(options.pictures)] if isinstance(model, igpt.ImageGPTCausalLM) else ["demo"]
+    say_what_next(f"surprise.png and scores.json to {options.output}/", *following, "--model", options.model)

@@ -7,7 +7,7 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from keras_igpt.support.checks import check_integer
 
 # Those of HEIC are pictures too where they cannot be read: a warning says what is missing.
 _SUFFIXES = (*PICTURE_SUFFIXES, *HEIC_SUFFIXES)
+
+# Models that some commands refuse, as a person knows them.
+_KINDS = {igpt.ImageGPTMaskedLM.__name__: "a BERT model", igpt.ImageGPTImageClassifier.__name__: "a classifier"}
 
 DATASETS = ("imagenet2012", "cifar10", "cifar100", "stl10")
 
@@ -215,8 +218,17 @@ def load_language_model(name: str, autoregressive: bool = False) -> Any:
     kinds = igpt.ImageGPTCausalLM if autoregressive else (igpt.ImageGPTCausalLM, igpt.ImageGPTMaskedLM)
     if not isinstance(model, kinds) or model.palette is None:
         wanted = "an autoregressive model" if autoregressive else "a language model"
-        raise ValueError(f"--model must be {wanted} with its palette, no classifier. Received: {name}")
+        if isinstance(model, kinds):
+            received = "a model without a palette"
+        else:
+            received = _KINDS.get(type(model).__name__, f"a model of the class {type(model).__name__}")
+        raise ValueError(f"--model must be {wanted} with its palette. Received: {name}, {received}")
     return model
+
+
+def depths_text(count: int) -> str:
+    """Returns how many depths."""
+    return f"{count} depth{'' if count == 1 else 's'}"
 
 
 def padded_crop(image_size: int) -> igpt.PaddedCrop:
@@ -326,6 +338,11 @@ def use_of_classifier(options: argparse.Namespace, path: Path) -> list[str | Pat
     if options.images:
         return ["classify", options.images, "--model", path]
     return ["card", "--model", path, "--reports", options.output]
+
+
+def few_of(pictures: Sequence[str]) -> Sequence[str]:
+    """Returns the first pictures that were given, for a next command: a line with hundreds helps nobody."""
+    return pictures[:3]
 
 
 def say_what_next(wrote: str, *words: str | int | Path) -> None:

@@ -117,6 +117,8 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(
         *sorted(f"{folders.classes}/{name}/{number}.png" for name in ("bright", "dark") for number in range(20)),
         picture,
     ]
+    with pytest.raises(SystemExit, match="--output must be a folder, or a new name for one"):
+        main(["classify", picture, *classifier, "--output", str(tmp_path / "classify" / "classes.json")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"PICTURE must be a picture or a folder with pictures.*empty with 0"):
         main(["classify", str(tmp_path / "empty"), *classifier])
@@ -210,6 +212,56 @@ def test_low_data_takes_what_the_smallest_class_has(pretrained, folders, tmp_pat
         main([*few, "--labels", "4", "400"])
 
 
+def test_what_an_earlier_probe_wrote_is_not_left_beside_the_report(pretrained, folders, tmp_path, capsys):
+    (tmp_path / "probe").mkdir()
+    for name in ("nearest_neighbors.json", "attention.json", "mine.txt"):
+        (tmp_path / "probe" / name).write_text("{}")
+    probe = ["probe", "--images", folders.classes, "--model", str(pretrained / "igpt.keras"), "--layers", "1"]
+    main([*probe, "--no-pixels", "--output", str(tmp_path / "probe")])
+    assert "the features of 1 depth\n" in capsys.readouterr().out
+    report = {"report.json", "accuracies.json", "config.json", "depth_curve.png", "depth_similarity.png"}
+    assert {path.name for path in (tmp_path / "probe").iterdir()} == {"mine.txt", *report}
+
+
+@pytest.mark.parametrize(
+    "command", ["probe", "low-data", "finetune", "search", "pretrain", "draw", "complete", "score"]
+)
+def test_an_output_that_is_a_file_is_refused_before_anything_is_computed(
+    command, pretrained, folders, tmp_path, monkeypatch
+):
+    if command == "search":
+        pytest.importorskip("keras_tuner")
+    (tmp_path / "file").write_text("mine")
+    model = [] if command == "pretrain" else ["--model", str(pretrained / "igpt.keras")]
+    data = {"draw": [], "complete": [f"{folders.flat}/dark-0.png"], "score": [f"{folders.flat}/dark-0.png"]}
+    data = data.get(command, ["--images", folders.classes, "--batch-size", "8"])
+
+    def compute(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(igpt.ColorPalette, "fit", compute)
+    monkeypatch.setattr(keras.Model, "fit", compute)
+    monkeypatch.setattr(igpt.FeatureExtractor, "extract_labeled", compute)
+    monkeypatch.setattr(igpt, "low_data_table", compute)
+    for name in ("generate", "complete", "score"):
+        monkeypatch.setattr(igpt.ImageGPTCausalLM, name, compute)
+    with pytest.raises(SystemExit, match=r"--output must be a folder, or a new name for one. Received: .*file"):
+        main([command, *data, *model, "--output", str(tmp_path / "file")])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_comes_next_can_be_run_and_read(pretrained, folders, tmp_path, capsys):
+    pictures = [f"{folders.flat}/dark-{number}.png" for number in range(5)]
+    model = ["--model", str(pretrained / "igpt.keras")]
+    main(["complete", *pictures, *model, "--num-samples", "1", "--output", str(tmp_path)])
+    assert next_command(capsys.readouterr().out) == ["score", *pictures[:3], *model]
+    main(["score", *pictures, *model, "--output", str(tmp_path)])
+    assert next_command(capsys.readouterr().out) == ["complete", *pictures[:3], *model]
+    bert = ["--model", "igpt_cifar10_8x8_bert"]
+    main(["score", pictures[0], *bert, "--output", str(tmp_path)])
+    assert next_command(capsys.readouterr().out) == ["demo", *bert]
+
+
 def test_damaged_files_are_left_out_where_asked_for(folders, tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     for number in range(10):
@@ -277,11 +329,20 @@ def test_every_command_says_how_to_call_it(capsys):
     ("arguments", "message"),
     [
         (["score", "cat.jpg", "--model", "nothing"], "--model must be a .keras file or one of igpt_cifar10_8x8"),
-        (["draw", "--model", "igpt_cifar10_8x8_bert"], "--model must be an autoregressive model"),
+        (
+            ["draw", "--model", "igpt_cifar10_8x8_bert"],
+            "--model must be an autoregressive model with its palette. Received: igpt_cifar10_8x8_bert, a BERT model",
+        ),
         (["estimate", "igpt_huge"], "igpt_huge"),
         (["complete", "missing.png"], "missing.png"),
         (["pretrain", "--images", "missing"], "pretrain: --images must be an existing folder. Received: missing"),
         (["estimate", "igpt_small", "--batch-size", "0"], "--batch-size must be .*. Received: --batch-size 0"),
+        # Before models and pictures are looked for.
+        (["search", "--images", "i", "--model", "m", "--batch-size", "0"], "--batch-size .*. Received: --batch-size 0"),
+        (["finetune", "--images", "i", "--model", "m", "--epochs", "0"], "--epochs must .*. Received: --epochs 0"),
+        (["pretrain", "--images", "i", "--epochs", "0"], "--epochs must be an integer .*. Received: --epochs 0"),
+        (["pretrain", "--images", "i", "--rates", "0.1", "0.2"], "--rates must fall"),
+        (["probe", "--images", "i", "--model", "m", "--batch-size", "0"], "--batch-size must be an integer"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, message):
