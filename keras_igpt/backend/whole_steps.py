@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from keras_igpt.backend.compilation import runs_eagerly
 from keras_igpt.backend.processes import host_array, process_count
 from keras_igpt.backend.traced_gradients import traced_gradients_dropped
+from keras_igpt.backend.untracked import Untracked
 
 Kind = Literal["train", "test", "predict"]
 # A step function; None until Keras makes it.
@@ -25,7 +28,9 @@ class WholeStepModel(keras.Model):
 
     On JAX, Keras takes the weights out of the model while it runs and donates their memory to each step, so an
     exception can lose them. On PyTorch, an interrupt may come in the middle of an update. Here Ctrl-C waits for the
-    current step, and the weights are restored. On JAX, `evaluate` and `predict` do not donate the weights.
+    current step, and the weights are restored. On JAX, `evaluate` and `predict` neither donate the weights nor take
+    them out, so that several threads may predict. Both are compiled again where the model has other weights since, or
+    others are trainable.
     """
 
     train_function: Function
@@ -72,6 +77,7 @@ class WholeStepModel(keras.Model):
     def make_test_function(self, force: bool = False) -> None:
         """Makes the evaluation step function; called by Keras."""
         before = self.test_function
+        force = self._has_other_weights("test") or force
         if self._donates_weights() and (before is None or force):
             self.test_function = self._make_function(_jitted(self.test_step))
         else:
@@ -82,6 +88,7 @@ class WholeStepModel(keras.Model):
     def make_predict_function(self, force: bool = False) -> None:
         """Makes the prediction step function; called by Keras."""
         before = self.predict_function
+        force = self._has_other_weights("predict") or force
         if self._donates_weights() and (before is None or force):
 
             def step(state: Any, data: Any) -> Any:
@@ -93,6 +100,28 @@ class WholeStepModel(keras.Model):
             super().make_predict_function(force)
         if self.predict_function is not before:
             self.predict_function = _whole(self, "predict", self.predict_function)
+
+    def _has_other_weights(self, kind: Kind) -> bool:
+        """Whether what was compiled is of other weights, or of the same in another order.
+
+        TensorFlow has the weights in the graph: those that LoRA or quantisation replace would stay there. JAX goes by
+        their order, which `trainable` changes.
+        """
+        if runs_eagerly():
+            return False
+        weights = [*self.trainable_variables, None, *self.non_trainable_variables]
+        attribute = f"_weights_to_{kind}_with"
+        kept: Untracked[list[Any]] | None = getattr(self, attribute, None)
+        same = kept is not None and len(kept.value) == len(weights) and all(map(operator.is_, kept.value, weights))
+        if not same:
+            setattr(self, attribute, Untracked(weights))
+        return kept is not None and not same
+
+    def _purge_model_variables(self, **kinds: bool) -> None:
+        """Takes the weights out of the model on JAX; called by Keras."""
+        # Only training has an optimizer, and donates what is taken out.
+        if kinds["optimizer_variables"]:
+            super()._purge_model_variables(**kinds)
 
     def _donates_weights(self) -> bool:
         """Whether Keras would donate the weights even to steps that do not change them."""

@@ -39,7 +39,7 @@ class Program(WholeStepModel):
 
     @classmethod
     def of(cls, language_model: LanguageModel, *options: int) -> Self:
-        """Returns a model's program, cached on the model until that is quantised; `options` go to the constructor."""
+        """Returns a model's program, cached on the model; `options` go to the constructor."""
         attribute = "_".join(["", cls.__name__.lower(), *map(str, options)])
         kept: Untracked[Self] | None = getattr(language_model, attribute, None)
         if kept is None:

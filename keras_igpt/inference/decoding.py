@@ -91,7 +91,8 @@ class Decoder(Program):
         state: Any = (zeros + first, token_ids, ops.equal(zeros, 0), zeros)
         cache: list[Any] = []
         blocks = self.language_model.backbone.decoding_blocks()
-        for length in _cache_lengths(tokens):
+        # A window must fit into the cache.
+        for length in [length for length in _cache_lengths(tokens) if length >= self.window]:
             cache = _grown_cache(cache, filled, length)
             *state, cache = ops.while_loop(
                 lambda index, *_, length=length: self._has_work(index, length),

@@ -198,6 +198,7 @@ def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any,
     """
     if runs_eagerly():
         return attend_in_place(projected, cache, window_of(index, cache))
+    index = ops.convert_to_tensor(index, "int32")
     query, key, value = (swap_time_and_heads(projected[:, :, part]) for part in range(3))
     keys, values = _written(cache, (key, value), index)
     scores = ops.cast(ops.einsum("bnth,bnsh->bnts", query * _scale_of(query), keys), "float32")

@@ -1,4 +1,5 @@
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ from conftest import make_causal_lm, random_tokens, randomize, to_numpy
 import keras_igpt as igpt
 
 TOKENS, LABELS = random_tokens(8), np.arange(8) % 3
+KNOWN = np.arange(16) < 8
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -151,3 +153,55 @@ def test_a_step_that_fails_on_the_device_leaves_the_weights(monkeypatch):
     jax.clear_caches()
     classifier.train_function = classifier.test_function = classifier.predict_function = None
     assert_works(classifier, start)
+
+
+def results_of(lm):
+    """What programs that are compiled once per model compute."""
+    return (
+        lm.score(TOKENS).nats_per_token,
+        lm.predict(TOKENS, verbose=0),
+        lm.continue_tokens(TOKENS, KNOWN, lookahead=2),
+    )
+
+
+def change_what_is_trainable(lm):
+    first, second = lm.backbone.blocks
+    first.trainable, second.trainable = True, False
+
+
+def add_adapters(lm):
+    dense = lm.backbone.blocks[0].feed_forward.expansion
+    dense.enable_lora(2)
+    for weight in (dense.lora_kernel_a, dense.lora_kernel_b):
+        weight.assign(np.full(weight.shape, 0.1))
+
+
+@pytest.mark.parametrize("change", [change_what_is_trainable, add_adapters, lambda lm: lm.backbone.quantize("int8")])
+def test_what_was_compiled_does_not_outlive_its_weights(change):
+    """Of a model that has computed before, and of one that has not."""
+    used, fresh = (randomize(make_causal_lm()) for _ in range(2))
+    extractors = [igpt.FeatureExtractor(lm) for lm in (used, fresh)]
+    used.backbone.blocks[0].trainable = fresh.backbone.blocks[0].trainable = False
+    before = [*results_of(used), extractors[0].extract(TOKENS)]
+    change(used)
+    change(fresh)
+    pairs = zip((used, fresh), extractors, strict=True)
+    after, expected = ([*results_of(lm), extractor.extract(TOKENS)] for lm, extractor in pairs)
+    for computed, right in zip(after, expected, strict=True):
+        np.testing.assert_allclose(computed, right, atol=1e-5)
+    assert (change is change_what_is_trainable) == np.allclose(before[0], after[0], atol=1e-6)
+
+
+def test_several_threads_may_compute_with_one_model():
+    lm = randomize(make_causal_lm())
+    extractor = igpt.FeatureExtractor(lm)
+    expected = [lm.score(TOKENS).nats_per_token, extractor.extract(TOKENS)]
+    weights = weights_of(lm)
+    with ThreadPoolExecutor(3) as pool:
+        scored = [pool.submit(lambda: lm.score(TOKENS).nats_per_token) for _ in range(6)]
+        extracted = [pool.submit(extractor.extract, TOKENS) for _ in range(6)]
+    for computed in scored:
+        np.testing.assert_allclose(computed.result(), expected[0], atol=1e-6)
+    for computed in extracted:
+        np.testing.assert_allclose(computed.result(), expected[1], atol=1e-5)
+    assert_same(lm, weights)

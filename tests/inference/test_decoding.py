@@ -134,7 +134,7 @@ def test_the_compiled_loop_equals_a_naive_one(model, known, lookahead):
     np.testing.assert_array_equal(drawn[:, known], prompt[:, known])
 
 
-@pytest.mark.parametrize("lookahead", [1, 5])
+@pytest.mark.parametrize("lookahead", [1, 5, 9, 16])  # the last two are longer than the first stage
 def test_a_cache_that_grows_in_stages_draws_the_same(model, monkeypatch, lookahead):
     if keras.backend.backend() == "torch":
         pytest.skip("PyTorch attends to as many positions as there are")
