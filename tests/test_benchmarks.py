@@ -52,6 +52,15 @@ def test_cifar10_study(tmp_path, capsys):
     assert changed == {path: path.stat().st_mtime_ns for path in study.rglob("*.json")}
 
 
+def test_claims(tmp_path):
+    """The results' table is that of the reports beside it."""
+    pytest.importorskip("matplotlib")
+    rows = load_script(BENCHMARKS / "claims.py").main(["--output", str(tmp_path / "claims.png")])
+    text = (BENCHMARKS.parent / "RESULTS.md").read_text(encoding="utf-8")
+    assert [row for row in rows if row not in text] == []
+    assert (tmp_path / "claims.png").is_file()
+
+
 def test_logistic_regression(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     prepare(tmp_path, "cifar10", {"train": 60, "test": 12}, size=8, noise=True)

@@ -1,0 +1,129 @@
+"""The differences that decide the paper's claims, computed from the reports in results/: a table and a picture.
+
+    python benchmarks/claims.py          # prints the table of RESULTS.md, writes results/claims.png
+
+Needs: pip install "keras_igpt[torch,palette,plot]"
+Both classifiers of a difference saw the same test pictures, which are compared one by one; its interval is of other
+pictures. Runs of several seeds are shown one by one: two are too few for an interval over them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import keras_igpt as igpt
+
+RESULTS = Path(__file__).parent.parent / "results"
+SEEDS = (0, 1)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier of the results, in one run or in one of each seed.
+
+    Attributes:
+        path: file of its report below the folder of results, with `{seed}` if there are several.
+        entry: its name in a file of several accuracies; None for the report of a probe.
+        depth: depth of a probe; the one that validation chose by default. −1 is the last.
+    """
+
+    path: str
+    entry: str | None = None
+    depth: int | None = None
+
+    def load(self, results: Path) -> list[igpt.MeasuredAccuracy]:
+        """Reads its accuracies on the test set, one a seed."""
+        seeds = SEEDS if "{seed}" in self.path else SEEDS[:1]
+        return [self._load(results / self.path.format(seed=seed)) for seed in seeds]
+
+    def _load(self, path: Path) -> igpt.MeasuredAccuracy:
+        if self.entry is not None:
+            return igpt.MeasuredAccuracy(**json.loads(path.read_text())[self.entry])
+        report = igpt.ProbeReport.load(path)
+        if self.depth is None or report.final_on_test is None:
+            return report.measured
+        depths = sorted(report.final_on_test.measured)
+        return report.final_on_test.measured[depths[self.depth]]
+
+
+def _probe(run: str, depth: int | None = None) -> Classifier:
+    return Classifier(f"{run}/report.json", depth=depth)
+
+
+def _finetuned(run: str) -> Classifier:
+    return Classifier(f"{run}/accuracies.json", "test accuracy")
+
+
+AR_8, BERT_8, SMALL_8 = (f"cifar10_8x8/seeds/{kind}_{{seed}}" for kind in ("ar", "bert", "small"))
+AR_16, BERT_16 = "cifar10_16x16/ar", "cifar10_16x16/bert"
+# What is said to be better, and than what.
+CLAIMS = {
+    "best depth − last depth, AR, 16×16": (_probe(f"{AR_16}/probe"), _probe(f"{AR_16}/probe", -1)),
+    "best depth − last depth, AR, 8×8": (_probe(AR_8), _probe(AR_8, -1)),
+    "AR − BERT, probes, 16×16": (_probe(f"{AR_16}/probe"), _probe(f"{BERT_16}/probe")),
+    "AR − BERT, probes, 8×8": (_probe(AR_8), _probe(BERT_8)),
+    "larger − smaller AR model, probes, 8×8": (_probe(AR_8), _probe(SMALL_8)),
+    "AR fine-tuned − its best probe, 16×16": (_finetuned(f"{AR_16}/finetuned"), _probe(f"{AR_16}/probe")),
+    "AR − BERT, fine-tuned, 16×16": (_finetuned(f"{AR_16}/finetuned"), _finetuned(f"{BERT_16}/finetuned")),
+    "joint loss − L_CLF alone, AR, 16×16": (
+        _finetuned(f"{AR_16}/finetuned"),
+        _finetuned(f"{AR_16}/finetuned_on_classes_alone"),
+    ),
+    "AR probe − raw pixels, 16×16": (
+        _probe(f"{AR_16}/probe"),
+        Classifier(f"{AR_16}/probe/accuracies.json", "raw pixels"),
+    ),
+    "AR probe − raw pixels, 8×8": (_probe(AR_8), Classifier(f"{AR_8}/accuracies.json", "raw pixels")),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> list[str]:
+    """Prints the table, draws the picture, and returns the table's rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of reports")
+    parser.add_argument("--output", type=Path, default=RESULTS / "claims.png", help="file of the picture")
+    options = parser.parse_args(arguments)
+    differences = {claim: compare(options.results, *pair) for claim, pair in CLAIMS.items()}
+    rows = [f"| {claim} | {'; '.join(map(points, by_seed))} |" for claim, by_seed in differences.items()]
+    print("| first − second | points, of each seed |", "|---|---|", *rows, sep="\n")
+    plot(differences).savefig(options.output)
+    return rows
+
+
+def compare(results: Path, first: Classifier, second: Classifier) -> list[igpt.Interval]:
+    """Compares two classifiers picture by picture, for each seed."""
+    pairs = zip(first.load(results), second.load(results), strict=True)
+    return [one.compare(two).difference for one, two in pairs]
+
+
+def points(difference: igpt.Interval) -> str:
+    """Formats a difference in points with its interval: `+1.5 [+0.7, +2.3]`."""
+    estimate, low, high = (f"{100 * value:+.1f}" for value in (difference.estimate, difference.low, difference.high))
+    return f"{estimate} [{low}, {high}]".replace("-", "−")
+
+
+def plot(differences: Mapping[str, Sequence[igpt.Interval]]) -> Figure:
+    """Draws every difference with its interval, those of several seeds one below the other."""
+    figure = Figure(figsize=(8.0, 0.42 * len(differences) + 1.0), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for line, by_seed in enumerate(differences.values()):
+        for number, difference in enumerate(by_seed):
+            estimate, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
+            height, reach = line + 0.24 * (number - (len(by_seed) - 1) / 2), [[estimate - low], [high - estimate]]
+            axes.errorbar([estimate], [height], xerr=reach, fmt="o", color="#0072B2", markersize=4, capsize=3)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(differences)), list(differences), fontsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("points of test accuracy, with 95% intervals over test pictures")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
