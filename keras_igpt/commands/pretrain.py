@@ -141,6 +141,11 @@ def run(options: argparse.Namespace) -> None:
     if not history.epoch:
         # The schedule has the length of the run.
         print("Finished: the learning rate has fallen to zero, a longer run needs another --output.", flush=True)
+    _write_results(options, model)
+
+
+def _write_results(options: argparse.Namespace, model: Any) -> None:
+    """Writes the model and its plots, and says what to do with them."""
     model.save(options.output / "igpt.keras")
     *others, last = ["igpt.keras", "log.csv", *_plots(options, model)]
     wrote = f"{', '.join(others)} and {last} to {options.output}/"

@@ -69,10 +69,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     check_counts(options, "batch_size", "pictures")
     model = load_language_model(options.model)
-    data = load_data(options, model.backbone.image_size)
-    if options.pictures is not None:
-        train, validation = spread(data.train, options.pictures), spread(data.validation, -(-options.pictures // 5))
-        data = igpt.DataSplits(train, validation, data.test, data.class_names)
+    data = _load_pictures(options, model.backbone.image_size)
     layers: Any = "all" if options.layers is None else options.layers
     probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
     extractor = igpt.FeatureExtractor(model, layers, options.which)
@@ -119,6 +116,15 @@ def run(options: argparse.Namespace) -> None:
         options.model,
         *data_words(options),
     )
+
+
+def _load_pictures(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
+    """Opens the pictures; of training and validation `--pictures` and a fifth as many, where that is given."""
+    data = load_data(options, image_size)
+    if options.pictures is None:
+        return data
+    train, validation = spread(data.train, options.pictures), spread(data.validation, -(-options.pictures // 5))
+    return igpt.DataSplits(train, validation, data.test, data.class_names)
 
 
 def _attention_probe(model: Any, layer: int, options: argparse.Namespace) -> igpt.AttentionProbe:
