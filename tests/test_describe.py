@@ -59,6 +59,7 @@ def test_a_model_with_what_it_was_compiled_with(palette):
     assert description.estimate.optimizer_state == 3 * 4 * model.count_params()
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="it takes no float64")
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")  # JAX' own, which counts in float32 then
 def test_a_model_in_double_precision():
     model = make_causal_lm(dtype="float64")
