@@ -254,16 +254,21 @@ def low_data_subset(examples: LabeledT, labels_per_class: int, seed: int = 0) ->
         [Chen et al., 2020](https://cdn.openai.com/papers/Generative_Pretraining_from_Pixels_V2.pdf), section 4.7
     """
     check_labeled("examples", examples)
-    classes, counts = np.unique(examples.labels, return_counts=True)
+    return examples.take(low_data_rows(examples.labels, labels_per_class, seed))
+
+
+def low_data_rows(labels: Labels, labels_per_class: int, seed: int) -> npt.NDArray[np.int64]:
+    """Returns the rows of `low_data_subset`, rising; raises the same errors."""
+    classes, counts = np.unique(labels, return_counts=True)
     labels_per_class = check_integer("labels_per_class", labels_per_class)
     if labels_per_class > counts.min():
         raise ValueError(
             f"`labels_per_class` must be at most {counts.min()}, the examples of the smallest class. "
             f"Received: labels_per_class={labels_per_class}"
         )
-    order = permutation(len(examples), "low data", check_seed(seed))
-    chosen = [order[examples.labels[order] == label][:labels_per_class] for label in classes]
-    return examples.take(np.sort(np.concatenate(chosen)))
+    order = permutation(len(labels), "low data", check_seed(seed))
+    chosen = [order[labels[order] == label][:labels_per_class] for label in classes]
+    return np.sort(np.concatenate(chosen))
 
 
 def check_labeled(name: str, examples: Any) -> None:

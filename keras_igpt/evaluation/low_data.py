@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from keras_igpt.data.examples import DataSplits, Labels, low_data_subset
+from keras_igpt.data.examples import DataSplits, Labels, check_labeled, low_data_rows
 from keras_igpt.data.inputs import as_labeled_examples, as_pictures
 from keras_igpt.data.token_source import LabeledPictureExamples
 from keras_igpt.evaluation.features import FeatureExtractor, LabeledFeatures, Which
@@ -128,8 +129,8 @@ def low_data_table(
 ) -> LowDataTable:
     """Measures low-data classification with frozen features and with raw pixels.
 
-    For each number of labels and each seed, logistic regression is fitted to a random, class-balanced subset of train,
-    without augmentation, pseudo-labels or fine-tuning.
+    For each number of labels and each seed, logistic regression is fitted to a random, class-balanced subset of train
+    (`low_data_subset`), without augmentation, pseudo-labels or fine-tuning. Other training pictures are not read.
 
     The paper does not say how depth and C are chosen. Here C is chosen on validation for each subset, and the depth for
     each number of labels by the mean over subsets. This uses more labels than are fitted, which is common but flatters
@@ -137,8 +138,8 @@ def low_data_table(
 
     Args:
         language_model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM`; its weights are not changed.
-        data: `DataSplits` of `LabeledImages`, `ImageFiles` (which are loaded into memory) or `LabeledTokens` of the
-            model's palette.
+        data: `DataSplits` of `LabeledImages`, `ImageFiles` (those that are used are loaded into memory) or
+            `LabeledTokens` of the model's palette.
         labels_per_class: sequence of int.
         seeds: sequence of at least two int, one subset each (`low_data_subset`).
         layers: sequence of depths in 0…L to choose from; all by default.
@@ -172,25 +173,26 @@ def low_data_table(
         raise ValueError("`labels_per_class` must have at least one number. Received: none")
     batch_size = check_integer("batch_size", batch_size)
     import_scipy("stats")  # for the table's intervals: raises before anything is computed
-    parts: dict[str, LabeledPictureExamples] = {
-        name: as_labeled_examples(extractor.language_model, part, f"data.{name}")
-        for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+    check_labeled("data.train", data.train)
+    rows = {  # raises before anything is computed
+        count: {seed: low_data_rows(data.train.labels, count, seed) for seed in seeds} for count in labels_per_class
     }
-    for count in labels_per_class:  # raises before anything is computed
-        for seed in seeds:
-            low_data_subset(
-                LabeledFeatures(np.empty((len(data.train), 0, 0), np.float32), data.train.labels), count, seed
-            )
-    classes = check_classes(data.train.labels, data.validation.labels)
+    taken = np.unique(np.concatenate([subset for subsets in rows.values() for subset in subsets.values()]))
+    given = {"train": data.train.take(taken), "validation": data.validation, "test": data.test}
+    parts: dict[str, LabeledPictureExamples] = {
+        name: as_labeled_examples(extractor.language_model, part, f"data.{name}") for name, part in given.items()
+    }
+    classes = check_classes(parts["train"].labels, data.validation.labels)
     pixels = {
         name: pixel_features(as_pictures(language_model, part, f"data.{name}"), parts[name].labels)
-        for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+        for name, part in given.items()
     }
     features = {name: extractor.extract_labeled(part, batch_size) for name, part in parts.items()}
     lines = []
-    for count in labels_per_class:
-        lines.append(_line("features", features, extractor.depths, count, seeds, values))
-        lines.append(_line(RAW_PIXELS, pixels, (None,), count, seeds, values))
+    for count, subsets in rows.items():
+        few = {seed: np.searchsorted(taken, subset) for seed, subset in subsets.items()}
+        lines.append(_line("features", features, extractor.depths, count, few, values))
+        lines.append(_line(RAW_PIXELS, pixels, (None,), count, few, values))
     return LowDataTable(tuple(lines), len(classes), len(data.validation), len(data.test), which)
 
 
@@ -199,11 +201,11 @@ def _line(
     parts: Mapping[str, LabeledFeatures],
     depths: Sequence[int | None],
     labels_per_class: int,
-    seeds: tuple[int, ...],
+    rows: Mapping[int, npt.NDArray[np.int64]],
     strengths: Sequence[float],
 ) -> LowDataLine:
-    """Fits all subsets at every depth, and tests at the depth with the best mean on validation."""
-    subsets = [low_data_subset(parts["train"], labels_per_class, seed) for seed in seeds]
+    """Fits all subsets, rows by seed, at every depth, and tests at the depth with the best mean on validation."""
+    subsets = [parts["train"].take(chosen) for chosen in rows.values()]
     validation, test = parts["validation"], parts["test"]
     fits = [
         [
@@ -222,7 +224,7 @@ def _line(
         features=name,
         labels_per_class=labels_per_class,
         layer=depths[best],
-        seeds=seeds,
+        seeds=tuple(rows),
         accuracies=tuple(fit.score(test.at(best), test.labels) for fit in fits[best]),
         strengths=tuple(fit.regularization_strength for fit in fits[best]),
         converged=all(fit.converged for fitted in fits for fit in fitted),

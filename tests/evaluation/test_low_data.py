@@ -5,6 +5,7 @@ import pytest
 from conftest import make_causal_lm, randomize
 
 from keras_igpt.data import DataSplits, LabeledImages, low_data_subset
+from keras_igpt.data.examples import low_data_rows
 from keras_igpt.evaluation.features import FeatureExtractor
 from keras_igpt.evaluation.intervals import mean_interval
 from keras_igpt.evaluation.logistic_regression import fit_logistic_regression
@@ -112,6 +113,21 @@ def test_tokens_are_seen_in_the_colours_of_the_palette(measured):
     )
     assert same.lines[1] == table.lines[1]
     assert same.lines[0].layer == 0
+
+
+def test_only_pictures_of_a_subset_are_read(measured, monkeypatch):
+    model, data, _ = measured
+    read = []
+    extract = FeatureExtractor.extract_labeled
+    monkeypatch.setattr(
+        FeatureExtractor,
+        "extract_labeled",
+        lambda self, part, *given: read.append(len(part)) or extract(self, part, *given),
+    )
+    low_data_table(model, data, labels_per_class=(1, 2), seeds=(0, 3), layers=[0], strengths=STRENGTHS, batch_size=30)
+    few = {row for seed in (0, 3) for row in low_data_rows(data.train.labels, 2, seed).tolist()}
+    assert read == [len(few), 30, 60]
+    assert len(few) < len(data.train)
 
 
 @pytest.mark.parametrize(
