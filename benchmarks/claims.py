@@ -4,7 +4,7 @@
 
 Needs: pip install "keras_igpt[torch,palette,plot]"
 Both classifiers of a difference saw the same test pictures, which are compared one by one; its interval is of other
-pictures. Runs of several seeds are shown one by one: two are too few for an interval over them.
+pictures. Where there are runs of several seeds, the interval of their mean is of other seeds (Student's).
 """
 
 from __future__ import annotations
@@ -90,8 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     parser.add_argument("--output", type=Path, default=RESULTS / "claims.png", help="file of the picture")
     options = parser.parse_args(arguments)
     differences = {claim: compare(options.results, *pair) for claim, pair in CLAIMS.items()}
-    rows = [f"| {claim} | {'; '.join(map(points, by_seed))} |" for claim, by_seed in differences.items()]
-    print("| first − second | points, of each seed |", "|---|---|", *rows, sep="\n")
+    rows = [
+        f"| {claim} | {'; '.join(map(points, by_seed))} | {points(over_seeds(by_seed)) if by_seed[1:] else ''} |"
+        for claim, by_seed in differences.items()
+    ]
+    print("| first − second | points, of each seed | mean over seeds |", "|---|---|---|", *rows, sep="\n")
     plot(differences).savefig(options.output)
     return rows
 
@@ -102,6 +105,11 @@ def compare(results: Path, first: Classifier, second: Classifier) -> list[igpt.I
     return [one.compare(two).difference for one, two in pairs]
 
 
+def over_seeds(differences: Sequence[igpt.Interval]) -> igpt.Interval:
+    """Returns the mean of the differences of several seeds, with its interval over seeds."""
+    return igpt.mean_interval([difference.estimate for difference in differences])
+
+
 def points(difference: igpt.Interval) -> str:
     """Formats a difference in points with its interval: `+1.5 [+0.7, +2.3]`."""
     estimate, low, high = (f"{100 * value:+.1f}" for value in (difference.estimate, difference.low, difference.high))
@@ -109,19 +117,28 @@ def points(difference: igpt.Interval) -> str:
 
 
 def plot(differences: Mapping[str, Sequence[igpt.Interval]]) -> Figure:
-    """Draws every difference with its interval, those of several seeds one below the other."""
-    figure = Figure(figsize=(8.0, 0.42 * len(differences) + 1.0), dpi=150, layout="constrained")
+    """Draws every difference with its interval: those of several seeds one below the other, their mean below them."""
+    figure = Figure(figsize=(8.0, 0.2 * sum(len(by_seed) + 1 for by_seed in differences.values()) + 1.0), dpi=150)
+    figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    for line, by_seed in enumerate(differences.values()):
-        for number, difference in enumerate(by_seed):
+    heights, line = [], 0.0
+    for by_seed in differences.values():
+        means = [over_seeds(by_seed)] if by_seed[1:] else []
+        heights.append(line + (len(by_seed) + len(means) - 1) / 2)
+        for difference in [*by_seed, *means]:
             estimate, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
-            height, reach = line + 0.24 * (number - (len(by_seed) - 1) / 2), [[estimate - low], [high - estimate]]
-            axes.errorbar([estimate], [height], xerr=reach, fmt="o", color="#0072B2", markersize=4, capsize=3)
+            color, marker = ("#D55E00", "D") if difference in means else ("#0072B2", "o")
+            reach = [[estimate - low], [high - estimate]]
+            axes.errorbar([estimate], [line], xerr=reach, fmt=marker, color=color, markersize=4, capsize=3)
+            line += 1
+        line += 0.8
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(differences)), list(differences), fontsize=9)
+    axes.set_yticks(heights, list(differences), fontsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("points of test accuracy, with 95% intervals over test pictures")
+    axes.set_xlabel(
+        "points of test accuracy, with 95% intervals: of a run over test pictures, of a mean (orange) over seeds"
+    )
     return figure
 
 

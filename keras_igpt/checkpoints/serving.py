@@ -180,7 +180,8 @@ class ServingModel(keras.Model):
             **kwargs: of `keras.Model.export`.
 
         Raises:
-            ValueError: if the format cannot hold this model, or not from this backend.
+            ValueError: if the format cannot hold this model, or not from this backend, or `filepath` is a folder for
+                ONNX, or a file for a SavedModel.
             ImportError: if a package that Keras exports with is absent.
 
         Example:
@@ -197,6 +198,12 @@ class ServingModel(keras.Model):
             raise ValueError(
                 "`filepath` must be a folder for a SavedModel; for ONNX pass format='onnx'. "
                 f"Received: {os.fspath(filepath)!r} with format='tf_saved_model'"
+            )
+        if Path(filepath).is_dir() if format == "onnx" else Path(filepath).is_file():
+            kind, there = ("file", "folder") if format == "onnx" else ("folder", "file")
+            raise ValueError(
+                f"`filepath` must be a {kind}, or a new name for one, with format={format!r}. "
+                f"Received: {os.fspath(filepath)!r}, a {there}"
             )
         self._check_format(format, batch_size)
         signature = [keras.InputSpec(shape=(batch_size, *self.image_shape), dtype="uint8", name="images")]

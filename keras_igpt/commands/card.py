@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 import keras_igpt as igpt
+from keras_igpt.commands.run_folder import make_output_folder
 from keras_igpt.commands.shared import add_model_argument, add_output_argument
 from keras_igpt.objectives.open_model import open_model
 
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    make_output_folder(options)
     known: dict[str, Any] = {"data": options.data}
     if options.model in igpt.trained_presets():
         description = igpt.describe(options.model)

@@ -142,6 +142,16 @@ def test_the_name_of_the_file_says_the_format(classifier, tmp_path, monkeypatch,
     assert written == ([] if expected is None else [(str(path), expected)])
 
 
+def test_a_path_of_another_kind_is_refused_first(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"`filepath` must be a file.* format='onnx'\. Received: '.*', a folder"):
+        ServingModel(classifier).export(tmp_path / "folder.onnx", batch_size=1)
+    with pytest.raises(ValueError, match=r"`filepath` must be a folder.* Received: '.*', a file"):
+        ServingModel(classifier).export(tmp_path / "file", batch_size=1)
+
+
 def test_absent_exporters_are_named(classifier, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     absent = " ".join(EXPORTERS[keras.backend.backend()])

@@ -224,7 +224,7 @@ def test_what_an_earlier_probe_wrote_is_not_left_beside_the_report(pretrained, f
 
 
 @pytest.mark.parametrize(
-    "command", ["probe", "low-data", "finetune", "search", "pretrain", "draw", "complete", "score"]
+    "command", ["probe", "low-data", "finetune", "search", "pretrain", "draw", "complete", "score", "card", "export"]
 )
 def test_an_output_that_is_a_file_is_refused_before_anything_is_computed(
     command, pretrained, folders, tmp_path, monkeypatch
@@ -233,7 +233,8 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_computed(
         pytest.importorskip("keras_tuner")
     (tmp_path / "file").write_text("mine")
     model = [] if command == "pretrain" else ["--model", str(pretrained / "igpt.keras")]
-    data = {"draw": [], "complete": [f"{folders.flat}/dark-0.png"], "score": [f"{folders.flat}/dark-0.png"]}
+    pictures = [f"{folders.flat}/dark-0.png"]
+    data = {"draw": [], "card": [], "export": [], "complete": pictures, "score": pictures}
     data = data.get(command, ["--images", folders.classes, "--batch-size", "8"])
 
     def compute(*arguments, **options):
@@ -243,9 +244,10 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_computed(
     monkeypatch.setattr(keras.Model, "fit", compute)
     monkeypatch.setattr(igpt.FeatureExtractor, "extract_labeled", compute)
     monkeypatch.setattr(igpt, "low_data_table", compute)
+    monkeypatch.setattr(igpt.ServingModel, "call", compute)
     for name in ("generate", "complete", "score"):
         monkeypatch.setattr(igpt.ImageGPTCausalLM, name, compute)
-    with pytest.raises(SystemExit, match=r"--output must be a folder, or a new name for one. Received: .*file"):
+    with pytest.raises(SystemExit, match=r"--output must be a folder, or a new name for one.* Received: .*file"):
         main([command, *data, *model, "--output", str(tmp_path / "file")])
     assert (tmp_path / "file").read_text() == "mine"
 
