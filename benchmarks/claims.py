@@ -137,7 +137,7 @@ def plot(differences: Mapping[str, Sequence[igpt.Interval]]) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(
-        "points of test accuracy, with 95% intervals: of a run over test pictures, of a mean (orange) over seeds"
+        "points of test accuracy; 95% intervals\nof runs over test pictures, of means (orange) over seeds"
     )
     return figure
 
