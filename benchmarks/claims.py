@@ -136,9 +136,7 @@ def plot(differences: Mapping[str, Sequence[igpt.Interval]]) -> Figure:
     axes.set_yticks(heights, list(differences), fontsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(
-        "points of test accuracy; 95% intervals\nof runs over test pictures, of means (orange) over seeds"
-    )
+    axes.set_xlabel("points of test accuracy; 95% intervals\nof runs over test pictures, of means (orange) over seeds")
     return figure
 
 

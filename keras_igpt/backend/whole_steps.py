@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any, Literal
 
@@ -29,13 +29,19 @@ class WholeStepModel(keras.Model):
     On JAX, Keras takes the weights out of the model while it runs and donates their memory to each step, so an
     exception can lose them. On PyTorch, an interrupt may come in the middle of an update. Here Ctrl-C waits for the
     current step, and the weights are restored. On JAX, `evaluate` and `predict` neither donate the weights nor take
-    them out, so that several threads may predict. Both are compiled again where the model has other weights since, or
+    them out, and threads that call them take turns. Both are compiled again where the model has other weights since, or
     others are trainable.
     """
 
     train_function: Function
     test_function: Function
     predict_function: Function
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # On JAX, Keras keeps one state a model, and `fit` evaluates.
+        on_jax = keras.backend.backend() == "jax"
+        self._turn: AbstractContextManager[Any] = threading.RLock() if on_jax else nullcontext()
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; `keras.Model.fit`."""
@@ -44,27 +50,27 @@ class WholeStepModel(keras.Model):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics; `keras.Model.evaluate`."""
-        with _weights_kept(self):
+        with self._turn, _weights_kept(self):
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Computes the outputs in batches; `keras.Model.predict`."""
-        with _weights_kept(self):
+        with self._turn, _weights_kept(self):
             return super().predict(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Trains on one batch; `keras.Model.train_on_batch`."""
-        with _weights_kept(self):
+        with self._turn, _weights_kept(self):
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics of one batch; `keras.Model.test_on_batch`."""
-        with _weights_kept(self):
+        with self._turn, _weights_kept(self):
             return super().test_on_batch(*args, **kwargs)
 
     def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Computes the outputs of one batch; `keras.Model.predict_on_batch`."""
-        with _weights_kept(self):
+        with self._turn, _weights_kept(self):
             return super().predict_on_batch(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> None:
@@ -109,12 +115,17 @@ class WholeStepModel(keras.Model):
         """
         if runs_eagerly():
             return False
-        weights = [*self.trainable_variables, None, *self.non_trainable_variables]
+        weights = [*self.trainable_variables, self, *self.non_trainable_variables]
         attribute = f"_weights_to_{kind}_with"
-        kept: Untracked[list[Any]] | None = getattr(self, attribute, None)
-        same = kept is not None and len(kept.value) == len(weights) and all(map(operator.is_, kept.value, weights))
+        # Weakly, so that weights which are replaced are freed.
+        kept: Untracked[list[weakref.ref[Any]]] | None = getattr(self, attribute, None)
+        same = (
+            kept is not None
+            and len(kept.value) == len(weights)
+            and all(reference() is weight for reference, weight in zip(kept.value, weights, strict=True))
+        )
         if not same:
-            setattr(self, attribute, Untracked(weights))
+            setattr(self, attribute, Untracked([weakref.ref(weight) for weight in weights]))
         return kept is not None and not same
 
     def _purge_model_variables(self, **kinds: bool) -> None:

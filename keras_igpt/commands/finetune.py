@@ -19,6 +19,7 @@ from keras_igpt.commands.run_folder import (
     ConfigOnceAccepted,
     EpochLog,
     exact_resume,
+    has_checkpoints,
     make_output_folder,
     other_run,
     settings_of_run,
@@ -100,7 +101,8 @@ def run(options: argparse.Namespace) -> None:
     keras.utils.set_random_seed(options.seed)
     language_model = load_language_model(options.model)
     start = digest_of_weights(language_model)
-    if settings_of_run(options).get(_START, start) != start:
+    run = settings_of_run(options)
+    if has_checkpoints(options.output) and run.get(_START, start) != start:
         # Its checkpoints would take the place of these weights.
         raise other_run(options, "--model", f"{options.model}, with other weights")
     log, best = options.output / "log.csv", options.output / "best.keras"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import keras_igpt as igpt
-from keras_igpt.commands.run_folder import make_output_folder, write_config
+from keras_igpt.commands.run_folder import make_run_folder, write_config
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     depths = model.backbone.num_layers + 1 if options.layers is None else len(options.layers)
     few = f"{', '.join(map(str, labels))} labels a class, {subsets} subsets of each"
     say_frozen(data, model, f"{few}, regressions on {depths_text(depths)} and raw pixels")
-    make_output_folder(options)
+    make_run_folder(options)
     with named_by_flags(labels_per_class="--labels"):
         table = igpt.low_data_table(
             model,

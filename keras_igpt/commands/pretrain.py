@@ -21,6 +21,7 @@ from keras_igpt.commands.run_folder import (
     ConfigOnceAccepted,
     EpochLog,
     exact_resume,
+    has_checkpoints,
     make_output_folder,
     other_run,
     settings_of_run,
@@ -95,10 +96,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     check_counts(options, "batch_size", "epochs", "epoch_steps", "warmup_steps", "search_epochs")
-    run = settings_of_run(options)
-    palette = _known_palette(options, run)
+    run, begun = settings_of_run(options), _has_begun(options.output)
+    palette = _known_palette(options, begun)
     # Earlier versions overwrote the settings of a run with those of a command that they refused.
-    if _DATA in run:
+    if begun and _DATA in run:
         _check_settings(options, run)
     architecture = _architecture(options, palette)
     oracle = _oracle(options) if len(options.rates) > 1 else None
@@ -119,9 +120,11 @@ def run(options: argparse.Namespace) -> None:
     tokens = igpt.DataSplits(train.encode(palette), held_out, held_out, ())
     batches = igpt.TrainingBatches(tokens.train, palette, options.batch_size, seed=options.seed)
     data = batches.fingerprint
-    if run.get(_DATA, data) != data:
+    if begun and run.get(_DATA, data) != data:
         flag, name = ("--images", options.images) if options.images else ("--dataset", options.dataset)
         raise other_run(options, flag, f"{name}, with other pictures")
+    if not run and not begun:
+        _check_palette_there(options.output / _PALETTE, palette)
     palette.save(options.output / _PALETTE)
     rate = options.rates[0]
     if oracle is not None:
@@ -166,11 +169,12 @@ def _plots(options: argparse.Namespace, model: Any) -> list[str]:
 
 
 def _has_begun(output: Path) -> bool:
-    """Whether a folder has trials of a search, or checkpoints."""
-    return (output / "search" / "trials.json").is_file() or any((output / "checkpoints").glob("*.npz"))
+    """Whether a folder has trials of a search, checkpoints, or a model."""
+    files = (output / "search" / "trials.json", output / "igpt.keras")
+    return has_checkpoints(output) or any(path.is_file() for path in files)
 
 
-def _known_palette(options: argparse.Namespace, run: Mapping[str, Any]) -> igpt.ColorPalette | None:
+def _known_palette(options: argparse.Namespace, begun: bool) -> igpt.ColorPalette | None:
     """The palette of the run in the folder, or of `--palette`; None where one is to be fitted."""
     given = None
     if options.palette:
@@ -178,7 +182,7 @@ def _known_palette(options: argparse.Namespace, run: Mapping[str, Any]) -> igpt.
             given = igpt.ColorPalette.load(options.palette)
     path = options.output / _PALETTE
     # One that was left without a run may be of other pictures.
-    if not path.is_file() or not (run or _has_begun(options.output)):
+    if not begun or not path.is_file():
         return given
     palette = igpt.ColorPalette.load(path)
     if given is not None and given != palette:
@@ -186,6 +190,15 @@ def _known_palette(options: argparse.Namespace, run: Mapping[str, Any]) -> igpt.
     if given is None and palette.num_colors != options.colors:
         raise other_run(options, "--colors", options.colors, palette.num_colors)
     return palette
+
+
+def _check_palette_there(path: Path, palette: igpt.ColorPalette) -> None:
+    """Raises `ValueError` where somebody else's palette would be replaced."""
+    if path.is_file() and igpt.ColorPalette.load(path) != palette:
+        raise ValueError(
+            f"--palette must be given where a palette of other colours waits in --output: to take it, {path}. "
+            "Received: none"
+        )
 
 
 def _check_settings(options: argparse.Namespace, run: Mapping[str, Any]) -> None:

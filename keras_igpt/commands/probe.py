@@ -18,7 +18,7 @@ from typing import Any
 
 import keras_igpt as igpt
 from keras_igpt.checkpoints.run_reports import TEST_ACCURACY
-from keras_igpt.commands.run_folder import make_output_folder, write_config
+from keras_igpt.commands.run_folder import make_run_folder, write_config
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_model_argument,
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         # Before anything is computed; the depth does not matter.
         with named_by_flags(folder="--features"):
             _attention_probe(model, 0, options).check_memory(len(data.train) + len(data.validation))
-    make_output_folder(options)
+    make_run_folder(options)
     train, validation, test = (
         extractor.extract_labeled(data[name], options.batch_size, None if folder is None else folder / f"{name}.npy")
         for name in ("train", "validation", "test")

@@ -14,6 +14,7 @@ from keras_igpt.checkpoints.huggingface_files import read_json
 from keras_igpt.support.files import drop_epochs, write_json
 
 _CONFIG = "config.json"
+_CHECKPOINTS = "checkpoints"
 
 
 def make_output_folder(options: argparse.Namespace) -> None:
@@ -43,11 +44,31 @@ class ConfigOnceAccepted(keras.callbacks.Callback):
         self._write()
 
 
+def make_run_folder(options: argparse.Namespace) -> None:
+    """Makes `--output` for a command that writes its settings there; raises ValueError where another command's are."""
+    settings_of_run(options)
+    make_output_folder(options)
+
+
 def settings_of_run(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the `config.json` of the same command in the output folder; empty where there is none."""
+    """Returns the `config.json` of the same command in the output folder; empty where there is none.
+
+    Raises:
+        ValueError: if it is another command's, whose files this one would replace.
+    """
     path = options.output / _CONFIG
     settings = read_json(path) if path.is_file() else {}
-    return settings if settings.get("command") == options.command else {}
+    there = settings.get("command", options.command)
+    if there != options.command:
+        raise ValueError(
+            f"--output must be a folder of its own. Received: {options.output}, that of `keras-igpt {there}`"
+        )
+    return settings
+
+
+def has_checkpoints(output: Path) -> bool:
+    """Whether a training that writes to a folder has got as far as its first checkpoint."""
+    return any((output / _CHECKPOINTS).glob("*.npz"))
 
 
 def other_run(options: argparse.Namespace, flag: str, received: Any, expected: Any = None) -> ValueError:
@@ -72,7 +93,7 @@ def other_run(options: argparse.Namespace, flag: str, received: Any, expected: A
 
 def exact_resume(output: Path, epoch_steps: int) -> igpt.ExactResume:
     """Saves a few times an epoch, or once where epochs are short."""
-    return igpt.ExactResume(output / "checkpoints", every=min(epoch_steps, max(50, epoch_steps // 4)))
+    return igpt.ExactResume(output / _CHECKPOINTS, every=min(epoch_steps, max(50, epoch_steps // 4)))
 
 
 class EpochLog(keras.callbacks.CSVLogger):

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import keras_igpt as igpt
-from keras_igpt.commands.run_folder import make_output_folder, write_config
+from keras_igpt.commands.run_folder import make_run_folder, write_config
 from keras_igpt.commands.shared import (
     TimeLeft,
     add_data_arguments,
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     palette, size = pretrained.palette, pretrained.backbone.image_size
     data = load_data(options, size, in_memory=True)
     check_batch_fits(options, data.train)
-    make_output_folder(options)
+    make_run_folder(options)
     train, validation, test = (part.encode(palette) for part in (data.train, data.validation, data.test))
     tokens = igpt.DataSplits(train, validation, test, data.class_names)
     augmentation = padded_crop(size)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import errno
-import glob
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,10 +20,14 @@ import numpy.typing as npt
 
 # Prefix of temporary names.
 _PARTIAL = ".partial-"
+# What `mkdtemp` puts after a prefix, as a regular expression.
+_RANDOM = "[a-z0-9_]{8}"
 # A file in each temporary folder, locked as long as the process lives.
 _MARK = ".being-written"
 # Bytes written at once where the system cannot reserve space.
 _ZEROS = 1 << 24
+# Folders whose abandoned files this process has removed.
+_cleaned: set[Path] = set()
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path of the same name to write to, which replaces `path` unless an exception is raised.
 
     The temporary path is in a new folder beside `path`, which nobody else can have prepared. A killed process leaves
-    that folder behind, and the next one that writes to `path` removes it.
+    that folder behind, and the next one that writes a file beside it removes it.
 
     Args:
         path: file to write. Its folder is made; a symbolic link is replaced, not followed.
@@ -44,6 +48,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     with _new_folder_beside(target) as folder:
+        _remove_abandoned_files(target.parent)
         partial = folder / target.name
         yield partial
         if target.is_file() and not target.is_symlink():
@@ -73,6 +78,7 @@ def whole_folder(path: str | os.PathLike[str], replaces: bool = False) -> Iterat
     """
     target = Path(path)
     with _new_folder_beside(target) as folder:
+        _end_abandoned_replacement(target)
         partial, old = folder / "new", folder / "old"
         partial.mkdir()
         yield partial
@@ -88,14 +94,13 @@ def whole_folder(path: str | os.PathLike[str], replaces: bool = False) -> Iterat
 @contextmanager
 def _new_folder_beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{_PARTIAL}{target.name}-"
-    _remove_abandoned(target, prefix)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{target.name}-", dir=target.parent))
     try:
         with _marked(folder):
             yield folder
     finally:
-        shutil.rmtree(folder)
+        # Unlocked by now: another process may be removing it too.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -115,15 +120,38 @@ def _marked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _remove_abandoned(target: Path, prefix: str) -> None:
-    """Removes the temporary folders of killed processes, told by their mark; ends what `whole_folder` was doing."""
+def _remove_abandoned_files(parent: Path) -> None:
+    """Removes what killed processes were writing in a folder, but for folders that are replaced, once a process."""
+    # Listing a folder of 100,000 files for each of them would take longer than writing them.
+    if parent.resolve() in _cleaned:
+        return
+    _cleaned.add(parent.resolve())
+    for folder in _abandoned(parent, ".+"):
+        if not (folder / "old").is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_abandoned_replacement(target: Path) -> None:
+    """Does what `whole_folder` was doing to a folder when its process was killed."""
+    for folder in _abandoned(target.parent, re.escape(target.name)):
+        # Between its two renames: there is no other copy.
+        if (folder / "old").is_dir() and (folder / "new").is_dir() and not os.path.lexists(target):
+            with suppress(FileNotFoundError):
+                os.replace(folder / "new", target)
+        # Another process may be removing it too.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abandoned(parent: Path, name: str) -> Iterator[Path]:
+    """Yields, locked, the temporary folders of killed processes, told by their mark; `name` of targets is a pattern."""
     if sys.platform == "win32":
         return
     import fcntl
 
-    for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
-        if folder.is_symlink():
-            continue
+    temporary = re.compile(f"{re.escape(_PARTIAL)}{name}-{_RANDOM}")
+    with os.scandir(parent) as entries:
+        found = [entry.path for entry in entries if temporary.fullmatch(entry.name) and not entry.is_symlink()]
+    for folder in map(Path, found):
         try:
             descriptor = os.open(folder / _MARK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:  # without a mark, or somebody else's
@@ -133,12 +161,7 @@ def _remove_abandoned(target: Path, prefix: str) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # still being written
                 continue
-            # Between its two renames: there is no other copy.
-            if (folder / "old").is_dir() and (folder / "new").is_dir() and not os.path.lexists(target):
-                with suppress(FileNotFoundError):
-                    os.replace(folder / "new", target)
-            # Another process may be removing it too.
-            shutil.rmtree(folder, ignore_errors=True)
+            yield folder
 
 
 def is_partial(path: Path) -> bool:
@@ -175,29 +198,35 @@ def read_log(path: Path) -> dict[int, dict[str, float]]:
     Raises:
         ValueError: if the file is no such log.
     """
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        lines = list(csv.DictReader(file))
+    header, lines = _written_lines(path)
     try:
-        return {int(line["epoch"]): {name: float(value) for name, value in line.items()} for line in lines}
+        by_name = [dict(zip(header, line, strict=True)) for line in lines]
+        return {int(line["epoch"]): {name: float(value) for name, value in line.items()} for line in by_name}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a log of numbers by epoch. Received: {error}") from error
 
 
 def drop_epochs(path: Path, first: int) -> None:
-    """Removes the lines of an epoch and of those after it from a training's log, if there is one.
+    """Removes the lines of an epoch and of those after it from a training's log, and a last line that was cut off.
 
     Raises:
         ValueError: if the file is no such log.
     """
-    if all(epoch < first for epoch in read_log(path)):
-        return
-    with open(path, newline="") as file:
-        header, *lines = csv.reader(file)
+    read_log(path)
+    header, lines = _written_lines(path)
     kept = [line for line in lines if int(line[header.index("epoch")]) < first]
-    with whole_file(path) as partial, open(partial, "w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
+    if path.exists() and (len(kept) < len(lines) or not path.read_bytes().endswith(b"\n")):
+        with whole_file(path) as partial, open(partial, "w", newline="") as file:
+            csv.writer(file).writerows([header, *kept] if header else [])
+
+
+def _written_lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Returns the cells of a CSV file's header and lines; a last line that was cut off was not written."""
+    if not path.exists():
+        return [], []
+    with open(path, newline="") as file:
+        header, *lines = [*csv.reader(line for line in file if line.endswith("\n"))] or [[]]
+    return header, lines
 
 
 def new_mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -142,7 +142,8 @@ class ExactResume(keras.callbacks.Callback):
         self._first_epoch, self._skipped = epoch, skipped
         self._saved_step = epoch * steps + skipped
         first = epoch * steps
-        if epoch < epochs and not process_index():
+        # In each process: they would wait for one that raises.
+        if epoch < epochs:
             self._check_that_it_can_be_written()
         with self._writer_and_signals():
             if not skipped or epoch >= epochs:

@@ -1,10 +1,14 @@
+import gc
 import signal
+import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import pytest
 from conftest import make_causal_lm, random_tokens, randomize, to_numpy
+from PIL import Image
 
 import keras_igpt as igpt
 
@@ -176,6 +180,17 @@ def add_adapters(lm):
         weight.assign(np.full(weight.shape, 0.1))
 
 
+def test_replaced_weights_are_freed():
+    classifier = make_classifier()
+    # `evaluate` would build the optimizer, which keeps the weights.
+    classifier.predict(TOKENS, batch_size=2, verbose=0)
+    block = classifier.language_model.backbone.blocks[0]
+    replaced = weakref.ref(block.feed_forward.expansion.kernel)
+    classifier.language_model.backbone.quantize("int8")
+    gc.collect()
+    assert replaced() is None
+
+
 @pytest.mark.parametrize("change", [change_what_is_trainable, add_adapters, lambda lm: lm.backbone.quantize("int8")])
 def test_what_was_compiled_does_not_outlive_its_weights(change):
     """Of a model that has computed before, and of one that has not."""
@@ -192,14 +207,26 @@ def test_what_was_compiled_does_not_outlive_its_weights(change):
     assert (change is change_what_is_trainable) == np.allclose(before[0], after[0], atol=1e-6)
 
 
-def test_several_threads_may_compute_with_one_model():
-    lm = randomize(make_causal_lm())
+@pytest.fixture
+def frequent_switches():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_several_threads_may_compute_with_one_model(tmp_path, palette, frequent_switches):
+    """Also where they wait for files in between."""
+    lm = randomize(make_causal_lm(palette))
+    for number, picture in enumerate(palette.decode(TOKENS)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    pictures = igpt.load_unlabeled_folder(tmp_path, image_size=4)
     extractor = igpt.FeatureExtractor(lm)
-    expected = [lm.score(TOKENS).nats_per_token, extractor.extract(TOKENS)]
+    expected = [lm.score(pictures, batch_size=2).nats_per_token, extractor.extract(TOKENS)]
     weights = weights_of(lm)
     with ThreadPoolExecutor(3) as pool:
-        scored = [pool.submit(lambda: lm.score(TOKENS).nats_per_token) for _ in range(6)]
-        extracted = [pool.submit(extractor.extract, TOKENS) for _ in range(6)]
+        scored = [pool.submit(lambda: lm.score(pictures, batch_size=2).nats_per_token) for _ in range(30)]
+        extracted = [pool.submit(extractor.extract, TOKENS, 2) for _ in range(30)]
     for computed in scored:
         np.testing.assert_allclose(computed.result(), expected[0], atol=1e-6)
     for computed in extracted:

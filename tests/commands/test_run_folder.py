@@ -76,12 +76,48 @@ def test_the_palette_is_that_of_the_run_alone(command, folders, tmp_path):
     with pytest.raises(SystemExit, match=r"--heads must divide --width. Received: --heads 3"):
         main([*command, "--heads", "3", "--output", str(tmp_path)])
     assert not list(tmp_path.iterdir())
-    # Left there by a command that trained nothing, or by hand.
-    igpt.ColorPalette.from_colors(np.arange(12, dtype="uint8").reshape(4, 3)).save(tmp_path / "palette.npy")
+    # By hand.
+    mine = igpt.ColorPalette.from_colors(np.arange(24, dtype="uint8").reshape(8, 3))
+    mine.save(tmp_path / "palette.npy")
+    with pytest.raises(SystemExit, match=rf"--palette must be given .* to take it, {tmp_path}.*\. Received: none"):
+        main([*command, "--output", str(tmp_path)])
+    assert igpt.ColorPalette.load(tmp_path / "palette.npy") == mine
+    (tmp_path / "palette.npy").unlink()
     main([*command, "--output", str(tmp_path)])
     palette = keras.saving.load_model(tmp_path / "igpt.keras", compile=False).palette
     assert palette.num_colors == 8
     assert igpt.ColorPalette.load(tmp_path / "palette.npy") == palette
+
+
+def test_a_run_that_trained_nothing_binds_nobody(command, finished, folders, tmp_path, monkeypatch):
+    finetune = ["finetune", "--images", folders.classes, "--batch-size", "8", "--epochs", "1"]
+    model = ["--model", str(finished / "igpt.keras")]
+
+    def fail(self, batch, logs=None):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(igpt.ExactResume, "on_train_batch_end", fail)
+        for name, words in (("pretrain", command), ("finetune", [*finetune, "--rate", "0.1", *model])):
+            with pytest.raises(MemoryError):
+                main([*words, "--output", str(tmp_path / name)])
+            assert (tmp_path / name / "config.json").is_file()
+    main([*command, "--colors", "7", "--seed", "3", "--output", str(tmp_path / "pretrain")])
+    other = ["--model", str(tmp_path / "pretrain" / "igpt.keras")]
+    main([*finetune, *other, "--output", str(tmp_path / "finetune")])
+    config = json.loads((tmp_path / "finetune" / "config.json").read_text())
+    assert (config["model"], config["rate"]) == (other[1], 0.0003)
+
+
+@pytest.mark.parametrize("other", ["finetune", "probe", "low-data", "search"])
+def test_a_folder_of_another_command_is_refused(other, finished, folders):
+    if other == "search":
+        pytest.importorskip("keras_tuner")
+    before = contents(finished)
+    options = [*("--images", folders.classes, "--batch-size", "8"), *("--model", str(finished / "igpt.keras"))]
+    with pytest.raises(SystemExit, match=r"--output must be a folder of its own\. .*, that of `keras-igpt pretrain`"):
+        main([other, *options, "--output", str(finished)])
+    assert contents(finished) == before
 
 
 def test_a_search_that_has_begun_keeps_its_palette(command, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Files and folders that are whole or as they were, links that others have planted, and disks that are full."""
 
+import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,42 @@ def test_a_kill_between_two_renames_loses_no_folder(tmp_path):
     assert os.listdir(tmp_path / "model") == ["second"]
 
 
+def test_a_target_whose_name_begins_with_anothers_is_left_alone(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with whole_folder(tmp_path / "model-small", replaces=True) as partial:
+            (partial / "small").touch()
+            (partial.parent / "old").mkdir()  # between the two renames
+            os._exit(9)
+    os.waitpid(child, 0)
+    for _ in range(2):
+        with whole_folder(tmp_path / "model", replaces=True) as partial:
+            (partial / "large").touch()
+        write_json(tmp_path / "report.json", 1)
+    assert os.listdir(tmp_path / "model") == ["large"]
+    with whole_folder(tmp_path / "model-small", replaces=True) as partial:
+        assert os.listdir(tmp_path / "model-small") == ["small"]
+        (partial / "newer").touch()
+    assert sorted(os.listdir(tmp_path)) == ["model", "model-small", "report.json"]
+
+
+def test_processes_that_write_to_one_path_leave_one_of_theirs(tmp_path):
+    children = []
+    for number in range(3):
+        children.append(os.fork())
+        if children[-1] == 0:
+            failed = 1
+            with suppress(OSError):
+                for _ in range(200):
+                    atomic_file._cleaned.clear()  # as if each were of a process of its own
+                    write_json(tmp_path / "report.json", number)
+                failed = 0
+            os._exit(failed)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert os.listdir(tmp_path) == ["report.json"]
+    assert json.loads((tmp_path / "report.json").read_text()) in range(3)
+
+
 def test_what_killed_processes_left_is_removed(tmp_path):
     others = [tmp_path / ".partial-other.npz", tmp_path / "step-1.npz", tmp_path / "victim"]
     for path in others:
@@ -153,7 +191,17 @@ def test_epochs_that_are_run_again_leave_the_log(tmp_path):
         assert log.read_bytes().decode() == "".join(lines[: first + 1])
 
 
-@pytest.mark.parametrize("line", ["0,0.5\n1", "a,b\n1,2", "epoch,loss\n0,much"])
+def test_a_line_that_was_cut_off_was_not_written(tmp_path):
+    log = tmp_path / "log.csv"
+    for written in ("", "epoch,loss\r\n", "epoch,loss\r\n0,0.50\r\n"):
+        for cut in ("1", "1,0.2", "1,0.25\r") if written else ("epo",):
+            log.write_bytes(f"{written}{cut}".encode())
+            assert read_log(log) == ({0: {"epoch": 0, "loss": 0.5}} if "0.50" in written else {})
+            drop_epochs(log, 1)
+            assert log.read_bytes().decode() == written
+
+
+@pytest.mark.parametrize("line", ["0,0.5\n1\n", "a,b\n1,2\n", "epoch,loss\n0,much\n"])
 def test_a_damaged_log_is_named(tmp_path, line):
     (tmp_path / "log.csv").write_text(line if line.startswith(("a", "e")) else f"epoch,loss\n{line}")
     with pytest.raises(ValueError, match=r"log\.csv must be a log of numbers by epoch"):
