@@ -140,7 +140,7 @@ def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = Fa
             )
     else:
         data = igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
-    return igpt.load_splits(data) if in_memory and isinstance(data.train, igpt.ImageFiles) else data
+    return igpt.load_splits(data) if in_memory else data
 
 
 def has_classes(options: argparse.Namespace) -> bool:

@@ -30,10 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses a command line; what `curate` does not know goes to Apache Beam, and ends the process elsewhere."""
     options, rest = parser.parse_known_args(arguments)
+    unknown = rest
     if hasattr(options, "pipeline_options"):
         options.pipeline_options = rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        # A word is the value of an option right before it, or nobody's.
+        before = ["", *rest]
+        unknown = [
+            word
+            for word, one in zip(rest, before, strict=False)
+            if not word.startswith("-") and (not one.startswith("-") or "=" in one)
+        ]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options
 
 
@@ -64,6 +72,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _check_pipeline_options(given: Sequence[str]) -> None:
     """Raises ValueError at options that Beam, too, would pass over: misspelt ones of `curate`."""
+    # First, since it says which extra is needed where Beam is absent.
+    import keras_igpt.curation.pipeline  # noqa: F401, I001
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
     runner = PipelineOptions(list(given)).view_as(StandardOptions).runner
@@ -100,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     curating.add_argument("--image-size", type=int, required=True)
     curating.add_argument("--reference", required=True, help="file that `fit` has written")
     curating.add_argument(
-        "--exclude", nargs="+", action="extend", default=[], help="folders or tar files of evaluation pictures"
+        "--exclude", action="append", default=[], help="folder or tar file of evaluation pictures; once for each"
     )
     curating.add_argument("--threshold", type=float, help="least score; that of --quantile by default")
     curating.add_argument("--share", type=float, help="share of pictures to keep, in place of a threshold")

@@ -142,6 +142,7 @@ def _hash_all(sets: Sequence[Pictures]) -> Hashes:
     """Hashes of all pictures of evaluation sets, and of their mirror images."""
     hashes = [np.empty((0, 2), np.uint64)]
     for one in sets:
+        before = len(hashes)
         for images in pictures_of(one, HASHED_SIZE, _PICTURES_TOGETHER):
             if min(images.shape[1:3]) < HASHED_SIZE:
                 raise ValueError(
@@ -149,6 +150,8 @@ def _hash_all(sets: Sequence[Pictures]) -> Hashes:
                     f"Received: {images.shape[2]}x{images.shape[1]}"
                 )
             hashes += [hash_pictures(images), hash_pictures(images[:, :, ::-1])]
+        if len(hashes) == before:
+            raise ValueError(f"`exclude` must be sets with pictures. Received: {one!r}, where none was found")
     return np.concatenate(hashes)
 
 

@@ -7,6 +7,7 @@ is what large sets need: of so many pairs, 64 bits find far too many alike.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -24,6 +25,8 @@ _BITS = 128
 # The lowest frequencies in blocks: where at most 4 of 7 differ, 3 agree. Pictures that have 3 blocks in common are few
 # enough to be compared with each other: the 24 bits tell a hundred million pictures apart but for six.
 _BLOCKS, _BLOCK_BITS, _LOW_DIFFERENCES = 7, 8, 4
+# Held at once, 8 bytes each: a cluster of near-duplicates has as many as the square of its size, several times over.
+_MOST_PAIRS = 1 << 25
 _LOW_MASK = np.uint64((1 << (_BLOCKS * _BLOCK_BITS)) - 1)
 
 # An evaluation set is so small that a wider net catches little else.
@@ -80,8 +83,10 @@ def duplicates(hashes: Hashes, distance: int) -> npt.NDArray[np.bool_]:
 
 def _near_one_before(hashes: Hashes, distance: int) -> npt.NDArray[np.bool_]:
     """`duplicates` of hashes that differ."""
-    found = np.zeros(len(hashes), np.bool_)
     pairs = _near_pairs(hashes, distance)
+    if pairs is None:
+        return _near_one_before_in_halves(hashes, distance)
+    found = np.zeros(len(hashes), np.bool_)
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
     for part in np.split(pairs, starts[1:]) if len(pairs) else []:
         # In order: whether the first of them is kept is decided by then.
@@ -90,25 +95,68 @@ def _near_one_before(hashes: Hashes, distance: int) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _near_pairs(hashes: Hashes, distance: int) -> npt.NDArray[np.int64]:
-    """All pairs of near-duplicates `(P, 2)`, the earlier one first, sorted."""
-    found: list[npt.NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
+def _near_one_before_in_halves(hashes: Hashes, distance: int) -> npt.NDArray[np.bool_]:
+    """The same, where many are near-duplicates of each other: what is near a kept one of the first half falls out."""
+    found, middle = np.zeros(len(hashes), np.bool_), len(hashes) // 2
+    found[:middle] = _near_one_before(hashes[:middle], distance)
+    found[middle:] = _near_any(hashes[middle:], hashes[:middle][~found[:middle]], distance)
+    rest = middle + np.flatnonzero(~found[middle:])
+    found[rest] = _near_one_before(hashes[rest], distance)
+    return found
+
+
+def _near_pairs(hashes: Hashes, distance: int) -> npt.NDArray[np.int64] | None:
+    """All pairs of near-duplicates `(P, 2)`, the earlier one first, sorted; None if there are too many to hold."""
+    count = len(hashes)
+    # As numbers: those of a pair of places.
+    found: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    held = 0
+    for key in _keys(hashes):
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+        # Places whose successor so many places on has the same key: fewer each time.
+        places = np.arange(count)
+        for step in range(1, count):
+            places = places[: np.searchsorted(places, count - step)]
+            places = places[key[places] == key[places + step]]
+            if not len(places):
+                break
+            first, second = order[places], order[places + step]
+            near = _near(hashes[first], hashes[second], _LOW_DIFFERENCES, distance)
+            found.append(first[near] * count + second[near])
+            held += len(found[-1])
+            if held > _MOST_PAIRS and count > 2:
+                return None
+    numbers = np.unique(np.concatenate(found))
+    return np.stack([numbers // count, numbers % count], axis=1)
+
+
+def _near_any(hashes: Hashes, others: Hashes, distance: int) -> npt.NDArray[np.bool_]:
+    """Says which of `hashes` are near-duplicates of one of `others`."""
+    found = np.zeros(len(hashes), np.bool_)
+    for key, other_key in zip(_keys(hashes), _keys(others), strict=True):
+        order = np.argsort(other_key, kind="stable")
+        other_key = other_key[order]
+        rows = np.flatnonzero(~found)
+        places = np.searchsorted(other_key, key[rows])
+        while len(rows):
+            # The others of the same key, one after the other.
+            same = places < len(order)
+            same[same] = other_key[places[same]] == key[rows[same]]
+            rows, places = rows[same], places[same]
+            near = _near(hashes[rows], others[order[places]], _LOW_DIFFERENCES, distance)
+            found[rows[near]] = True
+            rows, places = rows[~near], places[~near] + 1
+    return found
+
+
+def _keys(hashes: Hashes) -> Iterator[npt.NDArray[np.uint32]]:
+    """Yields numbers `(B,)` of which one at least is the same for near-duplicates."""
     for blocks in combinations(range(_BLOCKS), _BLOCKS - _LOW_DIFFERENCES):
         key = np.zeros(len(hashes), np.uint32)
         for block in blocks:
             key = (key << np.uint32(_BLOCK_BITS)) | _block(hashes, block)
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        # Places whose successor so many places on has the same key: fewer each time.
-        places = np.arange(len(order))
-        for step in range(1, len(order)):
-            places = places[: np.searchsorted(places, len(order) - step)]
-            places = places[key[places] == key[places + step]]
-            if not len(places):
-                break
-            pair = np.stack([order[places], order[places + step]], axis=1)
-            found.append(pair[_near(hashes[pair[:, 0]], hashes[pair[:, 1]], _LOW_DIFFERENCES, distance)])
-    return np.unique(np.concatenate(found), axis=0)
+        yield key
 
 
 class EvaluationPictures:

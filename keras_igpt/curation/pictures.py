@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.curation.shards import Member, Reading, find_shards, read_shard
+from keras_igpt.curation.shards import Member, Reading, files_in, find_shards, read_shard
 from keras_igpt.data.datasets import pictures_in
 from keras_igpt.data.examples import LabeledImages
 from keras_igpt.data.image_files import ImageFiles, decode_square, import_pillow, open_picture, turn_upright
@@ -100,7 +100,7 @@ def read_square(member: Member, size: int, min_side: int, max_pixels: int) -> UI
 
 def _trusted_members(path: Path) -> Iterator[Member]:
     """Reads a folder as `load_unlabeled_folder` finds its pictures, so that none is passed over, or tar files."""
-    if path.is_dir() and not any(path.rglob("*.tar")):
+    if path.is_dir() and not any(file.endswith(".tar") for file in files_in(path)):
         for file in pictures_in(path, "pictures"):
             encoded = file.read_bytes()
             yield Member(file.relative_to(path).as_posix(), 0, len(encoded), encoded)

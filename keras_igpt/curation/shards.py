@@ -84,14 +84,14 @@ def find_shards(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     Args:
         shards: a path, a pattern with `*`, or several of these. A `.tar` file is a shard. So is each `.tar` file of a
             folder that has any. Of another folder all pictures are taken, those of its subfolders too, in shards of
-            10,000.
+            10,000. Hidden files and folders are left out.
 
     Returns:
         List of `Shard`, sorted.
 
     Raises:
-        ValueError: if a path is missing or is neither, a folder holds tar files as well as pictures, or there is
-            nothing in any.
+        ValueError: if a path is missing or is neither, a folder cannot be read or holds tar files as well as
+            pictures, or there is nothing in any.
     """
     given = [shards] if isinstance(shards, (str, os.PathLike)) else list(shards)
     paths: set[Path] = set()
@@ -138,10 +138,36 @@ def _tar_file(path: Path) -> tuple[str, tuple[str, ...], int]:
     return str(path), (), path.stat().st_size
 
 
+def files_in(folder: Path) -> list[str]:
+    """Lists the files of a folder and its subfolders, linked ones too, in a fixed order; not those that are hidden.
+
+    Raises:
+        ValueError: if a folder in it cannot be read.
+    """
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"`shards` must be readable with all folders in them. Received: {error.filename} ({error.strerror})"
+        ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(parent)
+        identity = (status.st_dev, status.st_ino)
+        # Links may lead in circles.
+        folders[:] = [] if identity in seen else sorted(name for name in folders if not name.startswith("."))
+        if identity not in seen:
+            paths = [Path(parent) / name for name in files if not name.startswith(".")]
+            found += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+        seen.add(identity)
+    return sorted(found, key=lambda path: path.split("/"))
+
+
 def _parts_of_folder(folder: Path) -> list[tuple[str, tuple[str, ...], int]]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    tars = [file for file in files if file.suffix == ".tar"]
-    pictures = [file.relative_to(folder).as_posix() for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+    files = files_in(folder)
+    tars = [folder / file for file in files if file.endswith(".tar")]
+    pictures = [file for file in files if Path(file).suffix.lower() in PICTURE_SUFFIXES]
     if tars and pictures:
         raise ValueError(f"`shards` must be folders of tar files or of pictures. Received: {folder} with both")
     if tars:

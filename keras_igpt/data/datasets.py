@@ -269,21 +269,28 @@ def load_arrays(
     return DataSplits(*split_off(sets[0], held_out, seed), sets[1], names)
 
 
-def load_splits(splits: DataSplits[ImageFiles]) -> DataSplits[LabeledImages]:
+def load_splits(splits: DataSplits[ImageFiles] | DataSplits[LabeledImages]) -> DataSplits[LabeledImages]:
     """Decodes all splits into memory, at their centre squares.
 
     Args:
-        splits: `DataSplits` of `ImageFiles`.
+        splits: `DataSplits` of `ImageFiles`; those of `LabeledImages` are returned as they are.
 
     Returns:
         `DataSplits` of `LabeledImages`.
+
+    Raises:
+        ValueError: if a picture cannot be read.
 
     Example:
     ```python
     data = load_splits(load_image_folder("pictures", image_size=16))
     ```
     """
-    return DataSplits(splits.train.load(), splits.validation.load(), splits.test.load(), splits.class_names)
+    train, validation, test = (
+        part if isinstance(part, LabeledImages) else part.load()
+        for part in (splits.train, splits.validation, splits.test)
+    )
+    return DataSplits(train, validation, test, splits.class_names)
 
 
 def _prepared_folder(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Path:

@@ -26,6 +26,13 @@ _VERSION = 1
 
 # A folder with any other file is not a cache, and is not overwritten.
 _ARRAYS = ("tokens.npy", "labels.npy")
+# A file system that is read-only, somebody else's, full, or without locks.
+_CANNOT_WRITE_OR_LOCK = frozenset(
+    (
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT),
+        *(errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP),
+    )
+)
 _FILES = {*_ARRAYS, "manifest.json", "progress.json"}
 
 # Pictures between two updates of the progress file.
@@ -220,22 +227,24 @@ def _checksum(path: Path) -> int:
 
 @contextmanager
 def _one_process(target: Path) -> Iterator[OSError | None]:
-    """Holds a lock that is released when the process ends; yields the error if the folder cannot be written."""
+    """Holds a lock that is released when the process ends; yields the error if nothing can be written or locked."""
     import fcntl  # POSIX only
 
-    path = _beside(target, "lock")
+    path, descriptor = _beside(target, "lock"), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Opened without truncating or writing.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
         if error.errno == errno.ELOOP:
             raise ValueError(f"`folder` must not have a link in place of its lock file. Received: {path}") from error
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in _CANNOT_WRITE_OR_LOCK:
             raise
-        # A read-only cache needs no lock.
+        # A cache that is only read needs no lock.
         yield error
         return
     with open(descriptor, "rb"):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield None

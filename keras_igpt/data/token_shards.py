@@ -20,6 +20,7 @@ from keras_igpt.data.examples import check_square_tokens
 from keras_igpt.palette.color_palette import ColorPalette, token_dtype
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import whole_file, write_json
+from keras_igpt.support.progress import told
 
 _MANIFEST = "manifest.json"
 _FORMAT, _VERSION = "keras_igpt token shards", 1
@@ -75,9 +76,7 @@ def write_token_shard(
     tokens = np.ascontiguousarray(tokens, token_dtype(num_colors))
     with whole_file(Path(folder) / file) as partial:
         np.save(partial, tokens)
-    # Flattened first, since empty arrays cannot be viewed as bytes in their shape.
-    checksum = zlib.crc32(tokens.reshape(-1).view(np.uint8).data)
-    return TokenShard(file, len(tokens), checksum, report or {})
+    return TokenShard(file, len(tokens), _checksum(tokens), report or {})
 
 
 def write_token_manifest(
@@ -219,6 +218,31 @@ class TokenShards:
             digest.update(self._chosen.data)
         return digest.hexdigest()
 
+    def verify(self) -> None:
+        """Compares every file with the checksum that it was written with, after a copy say.
+
+        Reading rows compares no more than the sizes of files and the number of colours.
+
+        Raises:
+            ValueError: if a file is missing or has other content.
+
+        Example:
+        ```python
+        TokenShards("web").verify()
+        ```
+        """
+        for number in told(range(len(self.shards)), "verify", "files"):
+            shard = self.shards[number]
+            tokens = np.empty((shard.rows, self.shape[1]), self.dtype)
+            if shard.rows:
+                self._read_run(number, 0, tokens)
+            checksum = _checksum(tokens)
+            if checksum != shard.crc32:
+                raise ValueError(
+                    f"`folder` must hold the files of its {_MANIFEST} as they were written. "
+                    f"Received: {self._files[number]} (CRC-32 {checksum:08x}, not {shard.crc32:08x})"
+                )
+
     def __getitem__(self, rows: npt.ArrayLike) -> npt.NDArray[np.integer[Any]]:
         """Reads rows.
 
@@ -230,7 +254,7 @@ class TokenShards:
 
         Raises:
             IndexError: if a row is out of range.
-            ValueError: if a file is missing or contradicts the manifest.
+            ValueError: if a file is missing, or has another size or other colours than the manifest says; see `verify`.
         """
         wanted = self._checked_rows(rows)
         if self._chosen is not None:
@@ -292,6 +316,11 @@ class TokenShards:
                 raise ValueError(f"{size:,} bytes, not {whole:,}")
             self._offsets[shard] = file.tell()
         return int(self._offsets[shard])
+
+
+def _checksum(tokens: npt.NDArray[np.integer[Any]]) -> int:
+    # Flattened first, since empty arrays cannot be viewed as bytes in their shape.
+    return zlib.crc32(tokens.reshape(-1).view(np.uint8).data)
 
 
 def _check_file(name: str, file: Any) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_igpt.demo.depth_curve import find_depth_curve
 from keras_igpt.demo.markup import STYLE, address_of, grid, scale, text
+from keras_igpt.demo.own_requests import OwnRequestsOnly
 from keras_igpt.demo.pictures import (
     MAX_FILE_SIZE,
     as_model_sees,
@@ -65,7 +66,7 @@ def import_gradio() -> Any:
 
 
 def launch(model: Any, name: str, port: int | None = None, browser: bool = True, wait: bool = True) -> str:
-    """Serves the page on this machine alone.
+    """Serves the page on this machine alone, and not to other web pages that are open on it.
 
     Args:
         model: an `ImageGPTCausalLM` or `ImageGPTMaskedLM` with its palette.
@@ -83,6 +84,8 @@ def launch(model: Any, name: str, port: int | None = None, browser: bool = True,
         OSError: if it is taken.
     """
     gradio = import_gradio()
+    from starlette.middleware import Middleware
+
     if port is not None:
         port = check_integer("port", port, 1, 65535)
     page = Page(model, name).build()
@@ -111,6 +114,7 @@ def launch(model: Any, name: str, port: int | None = None, browser: bool = True,
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(OwnRequestsOnly)]},
         )
     except OSError as error:
         raise OSError(f"`port` must be free; without it the next free one is taken. Received: port={port}") from error
@@ -294,7 +298,8 @@ class Page:
         pixel = gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                block = gr.Slider(0, last, (last + 1) // 2, step=1, label="Block", buttons=[])
+                # A slider needs two values.
+                block = gr.Slider(0, last, (last + 1) // 2, step=1, label="Block", buttons=[]) if last else gr.State(0)
                 image = self._clickable(self._first, "clicked")
             with gr.Column(scale=3, min_width=280):
                 maps = gr.HTML(text(_CLICK), elem_id="maps", min_height=_HEIGHT)

@@ -189,6 +189,9 @@ def test_what_cannot_be_begun_is_refused_before_any_work(web, tmp_path):
         small.run(
             web, tmp_path / "new", exclude=[igpt.LabeledImages(np.zeros((1, 8, 8, 3), "uint8"), np.zeros(1, int))]
         )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"`exclude` must be sets with pictures\. Received: .*empty'?\)?, where none"):
+        small.run(web, tmp_path / "new", exclude=[tmp_path / "empty"])
     with pytest.raises(ValueError, match="must not both be given"):
         Rules(threshold=0.5, share=0.5)
     assert not (tmp_path / "new").exists()
@@ -238,8 +241,12 @@ def test_the_command_line(web, tmp_path, capsys):
     assert parse(make_parser(), ["curate", *curate, "--runner", "X"]).pipeline_options == ["--runner", "X"]
     with pytest.raises(SystemExit, match=r"curate: Options must be those of .* Received: --treshold 0\.5$"):
         keras_igpt_main(["curate", *curate, "--treshold", "0.5"])
-    # All of them, not the first alone.
-    assert parse(make_parser(), ["curate", *curate, "--exclude", "b", "c"]).exclude[1:] == ["b", "c"]
+    assert parse(make_parser(), ["curate", *curate, "--exclude", "b", "--exclude", "c"]).exclude[1:] == ["b", "c"]
+    # Not the first of them alone.
+    for stray in (["--exclude", "b", "c"], ["--runner=X", "c"], ["--runner", "X", "c", "--region", "d"]):
+        with pytest.raises(SystemExit):
+            keras_igpt_main(["curate", *curate, *stray])
+        assert capsys.readouterr().err.endswith("unrecognized arguments: c\n")
     with pytest.raises(SystemExit, match=r"curate: --threshold and --share must not both be given.*--share 1\.0$"):
         keras_igpt_main(["curate", *curate, "--threshold", "0.5"])
     keras_igpt_main(["curate", *curate])

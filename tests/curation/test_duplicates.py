@@ -34,7 +34,10 @@ def test_copies_at_other_sizes_and_qualities_are_near_and_others_are_not():
     assert duplicates(hashes, 12).tolist() == [False] * 20 + [True] * 20
 
 
-def test_duplicates_are_what_comparing_all_pairs_finds():
+@pytest.mark.parametrize("most_pairs", [1 << 25, 300, 0])
+def test_duplicates_are_what_comparing_all_pairs_finds(most_pairs, monkeypatch):
+    """Also where there are more pairs than are held at once."""
+    monkeypatch.setattr("keras_igpt.curation.duplicates._MOST_PAIRS", most_pairs)
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**64, (40, 2), dtype=np.uint64)
     # Chains: each is some bits from one before it.

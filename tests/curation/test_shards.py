@@ -1,5 +1,7 @@
 import io
+import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +96,31 @@ def test_a_folder_is_cut_into_shards(tmp_path, monkeypatch):
     (tmp_path / "pictures" / "1" / "3.png").unlink()
     (gone,) = read_shard(shards[2], Reading())
     assert read_square(gone, 32, 1, 10**6) == Outcome.BROKEN
+
+
+def test_linked_folders_are_read_and_hidden_ones_are_not(tmp_path):
+    for name in ("web/1/a.png", "web/.trash/b.png", "disk/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded())
+    (tmp_path / "web" / "2").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "disk" / "up").symlink_to(tmp_path / "web", target_is_directory=True)
+    (shard,) = find_shards(tmp_path / "web")
+    assert shard.files == ("1/a.png", "2/c.png")
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    write_tar(tmp_path / "a.tar", {})
+    scandir = os.scandir
+
+    def locked(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(ValueError, match=r"`shards` must be readable with all folders in them\. Received: .*locked"):
+        find_shards(tmp_path)
 
 
 def test_shards_are_found_in_one_order(tar, tmp_path):

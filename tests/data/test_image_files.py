@@ -189,7 +189,9 @@ def test_damaged_files_are_left_out_where_asked_for(tmp_path):
     write_pictures(tmp_path / "new", ["cats", "dogs"])
     with pytest.warns(UserWarning, match="4 of 24 files were left out"):
         tested = igpt.load_image_folder(tmp_path / "new", 4, test_folder=folder, skip_unreadable=True)
-    assert len(load_splits(tested).test) == 10
+    loaded = load_splits(tested)
+    assert len(loaded.test) == 10
+    assert load_splits(loaded).train is loaded.train
 
 
 def write_heic(path, pixels):

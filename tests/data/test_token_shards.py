@@ -149,6 +149,23 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_read(folder):
         shards[[7]]
 
 
+def test_verifying_finds_what_reading_does_not(folder):
+    tokens = TokenShards(folder)
+    tokens.verify()
+    path = folder / "2.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    tokens[np.arange(len(tokens))]
+    with pytest.raises(
+        ValueError, match=rf"`folder` must hold the files .*Received: {path} \(CRC-32 [0-9a-f]{{8}}, not"
+    ):
+        tokens.verify()
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"`folder` must hold the files .*Received: {path} \(.*No such file"):
+        tokens.verify()
+
+
 def test_a_manifest_is_the_last_thing_written(tmp_path, many_colors):
     shard = write_token_shard(tmp_path, "0.npy", TOKENS, 300)
     with pytest.raises(FileNotFoundError, match=r"`folder` must hold token shards and their manifest.json"):

@@ -3,7 +3,9 @@
 import json
 import shutil
 import socket
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
 import keras
 import numpy as np
@@ -47,6 +49,35 @@ def test_a_port_that_is_taken_is_named(gradio, palette):
             page.launch(model, "igpt_cifar10_8x8", port, browser=False, wait=False)
     with pytest.raises(ValueError, match="`port`"):
         page.launch(model, "igpt_cifar10_8x8", 99_999, browser=False, wait=False)
+
+
+def test_other_web_pages_may_not_ask(gradio, palette):
+    address = page.launch(make_causal_lm(palette, num_layers=1), "igpt_cifar10_8x8", browser=False, wait=False)
+    here = urlsplit(address).netloc
+
+    def status(path, **headers):
+        request = Request(f"http://{here}{path}", headers=headers, data=b"{}" if path.endswith("upload") else None)
+        try:
+            with build_opener(ProxyHandler({})).open(request) as answer:
+                return answer.status
+        except HTTPError as error:
+            return error.code
+
+    try:
+        forwarded = here.replace("127.0.0.1", "localhost")
+        assert status("/") == status("/", Host=forwarded) == status("/config", Origin=f"http://{here}") == 200
+        assert status("/config", Host="localhost:9", Origin="http://localhost:9") == 200  # a tunnel
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Origin": f"http://{forwarded}"},
+            {"Host": "evil.example"},
+            {"Host": here.replace("127.0.0.1", "127.0.0.1.evil.example")},
+        ):
+            assert status("/config", **headers) == status("/gradio_api/upload", **headers) == 403
+        assert status("/gradio_api/upload", Origin=f"http://{here}") not in (200, 403)  # no file
+    finally:
+        gradio.close_all()
 
 
 @pytest.fixture(scope="module")
