@@ -144,7 +144,7 @@ class FeatureExtractor(WholeStepModel):
 
         Raises:
             ValueError: if an argument is out of range, or inputs do not fit the model.
-            OSError: if the disk is full.
+            OSError: if `path` cannot be written, or the disk is full.
         """
         source = as_examples(self.language_model, inputs)
         hidden_dim = self.language_model.backbone.hidden_dim
@@ -191,6 +191,7 @@ class FeatureExtractor(WholeStepModel):
 
         Raises:
             ValueError: if inputs do not fit the model or the labels, or there are no labels.
+            OSError: if `path` cannot be written, or the disk is full.
         """
         source = as_labeled_examples(self.language_model, examples, "examples")
         return LabeledFeatures(self.extract(source, batch_size, path), source.labels)

@@ -141,6 +141,7 @@ class LinearProbe:
 
         Raises:
             ValueError: if inputs do not fit the model or the labels.
+            OSError: if the folder of features cannot be written, or the disk is full.
         """
         sources = {name: self._checked(name, part) for name, part in (("train", train), ("validation", validation))}
         classes = check_classes(*(source.labels for source in sources.values()))

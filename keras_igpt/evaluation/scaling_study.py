@@ -93,6 +93,7 @@ def scaling_study(
     Raises:
         ValueError: if an argument is out of range, a budget is less than two steps of a size, or the folder holds runs
             with other settings.
+        ImportError: if SciPy is absent.
 
     Example:
     ```python

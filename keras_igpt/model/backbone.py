@@ -238,8 +238,8 @@ class ImageGPTBackbone(QuantizableModel):
 
         Args:
             name: str. A preset (`keras_igpt.get_preset`): `"igpt_small"`, `"igpt_medium"`, `"igpt_large"` and
-                `"igpt_extra_large"` of the paper; `"igpt_nano"`, `"igpt_tiny"` and `"igpt_mini"` for a laptop; or a
-                trained one.
+                `"igpt_extra_large"` of the paper; `"igpt_nano"` and `"igpt_tiny"` for a laptop, `"igpt_mini"` for one
+                GPU; or a trained one.
             load_weights: bool. Whether to load the preset's weights; by default if it has any.
             **overrides: constructor arguments that replace the preset's; they must fit its weights.
 

@@ -72,7 +72,8 @@ def save_preset_weights(language_model: keras.Model, path: str | os.PathLike[str
         path: file to write; it ends in `.npz`.
 
     Raises:
-        ValueError: if the model has no palette or is quantised, or a weight is beyond float16.
+        ValueError: if the model has no palette or is quantised, a weight is beyond float16, or `path` does not end in
+            `.npz`.
 
     Example:
     ```python

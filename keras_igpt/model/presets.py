@@ -57,8 +57,7 @@ _SOURCE = "Chen et al., 2020, section 3.3 and table 5; heads as in the released 
 _PAPER: dict[str, Any] = {"source": _SOURCE, "steps": 1_000_000}
 _OURS: dict[str, Any] = {
     "learning_rates": _rates(ar=0.003, bert=0.003),
-    "source": "not in the paper: a size for one small machine, with the autoregressive rate of iGPT-S for both "
-    "objectives",
+    "source": "not in the paper: a size for one machine, with the autoregressive rate of iGPT-S for both objectives",
 }
 
 

@@ -125,7 +125,7 @@ class ColorPalette:
             A `ColorPalette`.
 
         Raises:
-            ValueError: if `colors` is not uint8.
+            ValueError: if `colors` is not uint8 or has another shape, or a colour occurs twice.
         """
         array = np.asarray(colors)
         if array.dtype != np.uint8:
