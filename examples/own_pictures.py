@@ -4,8 +4,8 @@ Run: python examples/own_pictures.py     # reads pictures/CLASS/PICTURE.jpg, wri
 
 Needs: pip install "keras_igpt[jax,data,plot]"
 Measured: on 500 pictures of each class of CIFAR-10, probe 37.6%, raw pixels 38.8%, fine-tuned 36.6% (± 4 points, 95%,
-for 500 test pictures; one seed) in 349 s of processor time on JAX, x86-64, beside other work. So few steps do not beat the
-pixels: 2,800 steps on 45,000 pictures (examples/pretrain.py) bring the probe to 45.1% against 41.5%.
+for 500 test pictures; one seed) in 349 s of processor time on JAX, x86-64, beside other work. So few steps do not beat
+the pixels: 2,800 steps on 45,000 pictures (examples/pretrain.py) bring the probe to 45.1% against 41.5%.
 """
 
 import os

@@ -118,9 +118,9 @@ _LADDER = (
 def suggest(num_pictures: int, minutes: float, flops_per_second: float | None = None) -> Suggestion:
     """Suggests sizes and steps for a number of pictures and a time.
 
-    The largest size of a ladder is taken that sees at least twelve tokens for each of its parameters, in at least 1,000
-    steps, within the time and within forty passes over the pictures; if none does, the smallest, and its `expected` says
-    so.
+    The largest size of a ladder is taken that sees at least twelve tokens for each of its parameters, in at least
+    1,000 steps, within the time and within forty passes over the pictures; if none does, the smallest, and its
+    `expected` says so.
 
     Args:
         num_pictures: int. Pictures to train on.
