@@ -31,7 +31,8 @@ def find_folder(folder: str | os.PathLike[str], download: bool) -> Path:
     """Returns the folder of a checkpoint, or with `download` the cached copy of the hub's repository of that name.
 
     Raises:
-        ValueError: if there is no such folder and no download is asked for, or a downloaded file is damaged.
+        ValueError: if there is no such folder and no download is asked for, a downloaded file is damaged, or
+            HF_HUB_OFFLINE is set and nothing was downloaded before.
         ImportError: if huggingface_hub is absent and needed.
     """
     if Path(folder).is_dir():
@@ -51,6 +52,8 @@ def _download(repository: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise ImportError("A download needs huggingface_hub: pip install 'keras_igpt[checkpoints]'") from error
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return _last_downloaded(repository, huggingface_hub)
     info = huggingface_hub.HfApi().model_info(repository, files_metadata=True)
     files = {file.rfilename: file for file in info.siblings or ()}
     wanted = [name for name in (CONFIG, PREPROCESSOR) if name in files] + _weight_files(files)
@@ -69,6 +72,18 @@ def _download(repository: str) -> Path:
                 f"Received: SHA-256 {checksum} instead of {stored.sha256}"
             )
     return folder
+
+
+def _last_downloaded(repository: str, huggingface_hub: Any) -> Path:
+    """Returns the folder of the cached copy that was downloaded last; its checksums were compared then."""
+    cached = huggingface_hub.scan_cache_dir().repos
+    snapshots = [copy for found in cached if found.repo_id == repository for copy in found.revisions]
+    if not snapshots:
+        raise ValueError(
+            f"`folder` must have been downloaded before where HF_HUB_OFFLINE is set. Received: {repository!r}, "
+            "which is not in the cache"
+        )
+    return Path(max(snapshots, key=lambda copy: copy.last_modified).snapshot_path)
 
 
 def _weight_files(names: Iterable[str]) -> list[str]:

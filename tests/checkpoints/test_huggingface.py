@@ -389,6 +389,7 @@ class Hub:
 
     def __init__(self, remote, sent, cache):
         self.remote, self.sent, self.cache = remote, sent, cache
+        self.constants = types.SimpleNamespace(HF_HUB_OFFLINE=False)
 
     def HfApi(self):  # noqa: N802 - the hub's own name
         return self
@@ -428,6 +429,27 @@ def test_a_download_is_made_only_if_asked_and_compared_with_the_hubs_checksums(c
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(copied, sent, tmp_path / "other"))
     with pytest.raises(ValueError, match=r"other/model\.safetensors must be what the hub has.*SHA-256"):
         load_huggingface_checkpoint("someone/imagegpt", download=True)
+
+
+def test_without_a_network_the_cached_copy_is_opened(copied, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--someone--imagegpt"
+    (folder / "refs").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"`folder` must have been downloaded before.*'someone/other'"):
+        load_huggingface_checkpoint("someone/other", download=True)
+    for name, modified in (("0ld", 1), ("c0ffee", 2)):
+        snapshot = folder / "snapshots" / name
+        snapshot.mkdir(parents=True)
+        for path in copied.iterdir() if name == "c0ffee" else ():
+            blob = folder / "blobs" / path.name
+            blob.parent.mkdir(exist_ok=True)
+            shutil.copy(path, blob)
+            (snapshot / path.name).symlink_to(blob)
+        os.utime(snapshot, (modified, modified))
+    lm = load_huggingface_checkpoint("someone/imagegpt", download=True)
+    assert lm.backbone.vocabulary_size == 16
 
 
 def test_a_local_folder_is_not_downloaded(copied, monkeypatch):
