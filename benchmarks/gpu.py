@@ -55,7 +55,7 @@ LARGEST_BATCH = 128
 SHAPES = {
     f"{size}-{side**2}": {**igpt.get_preset(f"igpt_{size}").architecture, "image_size": side}
     for side in (32, 64)
-    for size in ("large", "small")
+    for size in ("small", "large")
 }
 TOY_SHAPES = {"toy": {"vocabulary_size": 16, "image_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}}
 

@@ -82,11 +82,23 @@ def test_the_packed_run(benchmark, tmp_path, monkeypatch, capsys):
         if batch == 3:
             raise KeyboardInterrupt
 
+    def kill_later(self, epoch, logs=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark.StopInTime, "on_epoch_end", kill_later)
+        with pytest.raises(KeyboardInterrupt):
+            train("cut", "cut_off")
+    cut_off = json.loads((tmp_path / "cut_off" / "results.json").read_text())
+    assert cut_off["epoch"] == 1
+    assert {"weights.npz.part-00", "log.csv"} <= {path.name for path in (tmp_path / "cut_off").iterdir()}
+
     with monkeypatch.context() as patch:
         patch.setattr(benchmark.StopInTime, "on_train_batch_begin", kill)
         with pytest.raises(KeyboardInterrupt):
             train("parts", "killed")
     assert last_state(tmp_path / "parts")[0] == "step-00000002.npz"
+    assert not list((tmp_path / "killed").iterdir())
     assert train("parts", "first", "--minutes", "0")["epoch"] == 1
     resumed = train("parts", "second")
     assert [resumed[name] for name in ("loss", "val_loss")] == [whole[name] for name in ("loss", "val_loss")]

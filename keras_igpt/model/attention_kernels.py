@@ -208,6 +208,12 @@ def attend_over_cache(projected: Any, cache: KeyValue, index: Any) -> tuple[Any,
     return swap_time_and_heads(ops.matmul(weights, values)), (keys, values)
 
 
+def _with_part(given: tuple[Any, Any, Any]) -> Any:
+    """Writes keys or values `(N, T, H)` of one row into those of its cache from a position on."""
+    whole, part, first = given
+    return ops.slice_update(whole, (0, first, 0), part)
+
+
 def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
     """Writes keys and values `(B, N, T, H)` of new positions into the cache."""
     one_row = cache[0].shape[0] == 1 and compiles_for_cpu()
@@ -215,6 +221,12 @@ def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
         keys, values = (ops.slice_update(whole, (0, 0, index, 0), part) for whole, part in zip(cache, new, strict=True))
         return keys, values
     firsts = ops.reshape(index, (-1, new[0].shape[2]))[:, 0]
+    if keras.backend.backend() == "jax" and not compiles_for_cpu():
+        # One scatter for all rows, where a loop would be as many small kernels, one after the other.
+        keys, values = (
+            ops.vectorized_map(_with_part, (whole, part, firsts)) for whole, part in zip(cache, new, strict=True)
+        )
+        return keys, values
     # XLA on CPU would unroll a loop of known length over one row, drop the axis of length one, and then copy the whole
     # cache for each pass. So the length is a value that it cannot know, always 1.
     count = ops.cast(ops.min(firsts) >= 0, "int32") if one_row else ops.shape(firsts)[0]

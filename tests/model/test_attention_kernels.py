@@ -2,7 +2,9 @@ import keras
 import numpy as np
 import pytest
 from conftest import make_backbone, to_numpy, value_and_gradient
+from keras import ops
 
+from keras_igpt.model import attention_kernels
 from keras_igpt.model.attention_kernels import dot_product_attention
 
 
@@ -67,3 +69,21 @@ def test_a_kernel_that_is_not_there_is_refused_and_not_replaced():
             make_backbone(kernel="fused")
         assert make_backbone().attention_kernel == "blocks"
     assert make_backbone(kernel="blocks").attention_kernel == "blocks"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="others loop over rows everywhere")
+def test_rows_are_written_at_places_of_their_own_at_once_on_a_gpu(monkeypatch):
+    random = np.random.default_rng(0)
+    cache = tuple(random.normal(size=(3, 2, 10, 4)).astype("float32") for _ in range(2))
+    new = tuple(random.normal(size=(3, 2, 3, 4)).astype("float32") for _ in range(2))
+    index = np.array([[0, 1, 2], [7, 8, 9], [4, 5, 6]])
+    expected = [whole.copy() for whole in cache]
+    for whole, part in zip(expected, new, strict=True):
+        for row, places in enumerate(index):
+            whole[row][:, places] = part[row]
+    on_cpu = attention_kernels._written(cache, new, ops.convert_to_tensor(index))
+    monkeypatch.setattr(attention_kernels, "compiles_for_cpu", lambda: False)
+    on_gpu = attention_kernels._written(cache, new, ops.convert_to_tensor(index))
+    for computed, others, right in zip(on_cpu, on_gpu, expected, strict=True):
+        np.testing.assert_array_equal(to_numpy(computed), right)
+        np.testing.assert_array_equal(to_numpy(others), right)
