@@ -253,7 +253,14 @@ def with_trained(models):
 def test_every_data_set_is_taken(with_trained, method):
     """Of tokens and of pictures, with labels; and ids out of range are found in any batch."""
     labels = LABELS.astype("int32")
-    expected = None
+    # Of arrays in one batch where order is what is to be seen.
+    of_arrays = {
+        "predict": lambda: with_trained.trained.predict(TOKENS, verbose=0),
+        "score": lambda: with_trained.causal.score(TOKENS).nats_per_token,
+        "features": lambda: with_trained.probe.features(TOKENS),
+        "predict_images": lambda: with_trained.trained.predict_images(TOKENS).probabilities,
+    }
+    expected = of_arrays[method]() if method in of_arrays else None
     for kind, make in DATA_SETS.items():
         for inputs in (TOKENS, IMAGES):
             found = WITH_DATA_SETS[method](with_trained, make(inputs, labels))

@@ -40,6 +40,36 @@ def test_it_finds_the_position_that_tells_the_class():
     assert fitted.validation_accuracies[0] == max(fitted.validation_accuracies)
 
 
+def test_rate_and_epochs_are_chosen_on_validation_and_both_parts_refitted(monkeypatch):
+    train, validation = planted(20, 0), planted(10, 1)
+    trained, right = [], iter([3, 5, 4, 4, 5, 6, 1, 1])
+    monkeypatch.setattr(
+        attention_probe,
+        "_train",
+        lambda model, parts, *given: trained.append((float(model.optimizer.learning_rate), len(parts), given[-1])),
+    )
+
+    def predicted(model, features, batch_size):
+        labels = np.searchsorted(np.unique(train[1]), validation[1])
+        return np.where(np.arange(10) < next(right), labels, labels + 1)
+
+    monkeypatch.setattr(attention_probe, "_predicted", predicted)
+    fitted = fit_attention_pooling(train, validation, 2, rates=(0.25, 0.5), max_epochs=9, patience=2)
+    # With each rate until two epochs are no better, and no further than the best one at the end.
+    assert trained == [(rate, 1, epoch) for rate in (0.25, 0.5) for epoch in range(4)] + [(0.5, 2, 0), (0.5, 2, 1)]
+    assert fitted.validation_accuracies == (0.5, 0.6)
+    assert (fitted.learning_rate, fitted.epochs) == (0.5, 2)
+
+
+def test_features_are_standardised():
+    features = 10 * np.random.default_rng(0).standard_normal((50, 4, 8)).astype("float32") + 3
+    statistics = attention_probe.feature_statistics([features.reshape(-1, 8)])
+    model = attention_probe._make_model((4, 8), 3, 2, statistics, 0.1, 0)
+    standardised = to_numpy(model.layers[0](features)).reshape(-1, 8)
+    np.testing.assert_allclose(standardised.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(standardised.std(axis=0), 1, atol=1e-3)
+
+
 def test_at_first_it_is_the_mean():
     layer = attention_probe._AttentionPooling(num_heads=2, seed=3)
     features = np.random.default_rng(0).standard_normal((4, 5, 8)).astype("float32")
@@ -114,15 +144,15 @@ def test_predicting_keeps_no_features(monkeypatch):
     lm = make_causal_lm(hidden_dim=64)
     probe = igpt.AttentionProbe(lm, 1, rates=(0.01,), max_epochs=1, batch_size=100)
     probe.fit(examples(60, 0), examples(30, 1))
-    token_ids, labels = examples(4000, 2)
+    token_ids, labels = examples(2000, 2)
     probe.predict(token_ids[:100])  # compiles
     tracemalloc.start()
     predicted = probe.predict(token_ids)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 4000 * 16 * 64  # half of what the float16 features of all take
+    assert peak < 2000 * 16 * 64  # half of what the float16 features of all take
     np.testing.assert_array_equal(predicted[-700:], probe.predict(token_ids[-700:]))
-    assert probe.score((token_ids, labels)).num_test == 4000
+    assert probe.score((token_ids, labels)).num_test == 2000
 
 
 def test_what_does_not_fit_is_refused_before_any_work(monkeypatch):

@@ -44,6 +44,14 @@ def test_the_interval_of_a_difference_covers_as_often():
     assert 0.93 <= covered / 2000 <= 0.99
 
 
+def test_the_interval_of_a_difference_is_bonett_and_prices():
+    kinds = np.repeat([0, 1, 2, 3], [60, 20, 10, 10])  # both, the first, the second, none
+    difference = igpt.compare_accuracies(kinds < 2, (kinds == 0) | (kinds == 2)).difference
+    # (21 - 11) / 102 ± 1.95996 √(((21 + 11) / 102 - (10 / 102)²) / 102)
+    assert difference.estimate == pytest.approx(0.1)
+    assert (difference.low, difference.high) == pytest.approx((-0.0089811, 0.2050595), abs=1e-7)
+
+
 def test_an_interval_covers_as_often_as_it_says():
     random = np.random.default_rng(0)
     covered = 0

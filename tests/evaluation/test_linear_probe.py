@@ -62,8 +62,19 @@ def test_each_depth_is_a_regression_on_its_features(fitted, parts):
         alone = fit_logistic_regression(train, validation, (0.01, 1.0))
         assert line.validation_accuracy == alone.validation_accuracy
         assert line.regularization_strength == alone.regularization_strength
+        # Of the refit on both parts.
+        np.testing.assert_array_equal(probe._fits[line.layers].coefficients, alone.coefficients)
         found = final.concatenation if len(line.layers) > 1 else accuracies[line.layers[0]]
         assert found == alone.score(*test)
+
+
+def test_residual_states_are_probed_where_asked(fitted, parts):
+    model = fitted[0]
+    probe = igpt.LinearProbe(model, layers=[1], strengths=(1.0,), which="residual", batch_size=30)
+    probe.fit(parts["train"], parts["validation"])
+    expected = igpt.FeatureExtractor(model, [1], "residual").extract(parts["test"][0])
+    np.testing.assert_array_equal(probe.features(parts["test"][0]), expected)
+    assert not np.allclose(expected, igpt.FeatureExtractor(model, [1]).extract(parts["test"][0]), atol=1e-2)
 
 
 def test_the_report_keeps_choice_and_result_apart(fitted, tmp_path):

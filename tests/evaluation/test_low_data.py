@@ -119,12 +119,15 @@ def test_only_pictures_of_a_subset_are_read(measured, monkeypatch):
     model, data, _ = measured
     read = []
     extract = FeatureExtractor.extract_labeled
-    monkeypatch.setattr(
-        FeatureExtractor,
-        "extract_labeled",
-        lambda self, part, *given: read.append(len(part)) or extract(self, part, *given),
-    )
-    low_data_table(model, data, labels_per_class=(1, 2), seeds=(0, 3), layers=[0], strengths=STRENGTHS, batch_size=30)
+
+    def extract_labeled(self, part, *given):
+        assert self.which == "residual"
+        read.append(len(part))
+        return extract(self, part, *given)
+
+    monkeypatch.setattr(FeatureExtractor, "extract_labeled", extract_labeled)
+    options = {"layers": [0], "which": "residual", "strengths": STRENGTHS, "batch_size": 30}
+    low_data_table(model, data, labels_per_class=(1, 2), seeds=(0, 3), **options)
     few = {row for seed in (0, 3) for row in low_data_rows(data.train.labels, 2, seed).tolist()}
     assert read == [len(few), 30, 60]
     assert len(few) < len(data.train)

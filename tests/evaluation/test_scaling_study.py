@@ -24,9 +24,17 @@ def test_a_run_trains_for_what_its_budget_pays(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "check_runs", lambda runs: None)
     size = {"width 8": SIZES["width 8"]}
     flops = igpt.estimate({**SIZES["width 8"], "image_size": 4, "vocabulary_size": 16}, 8).training_flops
-    (run,) = study(tmp_path, sizes=size, budgets=(3.5 * flops,)).runs["width 8"]
+    (run,) = study(tmp_path / "noise", sizes=size, budgets=(3.5 * flops,)).runs["width 8"]
     assert run.tokens == 3 * 8 * 16
     assert run.loss == pytest.approx(np.log(16), abs=0.1)
+    # One colour in the pictures it trains on; the loss is of those held out.
+    plain, other = (igpt.LabeledTokens(np.full((32, 16), color), np.zeros(32, "int64"), 16) for color in (3, 5))
+    options = {"sizes": size, "budgets": (20.5 * flops,), "learning_rate": 0.03, "batch_size": 8}
+    losses = [
+        igpt.scaling_study(plain, held_out, folder=tmp_path / name, **options).runs["width 8"][0].loss
+        for name, held_out in (("same", plain), ("other", other))
+    ]
+    assert losses[0] < np.log(16) - 0.1 < np.log(16) + 0.1 < losses[1]
 
 
 def test_finished_runs_are_not_repeated_and_others_are_added(tmp_path, monkeypatch):

@@ -178,6 +178,23 @@ def test_the_refit_is_a_plain_training_on_both_parts(finished):
     assert result.final_on_test == pytest.approx(metrics, rel=1e-5)
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_models_start_with_weights_of_the_seed(seed, tmp_path):
+    made = []
+
+    def make_and_stop(hyperparameters):
+        made.append(make_model(hyperparameters).get_weights())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, make_model=make_and_stop, seed=seed)
+    keras.utils.set_random_seed(seed)
+    space = keras_tuner.HyperParameters()
+    space.Fixed("learning_rate", 0.1)
+    for weight, expected in zip(made[0], make_model(space).get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
 def test_the_report_keeps_choice_and_test_apart(finished):
     folder, result, _, _, _ = finished
     report = json.loads((folder / "report.json").read_text())

@@ -3,8 +3,9 @@ import math
 import keras
 import numpy as np
 import pytest
-from conftest import random_tokens, to_numpy
+from conftest import random_tokens, to_numpy, value_and_gradient
 from keras import ops
+from reference import normalize
 
 from keras_igpt.model import layers
 from keras_igpt.model.embedding import PixelEmbedding
@@ -32,6 +33,43 @@ def test_normalization_in_both_forms(kind, by_products, monkeypatch):
         layer.bias.assign(np.linspace(-1, 1, 24))
         expected = expected + np.linspace(-1, 1, 24)
     np.testing.assert_allclose(to_numpy(layer(x)), expected, atol=1e-5)
+
+
+def numerical_gradient(function, x, upstream):
+    """Of the sum of a function's products with `upstream`, by differences in double precision."""
+    gradient = np.empty(x.size)
+    for place in range(x.size):
+        step = np.zeros(x.size)
+        step[place] = 1e-5
+        step = step.reshape(x.shape)
+        gradient[place] = ((function(x + step) - function(x - step)) * upstream).sum() / 2e-5
+    return gradient.reshape(x.shape)
+
+
+@pytest.mark.parametrize("layer_kind", ["layer_norm", "rms_norm", "feed_forward", "feed_forward with biases"])
+def test_gradients_are_those_of_the_formula(layer_kind):
+    random = np.random.default_rng(0)
+    x, upstream = random.normal(1, 2, (2, 3, 8)), random.normal(size=(2, 3, 8))
+    if layer_kind.startswith("feed_forward"):
+        layer = layers.FeedForward(use_bias=layer_kind.endswith("biases"))
+    else:
+        layer = layers.Normalization(layer_kind)
+    layer.build(x.shape)
+    for weight in layer.weights:
+        weight.assign(random.normal(0.5, 1, weight.shape))
+    weights = [to_numpy(weight).astype("float64") for weight in layer.weights]
+
+    def formula(x):
+        if not layer_kind.startswith("feed_forward"):
+            return normalize(x, dict(zip(("gain", "bias"), weights, strict=False)), layer_kind)
+        expansion, *rest = weights
+        expanded = x @ expansion + (rest.pop(0) if layer.use_bias else 0)
+        activated = expanded / (1 + np.exp(-1.702 * expanded))
+        return activated @ rest[0] + (rest[1] if layer.use_bias else 0)
+
+    value, gradient = value_and_gradient(layer, x.astype("float32"), upstream.astype("float32"))
+    np.testing.assert_allclose(value, formula(x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradient, numerical_gradient(formula, x, upstream), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])

@@ -9,6 +9,7 @@ from reference import forward, read_weights
 
 import keras_igpt as igpt
 from keras_igpt.data import LabeledTokens
+from keras_igpt.model.masking import vote_mask
 from keras_igpt.training.recipes import probing_recipe
 
 LABELS = np.arange(8) % 4
@@ -226,6 +227,24 @@ def test_sample_weights_count_in_both_parts():
     assert whole - halved == pytest.approx(0.5 * math.log(4), abs=1e-5)
 
 
+@pytest.mark.parametrize("weights", [None, [1, 1, 1, 1, 0, 0, 0, 0]])
+def test_the_generative_part_moves_the_backbone_as_the_language_model_alone(weights):
+    """Behind a class head of zeros nothing else does; rows without weight do not count."""
+    token_ids, rows = random_tokens(8), slice(8 if weights is None else 4)
+    start = randomize(make_causal_lm()).get_weights()
+    alone, joint = make_causal_lm(), make_causal_lm()
+    for model in (alone, joint):
+        model.set_weights(start)
+    alone.compile(optimizer=keras.optimizers.SGD(0.7 * 0.1))
+    alone.fit(token_ids[rows], batch_size=8, verbose=0)
+    classifier = make_classifier(joint, 0.7)
+    given = None if weights is None else np.array(weights, "float32")
+    classifier.fit(token_ids, LABELS, sample_weight=given, batch_size=8, verbose=0)
+    for moved, expected, old in zip(joint.get_weights(), alone.get_weights(), start, strict=True):
+        np.testing.assert_allclose(moved - old, expected - old, atol=1e-5)
+    assert max(np.abs(moved - old).max() for moved, old in zip(joint.get_weights(), start, strict=True)) > 1e-3
+
+
 def test_class_weights_reach_a_data_set_with_labels():
     tensorflow = pytest.importorskip("tensorflow")
     dataset = tensorflow.data.Dataset.from_tensor_slices((random_tokens(8), LABELS)).batch(8)
@@ -312,6 +331,14 @@ def test_names_and_probabilities_of_pictures(make, palette, tmp_path):
         (one, other) = (classifier.predict_images(token_ids, 1, seed, batch_size=8) for seed in (0, 1))
         np.testing.assert_array_equal(one.labels, classifier.vote(token_ids, 1, batch_size=8))
         assert not np.array_equal(one.probabilities, other.probabilities)
+        masks = [vote_mask(token_ids.shape, classifier.language_model.mask_rate, 0, number) for number in range(2)]
+        under_each = [
+            keras.ops.softmax(classifier.predict({"token_ids": token_ids, "position_mask": mask}, verbose=0))
+            for mask in masks
+        ]
+        np.testing.assert_allclose(
+            predictions.probabilities, np.mean([to_numpy(chances) for chances in under_each], axis=0), rtol=1e-4
+        )
     classifier.save(tmp_path / "classifier.keras")
     opened = keras.saving.load_model(tmp_path / "classifier.keras")
     assert opened.class_names == NAMES

@@ -88,6 +88,17 @@ def test_sample_weights_take_padding_out():
         assert padded[name] == pytest.approx(exact[name], abs=1e-5)
 
 
+def test_rows_without_weight_train_nothing():
+    token_ids = random_tokens(6)
+    trained = []
+    for rows, weights in ((6, np.array([1, 1, 1, 1, 0, 0], "float32")), (4, None)):
+        model = compiled(randomize(make_causal_lm()), learning_rate=0.1)
+        model.fit(token_ids[:rows], sample_weight=weights, batch_size=rows, verbose=0)
+        trained.append(model.get_weights())
+    for padded, exact in zip(*trained, strict=True):
+        np.testing.assert_allclose(padded, exact, atol=1e-5)
+
+
 def test_the_start_vector_learns():
     model = compiled(randomize(make_causal_lm()), learning_rate=0.1)
     before = to_numpy(model.backbone.pixel_embedding.start_vector).copy()

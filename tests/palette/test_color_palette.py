@@ -60,6 +60,22 @@ def test_fit_recovers_the_colors_that_there_are():
     np.testing.assert_array_equal(palette.decode(palette.encode(images)), images)
 
 
+def test_fit_gives_frequent_colors_their_due():
+    shades = np.repeat(np.array([0, 20, 255], "uint8"), [1000, 10, 10])
+    palette = igpt.ColorPalette.fit(shades.reshape(1, 30, 34, 1), 2)
+    assert sorted(palette.colors[:, 0].tolist()) == [0, 255]
+
+
+def test_fit_is_as_close_as_k_means():
+    cluster = pytest.importorskip("sklearn.cluster")
+    images = (255 * np.random.default_rng(0).beta(0.5, 2, (20, 16, 16, 3))).astype("uint8")
+    pixels = images.reshape(-1, 3).astype("float64")
+    best = cluster.KMeans(16, n_init=3, random_state=0).fit(pixels).inertia_
+    palette = igpt.ColorPalette.fit(images, 16)
+    found = np.square(palette.decode(palette.encode(images)).astype("float64") - images).sum()
+    assert found < 1.03 * best
+
+
 def test_fit_fills_up_colors_that_rounding_merges():
     # 18 colours in two tight groups: 17 centres cannot all stay apart after rounding without being reseeded.
     tight = np.array([[[value, value + shift, 0] for shift in range(3)] for value in (0, 1, 2, 250, 251, 252)], "uint8")
