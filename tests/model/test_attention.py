@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_backbone, random_tokens, randomize, to_numpy, weight_gradients
+from conftest import make_backbone, make_causal_lm, random_tokens, randomize, to_numpy, weight_gradients
 
 from keras_igpt.model.attention import SelfAttention
 
@@ -22,6 +22,21 @@ def test_models_with_other_kernels_and_remat_learn_alike(kind):
     for other in results[1:]:
         for gradient, expected in zip(other, results[0], strict=True):
             np.testing.assert_allclose(gradient, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max() + 1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="XLA's figures tell on JAX; nothing does on TensorFlow")
+def test_remat_keeps_little_for_the_backward_pass():
+    import torch
+
+    def kept(remat):
+        model, sizes = make_causal_lm(num_layers=4, remat=remat), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: (sizes.append(tensor.numel()), tensor)[1], lambda tensor: tensor
+        ):
+            model(random_tokens(4), training=True)
+        return sum(sizes)
+
+    assert kept(remat=True) < kept(remat=False) / 5
 
 
 def test_recomputed_blocks_use_the_weights_of_each_call():
