@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import keras_igpt as igpt
 
 RESULTS = Path(__file__).parent.parent / "results"
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
