@@ -1,19 +1,21 @@
 """The commands, one after the other, as a person with a folder of pictures calls them."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import SIZES, make_folders, next_command
+from tiny import SIZES, make_folders, next_command, noted
 
 import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.commands.finetune import StopAfterBest, best_epoch, epochs_to_train, why_it_stopped
 from keras_igpt.commands.main import COMMANDS, main, make_parser
 from keras_igpt.commands.shared import TimeLeft, named_by_flags, with_flags
+from keras_igpt.model.weight_digests import digest_of_weights
 from keras_igpt.support import progress
 from keras_igpt.support.files import read_log
 
@@ -28,6 +30,27 @@ def pretrained(folders, tmp_path_factory):
     output = tmp_path_factory.mktemp("pretrained")
     main(["pretrain", "--images", folders.flat, *SIZES, "--epochs", "2", "--output", str(output)])
     return output
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Which part each batches are of, told by its size: one picture is taken from the test's 4, validation has 4."""
+    load = igpt.load_image_folder
+
+    def load_fewer(*arguments, **options):
+        data = load(*arguments, **options)
+        return replace(data, test=data.test.take([0, 1, 2]))
+
+    monkeypatch.setattr(igpt, "load_image_folder", load_fewer)
+
+    def order(examples, palette, batch_size, seed=0, augmentation=None):
+        return len(examples), seed, augmentation is not None
+
+    return SimpleNamespace(
+        seeds=noted(monkeypatch, igpt, "load_image_folder", lambda *_, seed, **__: seed),
+        trained=noted(monkeypatch, igpt, "TrainingBatches", order),
+        evaluated=noted(monkeypatch, igpt, "EvaluationBatches", lambda examples, *_: len(examples)),
+    )
 
 
 def test_pretraining_on_a_flat_folder(pretrained, folders, capsys):
@@ -56,45 +79,86 @@ def test_a_warm_up_too_long_is_refused_before_the_search(folders, tmp_path):
     assert not (tmp_path / "search").exists()
 
 
+def test_the_seed_decides_all_of_a_pretraining(folders, tmp_path, monkeypatch):
+    decided = []
+
+    def begin(model, batches, **_):
+        decided.extend((batches.description["seed"], digest_of_weights(model)))
+        raise KeyboardInterrupt
+
+    def of_seed(seed, folder):
+        with pytest.raises(KeyboardInterrupt):
+            main(["pretrain", "--images", folders.flat, *SIZES, "--seed", seed, "--output", str(tmp_path / folder)])
+        return [decided.pop(), decided.pop(), *fitted.pop()]
+
+    fitted = noted(monkeypatch, igpt.ColorPalette, "fit", lambda pixels, _, seed: [seed, pixels.tobytes()])
+    monkeypatch.setattr(igpt.ImageGPTCausalLM, "fit", begin)
+    one, again, other = of_seed("1", "one"), of_seed("1", "again"), of_seed("2", "other")
+    assert one == again
+    assert not [value for value, another in zip(one, other, strict=True) if value == another]
+
+
 def test_from_a_model_to_depth_curve_classifier_and_completions(
-    pretrained, folders, tmp_path, capsys, monkeypatch, caplog
+    pretrained, folders, tmp_path, capsys, monkeypatch, caplog, read
 ):
     model = ["--model", str(pretrained / "igpt.keras")]
     labelled = ["--images", folders.classes, *model]
     also = ["--also", "nearest-neighbors", "attention"]
     monkeypatch.setattr(progress, "_EVERY", 0)
+    vote = igpt.nearest_neighbors
+
+    def disagreeing(*parts):
+        """Votes of which validation prefers the second depth, and test the first."""
+        first, second = vote(*parts)
+        first = replace(first, validation_accuracy=0.0, measured=replace(first.measured, accuracy=1.0))
+        return first, replace(second, validation_accuracy=1.0, measured=replace(second.measured, accuracy=0.0))
+
+    monkeypatch.setattr(igpt, "nearest_neighbors", disagreeing)
     probe = ["probe", *labelled, *also, "--pictures", "20", "--batch-size", "4"]
     main([*probe, "--output", str(tmp_path / "probe")])
     report = json.loads((tmp_path / "probe" / "report.json").read_text())
-    assert (report["num_train"], report["num_validation"]) == (20, 4)
+    assert (report["num_train"], report["num_validation"], report["final_on_test"]["num_test"]) == (20, 4, 3)
     # Printed once, whatever a framework has done with the root's log.
     assert not [record for record in caplog.records if record.name == "keras_igpt"]
     said = capsys.readouterr().out
-    assert said.startswith("20 training, 4 validation, 4 test pictures of 4x4 pixels in 2 classes, 16 tokens each")
+    assert said.startswith("20 training, 4 validation, 3 test pictures of 4x4 pixels in 2 classes, 16 tokens each")
     assert "frozen: a regression on the features of 2 depths" in said
     assert "extract: 16 of 20 pictures, about 0.0 minutes left" in said
     assert next_command(said) == ["finetune", "--model", model[1], "--images", folders.classes]
-    assert "nearest neighbours at depth" in said
+    assert "nearest neighbours at depth 1" in said
     assert "attention pooling at depth" in said
     probed = igpt.ProbeReport.load(tmp_path / "probe" / "report.json")
     others = json.loads((tmp_path / "probe" / "accuracies.json").read_text())
-    assert len(others) == 3
+    assert [measured["num_test"] for measured in others.values()] == [3, 3, 3]
     pixels = igpt.MeasuredAccuracy(**others["raw pixels"])
     assert f"the linear probe is {probed.compare(pixels)}: " in said
     assert list(json.loads((tmp_path / "probe" / "nearest_neighbors.json").read_text())) == ["0", "1"]
     assert json.loads((tmp_path / "probe" / "attention.json").read_text())["layer"] == probed.best_layer
 
     finetune = ["finetune", *labelled, "--epochs", "2", "--batch-size", "8", "--output", str(tmp_path / "finetune")]
+    finetune += ["--seed", "3"]
+    tested = noted(
+        monkeypatch,
+        igpt.ImageGPTImageClassifier,
+        "predict",
+        lambda classifier, tokens, **_: (len(tokens), digest_of_weights(classifier)),
+    )
     main(finetune)
+    assert (read.seeds, read.trained, read.evaluated) == ([0, 3], [(32, 3, True)], [4])
     results = (tmp_path / "finetune" / "results.json").read_text()
     found = json.loads(results)
+    # Not the last.
+    assert found["best epoch"] == 1
+    best, saved = (keras.saving.load_model(tmp_path / "finetune" / f"{name}.keras") for name in ("best", "classifier"))
+    assert tested == [(3, digest_of_weights(best))]
+    assert digest_of_weights(saved) == digest_of_weights(best)
     accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
     interval = igpt.MeasuredAccuracy(**accuracies["test accuracy"]).interval
     assert found["test accuracy"] == interval.estimate
     assert found["test accuracy, low end of the 95% interval"] == interval.low
     assert found["validation accuracy, high end of the 95% interval"] >= found["validation accuracy"]
     said = capsys.readouterr().out
-    assert said.startswith("32 training, 4 validation, 4 test pictures of 4x4 pixels in 2 classes, at most 2 epochs: ")
+    assert said.startswith("32 training, 4 validation, 3 test pictures of 4x4 pixels in 2 classes, at most 2 epochs: ")
     assert "8 steps of 128 tokens\n" in said
     assert " parameters, about 0." in said.splitlines()[1]
     assert f"test accuracy: {interval.as_percentages()}" in said
@@ -177,11 +241,15 @@ def test_a_fine_tuning_that_has_crashed_goes_on(pretrained, folders, tmp_path, m
         assert texts[0] == texts[1]
 
 
-def test_a_search_says_what_it_will_do(pretrained, folders, tmp_path, capsys):
+def test_a_search_says_what_it_will_do(pretrained, folders, tmp_path, capsys, read):
     pytest.importorskip("keras_tuner")
     search = ["search", "--images", folders.classes, "--model", str(pretrained / "igpt.keras"), "--batch-size", "8"]
-    search += ["--epochs", "2", "--output", str(tmp_path / "search"), "--to-beat", "0"]
+    search += ["--epochs", "2", "--output", str(tmp_path / "search"), "--to-beat", "0", "--seed", "3"]
     main([*search, "--rates", "0.003", "0.001"])
+    # Trials on the training pictures alone, the refit on those of validation too.
+    assert set(read.trained) == {(32, 3, True), (36, 3, True)}
+    assert (set(read.evaluated[:-1]), read.evaluated[-1]) == ({4}, 3)
+    assert json.loads((tmp_path / "search" / "report.json").read_text())["num_test"] == 3
     said = capsys.readouterr().out
     assert "in 2 classes, at most 2 rates and a refit, each at most 2 epochs: 8 steps of 128 tokens\n" in said
     assert "4 of 8 steps, " in said
@@ -277,7 +345,7 @@ def test_damaged_files_are_left_out_where_asked_for(folders, tmp_path, capsys):
     assert "Warning: 1 of 11 files were left out" in capsys.readouterr().err
 
 
-def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path, capsys):
+def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, tmp_path, capsys, monkeypatch):
     palette, output = tmp_path / "palette" / "palette.npy", tmp_path / "pretrained"
     main(
         ["palette", "--images", folders.classes, "--image-size", "4", "--colors", "8", "--output", str(palette.parent)]
@@ -292,7 +360,9 @@ def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, t
     with pytest.raises(SystemExit, match="--batch-size must be at most 32"):
         main([*command, "--batch-size", "99", "--output", str(tmp_path / "too_large")])
     finetune = ["finetune", "--images", folders.classes, "--model", str(output / "igpt.keras"), "--epochs", "1"]
-    main([*finetune, "--batch-size", "8", "--output", str(tmp_path / "finetune")])
+    voted = noted(monkeypatch, igpt.ImageGPTImageClassifier, "vote", lambda *_, seed, **__: seed)
+    main([*finetune, "--batch-size", "8", "--seed", "3", "--output", str(tmp_path / "finetune")])
+    assert voted == [3]
     accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
     one_mask, vote = (igpt.MeasuredAccuracy(**entry) for entry in accuracies.values())
     assert f"the vote against one mask, on the same pictures: {vote.compare(one_mask)}" in capsys.readouterr().out

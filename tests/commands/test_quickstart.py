@@ -6,10 +6,12 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import noted
 
 import keras_igpt as igpt
 from keras_igpt.commands import photographs, quickstart
 from keras_igpt.commands.main import main
+from keras_igpt.evaluation.logistic_regression import LogisticFit
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def _tiny(monkeypatch):
     tiny = quickstart.Size(4, pretraining_steps=4, finetuning_steps=2, probe_examples=42, **sizes)
     monkeypatch.setattr(quickstart, "PHOTOGRAPHS", tiny)
     monkeypatch.setattr(quickstart, "PICTURES", tiny)
-    monkeypatch.setattr(photographs, "PATCHES", {"train": 6, "validation": 2, "test": 2})
+    monkeypatch.setattr(photographs, "PATCHES", {"train": 6, "validation": 2, "test": 1})
 
 
 def assert_told_the_story(output):
@@ -35,8 +37,22 @@ def assert_told_the_story(output):
 
 
 @pytest.mark.usefixtures("_tiny")
-def test_on_photographs(tmp_path, capsys):
+def test_on_photographs(tmp_path, capsys, monkeypatch):
+    trained = noted(monkeypatch, igpt, "TrainingBatches", lambda examples, *_, **options: len(examples))
+    evaluated = noted(monkeypatch, igpt, "EvaluationBatches", lambda examples, *_: len(examples))
+    fitted = noted(monkeypatch, igpt.LinearProbe, "fit", lambda _, *parts: tuple(len(part[0]) for part in parts))
+    scored = noted(monkeypatch, igpt.LinearProbe, "score", lambda _, test: len(test[0]))
+    scored_pixels = noted(monkeypatch, LogisticFit, "score", lambda _, images, labels: len(images))
+    tested = noted(monkeypatch, igpt.ImageGPTImageClassifier, "evaluate", lambda _, tokens, *labels, **__: len(tokens))
     main(["quickstart", "--output", str(tmp_path)])
+    kinds = len(photographs.PHOTOGRAPHS)
+    # Parts are told by their sizes: for a photograph 6 training, 2 validation and 1 test patches.
+    assert trained == [6 * kinds, 8 * kinds]
+    assert evaluated == [2 * kinds] * 2
+    assert fitted == [(42, 10)] * 3
+    assert scored == [kinds] * 3
+    assert scored_pixels == [kinds]
+    assert tested == [kinds] * 2
     assert_told_the_story(tmp_path)
     assert (tmp_path / "strip.png").is_file()
     assert "fine-tuned, joint loss L_GEN + L_CLF" in capsys.readouterr().out

@@ -122,7 +122,8 @@ def test_a_folder_of_another_command_is_refused(other, finished, folders):
 
 def test_a_search_that_has_begun_keeps_its_palette(command, tmp_path, monkeypatch):
     pytest.importorskip("keras_tuner")
-    search = [*command, "--rates", "0.01", "0.003", "--output", str(tmp_path)]
+    # The first diverges.
+    search = [*command, "--rates", "10", "0.01", "--seed", "3", "--output", str(tmp_path)]
 
     def crash(self, logs=None):
         raise KeyboardInterrupt
@@ -135,7 +136,12 @@ def test_a_search_that_has_begun_keeps_its_palette(command, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match=r"--colors must be that of the run in .*, 8; a new run .* Received: 9"):
         main([*search, "--colors", "9"])
     main(search)
-    assert json.loads((tmp_path / "config.json").read_text())["rates"] == [0.01, 0.003]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["rates"], config["learning_rate"]) == ([10, 0.01], 0.01)
+    optimizer = keras.saving.load_model(tmp_path / "igpt.keras").optimizer.get_config()
+    assert optimizer["learning_rate"]["config"]["warmup_target"] == 0.01
+    searched = json.loads((tmp_path / "search" / "trials.json").read_text())["search"]
+    assert (searched["seed"], searched["batches"]["seed"]) == (3, 3)
 
 
 def test_a_fine_tuning_goes_on_from_its_own_model_alone(finished, folders, tmp_path, capsys):

@@ -24,6 +24,18 @@ def make_folders(tmp_path_factory):
     return SimpleNamespace(classes=str(classes), flat=str(flat))
 
 
+def noted(monkeypatch, owner, name, note):
+    """A list of what a note says of each call of a function, of its arguments."""
+    called, notes = getattr(owner, name), []
+
+    def noting(*arguments, **options):
+        notes.append(note(*arguments, **options))
+        return called(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, noting)
+    return notes
+
+
 def next_command(said):
     """The command that the last line proposes, which can be run as it stands."""
     words = shlex.split(said.splitlines()[-1].removeprefix("Next: keras-igpt "))
