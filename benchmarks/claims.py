@@ -69,7 +69,16 @@ CLAIMS = {
     "AR − BERT, probes, 16×16": (_probe(f"{AR_16}/probe"), _probe(f"{BERT_16}/probe")),
     "AR − BERT, probes, 8×8": (_probe(AR_8), _probe(BERT_8)),
     "larger − smaller AR model, probes, 8×8": (_probe(AR_8), _probe(SMALL_8)),
+    "largest − larger AR model, probes, 8×8": (
+        _probe("cifar10_8x8/seeds/large_0"),
+        _probe("cifar10_8x8/seeds/ar_0"),
+    ),
     "AR fine-tuned − its best probe, 16×16": (_finetuned(f"{AR_16}/finetuned"), _probe(f"{AR_16}/probe")),
+    "AR fine-tuned − from scratch, 16×16": (_finetuned(f"{AR_16}/finetuned"), _finetuned("cifar10_16x16/scratch")),
+    "BERT fine-tuned − from scratch, 16×16": (
+        _finetuned(f"{BERT_16}/finetuned"),
+        _finetuned("cifar10_16x16/scratch"),
+    ),
     "AR − BERT, fine-tuned, 16×16": (_finetuned(f"{AR_16}/finetuned"), _finetuned(f"{BERT_16}/finetuned")),
     "joint loss − L_CLF alone, AR, 16×16": (
         _finetuned(f"{AR_16}/finetuned"),
