@@ -28,6 +28,11 @@ def compiles_for_cpu() -> bool:
     return False
 
 
+def maps_rows_at_once() -> bool:
+    """Whether a map over rows is one kernel, where a loop would be many small ones (JAX on an accelerator)."""
+    return bool(keras.backend.backend() == "jax" and not compiles_for_cpu())
+
+
 def copies_state_of_loops() -> bool:
     """Whether loops copy their state in each iteration unless `jit_compile` is set (TensorFlow).
 

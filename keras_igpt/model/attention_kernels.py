@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 from keras import ops
 
-from keras_igpt.backend.compilation import compiles_for_cpu, runs_eagerly
+from keras_igpt.backend.compilation import compiles_for_cpu, maps_rows_at_once, runs_eagerly
 from keras_igpt.backend.fused_attention import attend_in_place, fused_attention, fused_attention_kernel, window_of
 from keras_igpt.backend.gradients import barrier, differentiate_by_hand
 from keras_igpt.backend.row_reductions import row_max, row_sum
@@ -221,8 +221,7 @@ def _written(cache: KeyValue, new: KeyValue, index: Any) -> KeyValue:
         keys, values = (ops.slice_update(whole, (0, 0, index, 0), part) for whole, part in zip(cache, new, strict=True))
         return keys, values
     firsts = ops.reshape(index, (-1, new[0].shape[2]))[:, 0]
-    if keras.backend.backend() == "jax" and not compiles_for_cpu():
-        # One scatter for all rows, where a loop would be as many small kernels, one after the other.
+    if maps_rows_at_once():
         keys, values = (
             ops.vectorized_map(_with_part, (whole, part, firsts)) for whole, part in zip(cache, new, strict=True)
         )

@@ -82,7 +82,7 @@ def test_rows_are_written_at_places_of_their_own_at_once_on_a_gpu(monkeypatch):
         for row, places in enumerate(index):
             whole[row][:, places] = part[row]
     on_cpu = attention_kernels._written(cache, new, ops.convert_to_tensor(index))
-    monkeypatch.setattr(attention_kernels, "compiles_for_cpu", lambda: False)
+    monkeypatch.setattr(attention_kernels, "maps_rows_at_once", lambda: True)
     on_gpu = attention_kernels._written(cache, new, ops.convert_to_tensor(index))
     for computed, others, right in zip(on_cpu, on_gpu, expected, strict=True):
         np.testing.assert_array_equal(to_numpy(computed), right)
