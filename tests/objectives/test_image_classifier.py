@@ -201,7 +201,8 @@ def test_it_learns_four_classes(make, weight):
     classifier = igpt.ImageGPTImageClassifier(make(), num_classes=4, generative_weight=weight)
     classifier.compile(**igpt.finetuning_recipe(0.01))
     token_ids = random_tokens(8)
-    history = classifier.fit(token_ids, LABELS, epochs=80, batch_size=8, verbose=0).history
+    rows = np.tile(np.arange(8), 10)
+    history = classifier.fit(token_ids[rows], LABELS[rows], epochs=8, batch_size=8, shuffle=False, verbose=0).history
     assert history["accuracy"][-1] >= 0.75
     assert history["loss"][-1] < history["loss"][0]
     logs = classifier.evaluate(token_ids, LABELS, verbose=0, return_dict=True)

@@ -130,7 +130,8 @@ def test_four_images_are_overfitted_and_reproduced_greedily(palette):
     model = make_causal_lm(palette)
     token_ids = four_images()
     model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=250, steps_per_epoch=10, learning_rate=0.01))
-    loss = model.fit(token_ids, batch_size=4, epochs=250, shuffle=False, verbose=0).history["loss"][-1]
+    model.fit(np.tile(token_ids, (250, 1)), batch_size=4, shuffle=False, verbose=0)
+    loss = model.evaluate(token_ids, verbose=0, return_dict=True)["loss"]
     # All that is left to guess is which picture it is: log 4 nats over 16 pixels.
     assert loss == pytest.approx(math.log(4) / 16, abs=0.005)
     first_pixel = to_numpy(ops.softmax(model(token_ids)[0, 0]))
@@ -145,7 +146,7 @@ def test_one_image_is_reproduced_from_nothing(palette):
     model = make_causal_lm(palette)
     token_ids = random_tokens(1, seed=5)
     model.compile(**igpt.pretraining_recipe("igpt_nano", "ar", steps=120, steps_per_epoch=10, learning_rate=0.01))
-    model.fit(token_ids, epochs=120, verbose=0)
+    model.fit(np.tile(token_ids, (120, 1)), batch_size=1, verbose=0)
     np.testing.assert_array_equal(model.generate(2, temperature=0), palette.decode(np.repeat(token_ids, 2, 0)))
 
 
@@ -153,8 +154,8 @@ def test_bert_learns_to_fill_in():
     model = make_masked_lm(mask_rate=0.5)
     token_ids = random_tokens(1, seed=5)
     model.compile(**igpt.pretraining_recipe("igpt_nano", "bert", steps=400, steps_per_epoch=10, learning_rate=0.01))
-    losses = model.fit(token_ids, epochs=400, verbose=0).history["loss"]
-    assert np.mean(losses[-20:]) < 0.2 < np.mean(losses[:20])
+    losses = model.fit(np.tile(token_ids, (20, 1)), batch_size=1, epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < 0.2 < losses[0]
     mask = np.ones((1, 16), bool)
     logits = to_numpy(model({"token_ids": token_ids[:1], "position_mask": mask}))
     np.testing.assert_array_equal(logits.argmax(-1), token_ids[:1])
