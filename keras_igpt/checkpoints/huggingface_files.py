@@ -53,7 +53,7 @@ def _download(repository: str) -> Path:
     except ImportError as error:
         raise ImportError("A download needs huggingface_hub: pip install 'keras_igpt[checkpoints]'") from error
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return _last_downloaded(repository, huggingface_hub)
+        return _last_downloaded(repository)
     info = huggingface_hub.HfApi().model_info(repository, files_metadata=True)
     files = {file.rfilename: file for file in info.siblings or ()}
     wanted = [name for name in (CONFIG, PREPROCESSOR) if name in files] + _weight_files(files)
@@ -74,8 +74,10 @@ def _download(repository: str) -> Path:
     return folder
 
 
-def _last_downloaded(repository: str, huggingface_hub: Any) -> Path:
+def _last_downloaded(repository: str) -> Path:
     """Returns the folder of the cached copy that was downloaded last; its checksums were compared then."""
+    import huggingface_hub
+
     cached = huggingface_hub.scan_cache_dir().repos
     snapshots = [copy for found in cached if found.repo_id == repository for copy in found.revisions]
     if not snapshots:

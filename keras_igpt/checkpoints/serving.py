@@ -199,8 +199,9 @@ class ServingModel(keras.Model):
                 "`filepath` must be a folder for a SavedModel; for ONNX pass format='onnx'. "
                 f"Received: {os.fspath(filepath)!r} with format='tf_saved_model'"
             )
-        if Path(filepath).is_dir() if format == "onnx" else Path(filepath).is_file():
-            kind, there = ("file", "folder") if format == "onnx" else ("folder", "file")
+        kind, there = ("file", "folder") if format == "onnx" else ("folder", "file")
+        of_the_other_kind = Path(filepath).is_dir() if there == "folder" else Path(filepath).is_file()
+        if of_the_other_kind:
             raise ValueError(
                 f"`filepath` must be a {kind}, or a new name for one, with format={format!r}. "
                 f"Received: {os.fspath(filepath)!r}, a {there}"

@@ -101,16 +101,8 @@ def run(options: argparse.Namespace) -> None:
     keras.utils.set_random_seed(options.seed)
     language_model = load_language_model(options.model)
     start = digest_of_weights(language_model)
-    run = settings_of_run(options)
-    if has_checkpoints(options.output) and run.get(_START, start) != start:
-        # Its checkpoints would take the place of these weights.
-        raise other_run(options, "--model", f"{options.model}, with other weights")
     log, best = options.output / "log.csv", options.output / "best.keras"
-    done = len(read_log(log))
-    if options.epochs < done:
-        raise ValueError(
-            f"--epochs must be at least {done}, what the run in {options.output} has done. Received: {options.epochs}"
-        )
+    _check_run_there(options, start, log)
     palette, size = language_model.palette, language_model.backbone.image_size
     data = load_data(options, size, in_memory=True)
     classifier = _make_classifier(options, language_model, data.class_names)
@@ -148,6 +140,19 @@ def run(options: argparse.Namespace) -> None:
         f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
         *use_of_classifier(options, options.output / "classifier.keras"),
     )
+
+
+def _check_run_there(options: argparse.Namespace, start: str, log: Path) -> None:
+    """Raises `ValueError` unless the command goes on with the run in its folder, if there is one."""
+    run = settings_of_run(options)
+    if has_checkpoints(options.output) and run.get(_START, start) != start:
+        # Its checkpoints would take the place of these weights.
+        raise other_run(options, "--model", f"{options.model}, with other weights")
+    done = len(read_log(log))
+    if options.epochs < done:
+        raise ValueError(
+            f"--epochs must be at least {done}, what the run in {options.output} has done. Received: {options.epochs}"
+        )
 
 
 def _make_classifier(

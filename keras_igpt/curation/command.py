@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,10 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if hasattr(options, "pipeline_options"):
         options.pipeline_options = rest
         # A word is the value of an option right before it, or nobody's.
-        before = ["", *rest]
         unknown = [
             word
-            for word, one in zip(rest, before, strict=False)
-            if not word.startswith("-") and (not one.startswith("-") or "=" in one)
+            for before, word in pairwise(["", *rest])
+            if not word.startswith("-") and (not before.startswith("-") or "=" in before)
         ]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -125,7 +125,7 @@ def _near_pairs(hashes: Hashes, distance: int) -> npt.NDArray[np.int64] | None:
             near = _near(hashes[first], hashes[second], _LOW_DIFFERENCES, distance)
             found.append(first[near] * count + second[near])
             held += len(found[-1])
-            if held > _MOST_PAIRS and count > 2:
+            if held > _MOST_PAIRS:
                 return None
     numbers = np.unique(np.concatenate(found))
     return np.stack([numbers // count, numbers % count], axis=1)

@@ -26,14 +26,10 @@ _VERSION = 1
 
 # A folder with any other file is not a cache, and is not overwritten.
 _ARRAYS = ("tokens.npy", "labels.npy")
-# A file system that is read-only, somebody else's, full, or without locks.
-_CANNOT_WRITE_OR_LOCK = frozenset(
-    (
-        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT),
-        *(errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP),
-    )
-)
 _FILES = {*_ARRAYS, "manifest.json", "progress.json"}
+# Of a file system that is read-only, somebody else's or full, and of one without locks.
+_CANNOT_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+_CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 # Pictures between two updates of the progress file.
 _CHUNK = 2048
@@ -241,7 +237,7 @@ def _one_process(target: Path) -> Iterator[OSError | None]:
             os.close(descriptor)
         if error.errno == errno.ELOOP:
             raise ValueError(f"`folder` must not have a link in place of its lock file. Received: {path}") from error
-        if error.errno not in _CANNOT_WRITE_OR_LOCK:
+        if error.errno not in _CANNOT_WRITE | _CANNOT_LOCK:
             raise
         # A cache that is only read needs no lock.
         yield error
