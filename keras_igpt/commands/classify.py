@@ -12,7 +12,7 @@ from pathlib import Path
 import keras_igpt as igpt
 from keras_igpt.commands.run_folder import make_output_folder
 from keras_igpt.commands.shared import add_model_argument, add_output_argument, check_counts, say_what_next
-from keras_igpt.data.datasets import pictures_in
+from keras_igpt.data.folders import pictures_in
 from keras_igpt.objectives.open_model import open_model
 from keras_igpt.support.files import write_json
 

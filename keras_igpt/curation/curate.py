@@ -143,7 +143,7 @@ def _hash_all(sets: Sequence[Pictures]) -> Hashes:
     hashes = [np.empty((0, 2), np.uint64)]
     for one in sets:
         before = len(hashes)
-        for images in pictures_of(one, HASHED_SIZE, _PICTURES_TOGETHER):
+        for images in pictures_of(one, HASHED_SIZE, _PICTURES_TOGETHER, "exclude"):
             if min(images.shape[1:3]) < HASHED_SIZE:
                 raise ValueError(
                     f"`exclude` must be pictures of at least {HASHED_SIZE}x{HASHED_SIZE} pixels. "

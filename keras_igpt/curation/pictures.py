@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.curation.shards import Member, Reading, files_in, find_shards, read_shard
-from keras_igpt.data.datasets import pictures_in
+from keras_igpt.curation.shards import Member, Reading, find_shards, read_shard
 from keras_igpt.data.examples import LabeledImages
+from keras_igpt.data.folders import files_in, pictures_in
 from keras_igpt.data.image_files import ImageFiles, decode_square, import_pillow, open_picture, turn_upright
 from keras_igpt.palette.color_palette import UInt8Images
 
@@ -98,27 +98,28 @@ def read_square(member: Member, size: int, min_side: int, max_pixels: int) -> UI
         return Outcome.HUGE if isinstance(error.__cause__, pillow.DecompressionBombError) else Outcome.BROKEN
 
 
-def _trusted_members(path: Path) -> Iterator[Member]:
+def _trusted_members(path: Path, argument: str) -> Iterator[Member]:
     """Reads a folder as `load_unlabeled_folder` finds its pictures, so that none is passed over, or tar files."""
-    if path.is_dir() and not any(file.endswith(".tar") for file in files_in(path)):
-        for file in pictures_in(path, "pictures"):
+    if path.is_dir() and not any(file.suffix == ".tar" for file, _ in files_in(path, argument)):
+        for file in pictures_in(path, argument):
             encoded = file.read_bytes()
             yield Member(file.relative_to(path).as_posix(), 0, len(encoded), encoded)
         return
-    for shard in find_shards(path):
+    for shard in find_shards(path, argument):
         reading = Reading()
         yield from read_shard(shard, reading)
         if reading.fault:
             raise ValueError(f"{shard.path} must be whole. Received: a tar file that is not ({reading.fault})")
 
 
-def pictures_of(pictures: Pictures, size: int, batch_size: int) -> Iterator[UInt8Images]:
+def pictures_of(pictures: Pictures, size: int, batch_size: int, argument: str) -> Iterator[UInt8Images]:
     """Gives the pictures of a trusted set some at a time, those of files at their centre squares.
 
     Args:
         pictures: `LabeledImages`, `ImageFiles`, or a folder or tar file of pictures.
         size: int. Side that pictures of a folder or tar file are reduced to. Those of a data set are as it has them.
         batch_size: int. Pictures at a time.
+        argument: str. What errors call a folder.
 
     Yields:
         uint8 array `(B, H, W, 3)`.
@@ -131,7 +132,7 @@ def pictures_of(pictures: Pictures, size: int, batch_size: int) -> Iterator[UInt
     """
     if isinstance(pictures, (str, os.PathLike)):
         squares: list[UInt8Images] = []
-        for member in _trusted_members(Path(pictures)):
+        for member in _trusted_members(Path(pictures), argument):
             square = read_square(member, size, 1, _TRUSTED_PIXELS)
             if isinstance(square, Outcome):
                 raise ValueError(f"{pictures} must hold readable pictures. Received: {member.key} ({square.name})")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from keras_igpt.data.folders import files_in
 from keras_igpt.data.image_files import PICTURE_SUFFIXES
 
 # Files of a folder that make one shard.
@@ -78,13 +80,16 @@ class Reading:
     fault: str = ""
 
 
-def find_shards(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Shard]:
+def find_shards(
+    shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], argument: str = "shards"
+) -> list[Shard]:
     """Finds the shards that paths stand for, in an order that is the same on every machine.
 
     Args:
         shards: a path, a pattern with `*`, or several of these. A `.tar` file is a shard. So is each `.tar` file of a
             folder that has any. Of another folder all pictures are taken, those of its subfolders too, in shards of
             10,000. Hidden files and folders are left out.
+        argument: str. What errors call them.
 
     Returns:
         List of `Shard`, sorted.
@@ -98,13 +103,16 @@ def find_shards(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     for entry in [os.fspath(path) for path in given]:
         found = [entry] if os.path.exists(entry) else glob.glob(entry)
         if not found:
-            raise ValueError(f"`shards` must be tar files, folders or patterns of them. Received: no file at {entry!r}")
+            raise ValueError(
+                f"`{argument}` must be tar files, folders or patterns of them. Received: no file at {entry!r}"
+            )
         paths.update(Path(path).resolve() for path in found)
     parts: set[tuple[str, tuple[str, ...], int]] = set()
     for path in paths:
-        parts.update(_parts_of_folder(path) if path.is_dir() else [_tar_file(path)])
+        parts.update(_parts_of_folder(path, argument) if path.is_dir() else [_tar_file(path, argument)])
     if not parts:
-        raise ValueError(f"`shards` must hold pictures or tar files. Received: shards={[str(path) for path in paths]}")
+        received = [str(path) for path in paths]
+        raise ValueError(f"`{argument}` must hold pictures or tar files. Received: {argument}={received}")
     return [Shard(number, *part) for number, part in enumerate(sorted(parts))]
 
 
@@ -132,48 +140,26 @@ def read_member(shard: Shard, key: str, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _tar_file(path: Path) -> tuple[str, tuple[str, ...], int]:
+def _tar_file(path: Path, argument: str) -> tuple[str, tuple[str, ...], int]:
     if path.suffix != ".tar":
-        raise ValueError(f"`shards` must be `.tar` files, not compressed, or folders. Received: {path}")
+        raise ValueError(f"`{argument}` must be `.tar` files, not compressed, or folders. Received: {path}")
     return str(path), (), path.stat().st_size
 
 
-def files_in(folder: Path) -> list[str]:
-    """Lists the files of a folder and its subfolders, linked ones too, in a fixed order; not those that are hidden.
-
-    Raises:
-        ValueError: if a folder in it cannot be read.
-    """
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(
-            f"`shards` must be readable with all folders in them. Received: {error.filename} ({error.strerror})"
-        ) from error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(parent)
-        identity = (status.st_dev, status.st_ino)
-        # Links may lead in circles.
-        folders[:] = [] if identity in seen else sorted(name for name in folders if not name.startswith("."))
-        if identity not in seen:
-            paths = [Path(parent) / name for name in files if not name.startswith(".")]
-            found += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
-        seen.add(identity)
-    return sorted(found, key=lambda path: path.split("/"))
-
-
-def _parts_of_folder(folder: Path) -> list[tuple[str, tuple[str, ...], int]]:
-    files = files_in(folder)
-    tars = [folder / file for file in files if file.endswith(".tar")]
-    pictures = [file for file in files if Path(file).suffix.lower() in PICTURE_SUFFIXES]
+def _parts_of_folder(folder: Path, argument: str) -> list[tuple[str, tuple[str, ...], int]]:
+    found = files_in(folder, argument)
+    files = {path: status.st_size for path, status in found if status and stat.S_ISREG(status.st_mode)}
+    tars = [path for path in files if path.suffix == ".tar"]
+    pictures = sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES)
     if tars and pictures:
-        raise ValueError(f"`shards` must be folders of tar files or of pictures. Received: {folder} with both")
+        raise ValueError(f"`{argument}` must be folders of tar files or of pictures. Received: {folder} with both")
     if tars:
-        return [_tar_file(file) for file in tars]
-    chunks = [tuple(pictures[start : start + _FILES_A_SHARD]) for start in range(0, len(pictures), _FILES_A_SHARD)]
-    return [(str(folder), chunk, sum((folder / name).stat().st_size for name in chunk)) for chunk in chunks]
+        return [_tar_file(path, argument) for path in tars]
+    chunks = [pictures[start : start + _FILES_A_SHARD] for start in range(0, len(pictures), _FILES_A_SHARD)]
+    return [
+        (str(folder), tuple(path.relative_to(folder).as_posix() for path in chunk), sum(files[path] for path in chunk))
+        for chunk in chunks
+    ]
 
 
 def _read_files(shard: Shard) -> Iterator[Member]:

@@ -94,7 +94,8 @@ class PictureFeatures:
         Raises:
             ValueError: if a picture cannot be read or has no colour.
         """
-        return np.concatenate([self(images) for images in pictures_of(pictures, self.image_size, self.batch_size)])
+        batches = pictures_of(pictures, self.image_size, self.batch_size, "pictures")
+        return np.concatenate([self(images) for images in batches])
 
     def _batch(self, squares: UInt8Images) -> Float32Array:
         filled = np.pad(squares, [(0, self.batch_size - len(squares)), (0, 0), (0, 0), (0, 0)], mode="edge")

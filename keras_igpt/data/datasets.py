@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,8 @@ import numpy.typing as npt
 
 from keras_igpt.backend.devices import leave_gpus_to_the_backend
 from keras_igpt.data.examples import DataSplits, LabeledImages, split_off
-from keras_igpt.data.image_files import (
-    HEIC_SUFFIXES,
-    PICTURE_SUFFIXES,
-    FolderReader,
-    ImageFiles,
-    heic_is_readable,
-    import_pillow,
-    resize_images,
-)
+from keras_igpt.data.folders import Classes, check_no_picture_twice, class_folders, pictures_in
+from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
 from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
 from keras_igpt.data.unlabeled import UnlabeledImages
 from keras_igpt.support.checks import check_choice, check_integer, check_number
@@ -35,9 +26,6 @@ _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 # Unreadable files that a warning names.
 _NAMED = 3
-
-# Class folders, each with its pictures.
-_Classes = list[tuple[Path, list[Path]]]
 
 
 def load_dataset(
@@ -143,16 +131,16 @@ def load_image_folder(
     check_seed(seed)
     check_integer("image_size", image_size)
     held_out = check_number("held_out", held_out, 0, 0.5, above=True, below=True)
-    classes = _class_folders(Path(folder), "folder")
-    test_classes = None if test_folder is None else _class_folders(Path(test_folder), "test_folder")
+    classes = class_folders(folder, "folder")
+    test_classes = None if test_folder is None else class_folders(test_folder, "test_folder")
     if skip_unreadable:
         every = [*classes, *(test_classes or [])]
-        readable = set(_readable([file for _, files in every for file in files], image_size, num_channels, 3))
+        readable = set(_readable([file for _, files in every for file in files], image_size, num_channels))
         every = [(class_folder, [file for file in files if file in readable]) for class_folder, files in every]
         classes, test_classes = every[: len(classes)], test_classes and every[len(classes) :]
     with_test = test_classes is None
     if test_classes is not None:
-        _check_no_picture_twice(classes, test_classes)
+        check_no_picture_twice(classes, test_classes)
     parts: dict[str, list[npt.NDArray[np.int64]]] = {"train": [], "validation": [], "test": []}
     everything: list[Path] = []
     labels: list[int] = []
@@ -207,23 +195,13 @@ def load_unlabeled_folder(
     ```
     """
     import_pillow()
-    files = pictures_in(folder, "folder", stacklevel=4)
+    files = pictures_in(folder, "folder")
     if skip_unreadable:
-        files = _readable(files, image_size, num_channels, stacklevel=3)
+        files = _readable(files, image_size, num_channels)
     if not files:
         raise ValueError(f"`folder` must have pictures in it. Received: {os.fspath(folder)} with 0")
     # `FolderReader` needs classes; they are not used.
     return UnlabeledImages(ImageFiles(FolderReader(files, [0] * len(files)), image_size, num_channels=num_channels))
-
-
-def pictures_in(folder: str | os.PathLike[str], argument: str, stacklevel: int = 3) -> list[Path]:
-    """Lists the pictures in a folder and its subfolders, sorted; warns of other files, `argument` is for errors."""
-    root, left_out = Path(folder), Counter[str]()
-    if not root.is_dir():
-        raise FileNotFoundError(f"`{argument}` must be an existing folder. Received: {root}")
-    files = _pictures(root, argument, {}, left_out)
-    _warn_of(left_out, root, stacklevel=stacklevel)
-    return files
 
 
 def load_arrays(
@@ -328,24 +306,7 @@ def _prepare(name: str, root: Path) -> Path:
     return Path(builder.data_path)
 
 
-def _class_folders(root: Path, argument: str) -> _Classes:
-    """Lists the class folders in alphabetical order, each with its pictures; warns about skipped files."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"`{argument}` must be an existing folder. Received: {root}")
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
-    if len(folders) < 2:
-        raise ValueError(
-            f"`{argument}` must have a subfolder of pictures for each of at least two classes. "
-            f"Received: {root} with {len(folders)} subfolder(s)"
-        )
-    class_of: dict[tuple[int, int], Path] = {}
-    left_out: Counter[str] = Counter()
-    classes = [(folder, _pictures(folder, argument, class_of, left_out)) for folder in folders]
-    _warn_of(left_out, root, stacklevel=4)
-    return classes
-
-
-def _readable(files: list[Path], image_size: int, num_channels: int, stacklevel: int) -> list[Path]:
+def _readable(files: list[Path], image_size: int, num_channels: int) -> list[Path]:
     """Returns the files that can be decoded, in order; warns about the others."""
     reader = FolderReader(files, [0] * len(files))
     unreadable = ImageFiles(reader, image_size, num_channels=num_channels).unreadable_rows()
@@ -355,95 +316,13 @@ def _readable(files: list[Path], image_size: int, num_channels: int, stacklevel:
         warnings.warn(
             f"{len(unreadable)} of {len(files)} files were left out, since they cannot be read: "
             f"{', '.join([*named, *more])}.",
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
     left_out = set(unreadable)
     return [file for row, file in enumerate(files) if row not in left_out]
 
 
-def _warn_of(left_out: Counter[str], root: Path, stacklevel: int) -> None:
-    if left_out:
-        found = ", ".join(f"{count} {ending}" for ending, count in sorted(left_out.items()))
-        heic = sum(left_out[suffix] for suffix in HEIC_SUFFIXES)
-        hint = " HEIC pictures are read with pillow-heif: pip install 'keras_igpt[heic]'." if heic else ""
-        warnings.warn(
-            f"{left_out.total()} file(s) in {root} were left out, since pictures must end in "
-            f"{', '.join(PICTURE_SUFFIXES)} and count once. Left out: {found}.{hint}",
-            stacklevel=stacklevel,
-        )
-
-
-def _pictures(root: Path, argument: str, class_of: dict[tuple[int, int], Path], left_out: Counter[str]) -> list[Path]:
-    """Lists the pictures in a class folder and its subfolders, sorted; updates `class_of` and `left_out`.
-
-    `class_of` has the class folder of every folder and file that was seen, by device and inode: links and second names
-    of a file would put it into the training and the test set.
-    """
-    found: list[Path] = []
-    suffixes = (*PICTURE_SUFFIXES, *(HEIC_SUFFIXES if heic_is_readable() else ()))
-    waiting, links = [root], list[Path]()
-
-    def is_new(path: Path, status: os.stat_result) -> bool:
-        identity = (status.st_dev, status.st_ino)
-        if class_of.get(identity, root) != root:
-            raise ValueError(
-                f"`{argument}` must have each picture in one class. Received: {path}, which is in "
-                f"{class_of[identity]} too"
-            )
-        new = identity not in class_of
-        # Some file systems number no files.
-        if status.st_ino:
-            class_of[identity] = root
-        return new
-
-    while waiting or links:
-        # Links last, so that a folder reached both ways keeps its real name.
-        folder = waiting.pop() if waiting else links.pop(0)
-        try:
-            if not is_new(folder, folder.stat()):
-                continue
-            for entry in sorted(folder.iterdir()):
-                if entry.name.startswith("."):
-                    continue
-                try:
-                    status = entry.stat()
-                except OSError:
-                    if entry.exists():
-                        raise
-                    left_out["broken link"] += 1
-                    continue
-                if stat.S_ISDIR(status.st_mode):
-                    (links if entry.is_symlink() else waiting).append(entry)
-                elif not stat.S_ISREG(status.st_mode) or entry.suffix.lower() not in suffixes:
-                    left_out[entry.suffix.lower() or "without an ending"] += 1
-                elif is_new(entry, status):
-                    found.append(entry)
-                else:
-                    left_out["second name of a file"] += 1
-        except OSError as error:
-            raise ValueError(
-                f"`{argument}` must be readable with all folders in it. Received: {folder} ({error})"
-            ) from error
-    return sorted(found)
-
-
-def _check_no_picture_twice(classes: _Classes, test_classes: _Classes) -> None:
-    """Raises if a file is in both folders, links included."""
-
-    def identities(of: _Classes) -> dict[tuple[int, int], Path]:
-        statuses = ((file, file.stat()) for _, files in of for file in files)
-        return {(status.st_dev, status.st_ino): file for file, status in statuses}
-
-    learnt, tested = identities(classes), identities(test_classes)
-    shared = [identity for identity in tested if identity in learnt]
-    if shared:
-        raise ValueError(
-            f"`test_folder` must have other pictures than `folder`. Received: {len(shared)} in both, "
-            f"such as {tested[shared[0]]}, which is {learnt[shared[0]]}"
-        )
-
-
-def _test_pictures(classes: _Classes, names: tuple[str, ...], image_size: int, num_channels: int) -> ImageFiles:
+def _test_pictures(classes: Classes, names: tuple[str, ...], image_size: int, num_channels: int) -> ImageFiles:
     received = tuple(folder.name for folder, _ in classes)
     if received != names:
         raise ValueError(

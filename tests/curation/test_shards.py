@@ -108,19 +108,21 @@ def test_linked_folders_are_read_and_hidden_ones_are_not(tmp_path):
     assert shard.files == ("1/a.png", "2/c.png")
 
 
-def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+@pytest.mark.parametrize("argument", ["shards", "exclude"])
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch, argument):
     (tmp_path / "locked").mkdir()
     write_tar(tmp_path / "a.tar", {})
-    scandir = os.scandir
+    listdir = os.listdir
 
     def locked(path):
         if Path(path).name == "locked":
             raise PermissionError(13, "Permission denied", os.fspath(path))
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(ValueError, match=r"`shards` must be readable with all folders in them\. Received: .*locked"):
-        find_shards(tmp_path)
+    monkeypatch.setattr(os, "listdir", locked)
+    message = rf"`{argument}` must be readable with all folders in it\. Received: .*locked"
+    with pytest.raises(ValueError, match=message):
+        find_shards(tmp_path, argument)
 
 
 def test_shards_are_found_in_one_order(tar, tmp_path):
@@ -222,16 +224,16 @@ def test_a_trusted_folder_is_all_of_it(tmp_path):
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "set" / "notes.txt").touch()
     with pytest.warns(UserWarning, match=r"1 file.*Left out: 1 \.txt"):
-        batches = list(pictures_of(tmp_path / "set", 32, 3))
+        batches = list(pictures_of(tmp_path / "set", 32, 3, "pictures"))
     assert [len(images) for images in batches] == [3, 1]
 
 
 def test_a_trusted_set_must_be_whole(tar, tmp_path):
-    batches = list(pictures_of(tar, 32, 2))
+    batches = list(pictures_of(tar, 32, 2, "pictures"))
     assert [len(images) for images in batches] == [2, 2, 1]
     with pytest.raises(ValueError, match=r"bad\.png \(BROKEN\)"):
-        list(pictures_of(write_tar(tmp_path / "b.tar", {"bad.png": b"words"}), 32, 2))
+        list(pictures_of(write_tar(tmp_path / "b.tar", {"bad.png": b"words"}), 32, 2, "pictures"))
     with open(tar, "r+b") as file:
         file.truncate(30_000)
     with pytest.raises(ValueError, match=r"readable pictures|must be whole"):
-        list(pictures_of(tar, 32, 2))
+        list(pictures_of(tar, 32, 2, "pictures"))

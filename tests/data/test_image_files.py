@@ -407,7 +407,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
 
 def test_files_that_are_left_out_are_counted_by_their_endings(tmp_path, monkeypatch):
-    monkeypatch.setattr("keras_igpt.data.datasets.heic_is_readable", lambda: False)
+    monkeypatch.setattr("keras_igpt.data.folders.heic_is_readable", lambda: False)
     write_pictures(tmp_path, ["cats", "dogs"])
     for name in ("a.HEIC", "b.heic", "notes.txt", "README", ".hidden.heic"):
         (tmp_path / "cats" / name).touch()
