@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.data.examples import check_set_of_images
 from keras_igpt.data.image_files import import_pillow
 from keras_igpt.data.inputs import pictures_of_size
 from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _HIDDEN = 128
 # Okabe and Ito's colours, which all kinds of colour vision tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# When the colours are used up, lines are told apart by these.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("--", "-.", ":")
 
 
 @runtime_checkable
@@ -63,7 +67,7 @@ def plot_palette(palette: ColorPalette) -> Figure:
 
 def plot_quantization(images: npt.ArrayLike, palette: ColorPalette) -> Figure:
     """Draws images, uint8 `(B, H, W, C)`, above their quantised versions."""
-    originals = check_images(images)
+    originals = check_set_of_images(images)
     approximations = palette.decode(palette.encode(originals), originals.shape[1:3])
     figure = _figure(1.1 * len(originals) + 1.2, 2.6)
     grid = figure.subplots(2, len(originals), squeeze=False)
@@ -79,7 +83,8 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
 
     Args:
         curves: losses by epoch (`History.history["loss"]`), by name. Names with the same text before a comma share a
-            colour, and validation is dashed: `"BERT, training"` and `"BERT, validation"`.
+            colour, and validation is dashed: `"BERT, training"` and `"BERT, validation"`. From the eighth run on
+            lines have markers, as their colours come again.
         label: str. Label of the vertical axis.
 
     Example:
@@ -90,13 +95,14 @@ def plot_loss_curves(curves: Mapping[str, Sequence[float]], label: str = "loss (
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
     runs = list(dict.fromkeys(name.partition(",")[0] for name in curves))
-    colors = dict(zip(runs, _cycle(len(runs)), strict=True))
     for name, losses in curves.items():
         dashes = "--" if name.endswith("validation") else "-"
+        number = runs.index(name.partition(",")[0])
+        # One loss makes no line. Those of a search are None where they are not finite.
+        marked = number >= len(_COLORS) or np.isfinite(np.asarray(losses, np.float64)).sum() == 1
+        marker = _marker(number) if marked else None
         epochs = np.arange(1, len(losses) + 1)
-        # One epoch makes no line.
-        marker = "o" if len(losses) == 1 else None
-        axes.plot(epochs, losses, dashes, marker=marker, color=colors[name.partition(",")[0]], label=name)
+        axes.plot(epochs, losses, dashes, marker=marker, markersize=4, color=_color(number), label=name)
     _whole_numbers(axes)
     _finish(axes, "epoch", label)
     return figure
@@ -116,6 +122,9 @@ def plot_depth_curves(
         references: accuracy in 0…1 or `Interval` by name, such as that of raw pixels.
         chosen: depth that validation chose (`probe.report.best_layer`), by the name of the model; it is ringed.
 
+    Raises:
+        ValueError: if a curve has no depth, or not the chosen one.
+
     Example:
     ```python
     plot_depth_curves({"autoregressive": probe.score(test)}, {"raw pixels": 0.41})
@@ -129,17 +138,22 @@ def plot_depth_curves(
     references, chosen = references or {}, chosen or {}
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
-    colors = _cycle(len(curves) + len(references))
-    shift = 0.0
-    for color, (name, accuracies) in zip(colors, curves.items(), strict=False):
-        depths = sorted(accuracies)
+    shift, ends = 0.0, []
+    for number, (name, accuracies) in enumerate(curves.items()):
+        color, depths = _color(number), sorted(accuracies)
+        if not depths:
+            raise ValueError(f"`curves` must have at least one depth each. Received: {name!r} with none")
+        if name in chosen and chosen[name] not in depths:
+            raise ValueError(f"`chosen` must be depths of the curves. Received: {name!r}: {chosen[name]}, of {depths}")
         values, low, high = np.transpose([_percentages(accuracies[depth]) for depth in depths])
         held_out = name.endswith("validation")
         with_bars = held_out or len(depths) == 1
         places = np.array(depths) + shift * with_bars
+        ends += [places[0], places[-1]]
         shift += 0.1 * with_bars  # so that no bar hides another
-        line, inside = ("o:", "white") if held_out else ("o-", color)
-        axes.plot(places, values, line, color=color, markerfacecolor=inside, markersize=4, label=name)
+        line, inside = (":", "white") if held_out else ("-", color)
+        marker = _marker(number)
+        axes.plot(places, values, line, color=color, marker=marker, markerfacecolor=inside, markersize=4, label=name)
         if not with_bars:
             axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
         elif (low < high).any():
@@ -149,13 +163,13 @@ def plot_depth_curves(
         if name in chosen:
             best = depths.index(chosen[name])
             axes.plot([places[best]], [values[best]], "o", color=color, markersize=10, fillstyle="none")
-    for color, (name, accuracy) in zip(colors[len(curves) :], references.items(), strict=True):
+    for number, (name, accuracy) in enumerate(references.items(), len(curves)):
+        color, dashes = _color(number), _DASHES[number // len(_COLORS) % len(_DASHES)]
         value, lowest, highest = _percentages(accuracy)
-        axes.axhline(value, color=color, linestyle="--", label=name)
+        axes.axhline(value, color=color, linestyle=dashes, label=name)
         axes.axhspan(lowest, highest, color=color, alpha=0.1, linewidth=0)
-    every = [depth for accuracies in curves.values() for depth in accuracies]
-    if every:
-        axes.set_xlim(min(every) - 0.4, max(every) + 0.4)
+    if ends:
+        axes.set_xlim(min(ends) - 0.4, max(ends) + 0.4)
     _whole_numbers(axes)
     _finish(axes, "depth of the features (0 = embeddings)", "accuracy of a linear probe (%)")
     return figure
@@ -195,7 +209,8 @@ def plot_depth_similarity(similarity: npt.ArrayLike, depths: Sequence[int] | Non
     shown = axes.imshow(values, cmap="magma", vmin=lowest, vmax=1.0, origin="lower")
     if len(names) <= 12:
         for (row, column), value in np.ndenumerate(values):
-            color = "black" if value > (lowest + 1) / 2 else "white"
+            # NaN is drawn white.
+            color = "white" if value <= (lowest + 1) / 2 else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     # More would run into each other.
     ticks = range(0, len(names), -(-len(names) // 13))
@@ -222,8 +237,9 @@ def plot_scaling(
     """
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
-    for color, (name, points) in zip(_cycle(len(losses)), losses.items(), strict=True):
-        axes.plot(list(points), list(points.values()), "o", color=color, label=name)
+    for number, (name, points) in enumerate(losses.items()):
+        color = _color(number)
+        axes.plot(list(points), list(points.values()), _marker(number), color=color, label=name)
         axes.plot(list(fitted[name]), list(fitted[name].values()), "-", color=color, linewidth=1)
     bottom, top = axes.get_ylim()
     axes.axhline(irreducible_loss, color="grey", linestyle=":", label=f"irreducible loss {irreducible_loss:.3f}")
@@ -310,7 +326,7 @@ def plot_surprise(images: npt.ArrayLike, surprise: npt.ArrayLike) -> Figure:
     plot_surprise(images, lm.score(images, per_pixel=True).surprise)
     ```
     """
-    pictures, maps = check_images(images), np.asarray(surprise)
+    pictures, maps = check_set_of_images(images), np.asarray(surprise)
     if maps.shape != pictures.shape[:-1]:
         raise ValueError(f"`surprise` must have shape {pictures.shape[:-1]}. Received: shape {maps.shape}")
     figure = _figure(1.1 * len(pictures) + 1.8, 2.6)
@@ -490,8 +506,8 @@ def plot_scores(
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
     bottom = np.zeros(len(edges) - 1)
-    for color, (name, histogram) in zip(_cycle(len(counts)), counts.items(), strict=True):
-        axes.bar(edges[:-1], histogram, np.diff(edges), bottom, align="edge", color=color, label=name)
+    for number, (name, histogram) in enumerate(counts.items()):
+        axes.bar(edges[:-1], histogram, np.diff(edges), bottom, align="edge", color=_color(number), label=name)
         bottom += histogram
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
     if len(used):
@@ -504,7 +520,7 @@ def plot_scores(
 
 def plot_grid(images: npt.ArrayLike, columns: int = 8) -> Figure:
     """Draws images, uint8 `(B, H, W, C)`, in a grid of at most so many columns."""
-    pictures = check_images(images)
+    pictures = check_set_of_images(images)
     columns = min(check_integer("columns", columns), len(pictures))
     rows = -(-len(pictures) // columns)
     figure = _figure(0.9 * columns, 0.9 * rows)
@@ -541,8 +557,12 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="compressed")
 
 
-def _cycle(count: int) -> list[str]:
-    return [_COLORS[index % len(_COLORS)] for index in range(count)]
+def _color(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]
+
+
+def _marker(number: int) -> str:
+    return _MARKERS[number // len(_COLORS) % len(_MARKERS)]
 
 
 def _show(axes: Any, image: UInt8Images) -> None:

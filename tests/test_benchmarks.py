@@ -202,9 +202,9 @@ def test_benchmark_of_scaling(tmp_path):
     for package in ("scipy", "matplotlib"):
         pytest.importorskip(package)
     if keras.backend.backend() != "torch":
-        pytest.skip("eight models: compiling each takes long")
+        pytest.skip("eleven models: compiling each takes long")
     prepare(tmp_path, "cifar10", {"train": 90, "test": 10}, size=8, noise=True)
-    options = ["--data-dir", str(tmp_path), "--budgets", "4e9", "8e9", "1.2e10", "--widths", "8", "16"]
+    options = ["--data-dir", str(tmp_path), "--budgets", "4e9", "8e9", "1.2e10", "--widths", "8", "12", "16"]
     options += ["--held-out-widths", "8", "16", "--output", str(tmp_path / "out")]
     result = load_script(BENCHMARKS / "scaling.py").main(options)
     assert json.loads((tmp_path / "out" / "forecast.json").read_text()) == result

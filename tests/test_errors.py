@@ -56,6 +56,12 @@ CASES = {
     "images of two sizes": ("images", lambda: COLORS.encode([IMAGES[0], IMAGES[0, :2]])),
     "images without channels": ("images", lambda: COLORS.encode(np.zeros((4, 4), "uint8"))),
     "images with four channels": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 4), "uint8"))),
+    "no images": ("images", lambda: COLORS.encode([])),
+    "rows of several lengths": ("token_ids", lambda: COLORS.decode([[0, 1, 2], [0]])),
+    "an image shape that is a number": ("image_shape", lambda: COLORS.decode(TOKENS, 4)),
+    "an image shape of fractions": ("image_shape", lambda: COLORS.decode(TOKENS, (4.0, 4.0))),
+    "an image shape below zero": ("image_shape", lambda: COLORS.decode(TOKENS, (-4, -4))),
+    "a palette's colours": ("palette", lambda: make_causal_lm(COLORS.colors)),
     "no pixel": ("images", lambda: COLORS.encode(np.zeros((0, 4, 4, 3), "uint8"))),
     "grey images for a colour palette": ("images", lambda: COLORS.encode(np.zeros((1, 4, 4, 1), "uint8"))),
     "colour images for a grey palette": ("images", lambda: GREY.encode(IMAGES)),
@@ -148,6 +154,7 @@ CASES = {
     "keeping too many rows": ("keep_rows", lambda: make_causal_lm(COLORS).complete(IMAGES, keep_rows=5)),
     "no samples": ("num_samples", lambda: make_causal_lm(COLORS).complete(IMAGES, 2, num_samples=0)),
     "a negative temperature": ("temperature", lambda: make_causal_lm(COLORS).generate(1, temperature=-1)),
+    "a temperature beyond float32": ("temperature", lambda: make_causal_lm(COLORS).generate(1, temperature=1e39)),
     "no lookahead": ("lookahead", lambda: make_causal_lm(COLORS).generate(1, lookahead=0)),
     "half a top_k": ("top_k", lambda: make_causal_lm(COLORS).generate(1, top_k=2.5)),
     "a negative seed": ("seed", lambda: make_causal_lm(COLORS).generate(1, seed=-1)),
@@ -346,7 +353,7 @@ def test_seeds_have_64_bits(case):
 
 
 def test_a_temperature_must_be_there():
-    with pytest.raises(ValueError, match=r"`temperature` must be a finite number of at least 0\. Received: .*None"):
+    with pytest.raises(ValueError, match=r"`temperature` must be a number in \[0, 1e\+30\]\. Received: .*None"):
         make_causal_lm(COLORS).generate(1, temperature=None)
 
 

@@ -126,6 +126,53 @@ def test_one_depth_and_one_epoch_can_be_read():
     assert [line.get_marker() for line in axes.lines] == ["o", "o"]
 
 
+def test_many_curves_of_one_depth_are_inside_the_axes():
+    (axes,) = plotting.plot_depth_curves({f"model {number}": {7: 0.5} for number in range(9)}).axes
+    left, right = axes.get_xlim()
+    places = [place for line in axes.lines for place in line.get_xdata()]
+    assert len(set(places)) == 9
+    assert left < min(places) <= max(places) < right
+
+
+def test_lines_look_different_when_the_colours_come_again():
+    def looks(lines):
+        return {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+
+    names = [f"model {number}" for number in range(16)]
+    (axes,) = plotting.plot_depth_curves({name: {0: 0.5, 1: 0.6} for name in names}, dict.fromkeys(names, 0.4)).axes
+    assert len(looks(axes.lines)) == 32
+    (axes,) = plotting.plot_loss_curves({name: [3.0, 2.0] for name in names}).axes
+    assert len(looks(axes.lines)) == 16
+    losses = {name: {1_000: 3.0, 10_000: 2.0} for name in names}
+    (axes,) = plotting.plot_scaling(losses, losses, 1.5).axes
+    assert len(looks(line for line in axes.lines if line.get_label() in names)) == 16
+
+
+def test_what_cannot_be_drawn_is_refused(palette):
+    one = images(1)[0]
+    for draw in (
+        plotting.plot_grid,
+        lambda picture: plotting.plot_quantization(picture, palette),
+        lambda picture: plotting.plot_surprise(picture, np.zeros((4, 4))),
+    ):
+        with pytest.raises(ValueError, match=r"`images` must have shape \(B, H, W, C\)"):
+            draw(one)
+    with pytest.raises(ValueError, match=r"`curves` must have at least one depth each\. Received: 'model' with none"):
+        plotting.plot_depth_curves({"model": {}})
+    with pytest.raises(ValueError, match=r"`chosen` must be depths of the curves. Received: 'model': 3, of \[0, 1\]"):
+        plotting.plot_depth_curves({"model": {0: 0.5, 1: 0.6}}, chosen={"model": 3})
+
+
+def test_a_single_finite_loss_can_be_seen():
+    (axes,) = plotting.plot_loss_curves({"a": [None, 3.0, np.nan], "b": [3.0, 2.0, np.nan]}).axes
+    assert [line.get_marker() for line in axes.lines] == ["o", "None"]
+
+
+def test_numbers_can_be_read_on_every_colour():
+    (axes, _) = plotting.plot_depth_similarity([[1.0, np.nan], [0.2, 1.0]]).axes
+    assert [text.get_color() for text in axes.texts] == ["black", "black", "white", "black"]
+
+
 def test_many_depths_have_few_names():
     (axes, _) = plotting.plot_depth_similarity(np.eye(49)).axes
     names = [text.get_text() for text in axes.get_xticklabels()]

@@ -1,10 +1,10 @@
-"""Models that are saved atomically."""
+"""Models that are saved atomically, and with all that they need to go on as they were."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import keras
 
@@ -15,7 +15,7 @@ _FILES_OF_FOLDER = {"assets", "config.json", "metadata.json", "model.weights.h5"
 
 
 class WholeSavedModel(keras.Model):
-    """A Keras model that saves to a temporary name and then renames it.
+    """A Keras model that saves to a temporary name and then renames it, and whose file says which layers are frozen.
 
     `keras.callbacks.ModelCheckpoint` uses these methods; `keras.saving.save_model` and `save_weights` write in place.
     """
@@ -39,7 +39,7 @@ class WholeSavedModel(keras.Model):
         lm.save("igpt.keras")
         ```
         """
-        path = _local(filepath)
+        path = local_path(filepath)
         as_folder = zipped is not None and not zipped
         if path is None or (path.suffix == ".keras") == as_folder or (as_folder and not _is_replaceable(path)):
             # Keras raises the errors for invalid paths.
@@ -65,15 +65,32 @@ class WholeSavedModel(keras.Model):
         lm.save_weights("igpt.weights.h5")
         ```
         """
-        path = _local(filepath)
+        path = local_path(filepath)
         if path is None or max_shard_size is not None or not path.name.endswith(".weights.h5"):
             super().save_weights(filepath, overwrite=overwrite, max_shard_size=max_shard_size)
         elif overwrite or _may_replace(path):
             with whole_file(path) as partial:
                 super().save_weights(partial)
 
+    def get_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super().get_config()
+        frozen = [layer.path for layer in self._flatten_layers() if not layer.trainable]
+        return {**config, "frozen_layers": frozen} if frozen else config
 
-def _local(filepath: Any) -> Path | None:
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """Makes the model anew. Keras itself would freeze it alone, and none of the layers that have the weights."""
+        config = dict(config)
+        frozen = set(config.pop("frozen_layers", ()))
+        model: Self = super().from_config(config, custom_objects=custom_objects)
+        if frozen:
+            # From the outside in, for layers pass it on.
+            for layer in model._flatten_layers():
+                layer.trainable = layer.path not in frozen
+        return model
+
+
+def local_path(filepath: Any) -> Path | None:
     """Returns a local path, or None for URLs and anything else."""
     is_path = isinstance(filepath, (str, os.PathLike)) and "://" not in os.fspath(filepath)
     return Path(filepath) if is_path else None

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_igpt.checkpoints.run_reports import Model, RunReports, Section, read_reports, table
+from keras_igpt.checkpoints.run_reports import Model, Paths, RunReports, Section, read_reports, table
 from keras_igpt.describe import describe
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
@@ -37,7 +37,7 @@ def write_model_card(
     address: str | None = None,
     data: str | None = None,
     recipe: Mapping[str, Any] | None = None,
-    reports: Sequence[str | os.PathLike[str]] = (),
+    reports: Paths = (),
     license: str | None = None,
     num_samples: int = 16,
 ) -> None:
@@ -53,7 +53,7 @@ def write_model_card(
         address: str. `"user/model"`, where the hub has the model or will have it.
         data: str. What it was trained on, in Markdown; by default as the reports say.
         recipe: mapping of settings by name that the reports do not have.
-        reports: sequence of paths. Folders of runs of `keras-igpt pretrain`, `probe`, `finetune`, `search` and
+        reports: path or sequence of paths. Folders of runs of `keras-igpt pretrain`, `probe`, `finetune`, `search` and
             `low-data`; or JSON files of `ProbeReport.save`, `LowDataTable.save`, a `Study`, or of named numbers.
         license: str. Identifier of the weights' licence as the hub knows it, such as `"apache-2.0"`.
         num_samples: int. Pictures that a language model draws for the card; 0 draws none.
@@ -76,6 +76,10 @@ def write_model_card(
         )
     _check_words("address", address, r"[\w.-]+/[\w.-]+", "'user/model'")
     _check_words("license", license, r"[a-z0-9][a-z0-9.-]*", "an identifier of the Hugging Face hub, such as 'mit'")
+    if data is not None and not isinstance(data, str):
+        raise ValueError(f"`data` must be Markdown as str, or None. Received: data={data!r}")
+    if recipe is not None and not (isinstance(recipe, Mapping) and all(isinstance(name, str) for name in recipe)):
+        raise ValueError(f"`recipe` must be a mapping of settings by name, or None. Received: recipe={recipe!r}")
     num_samples = check_integer("num_samples", num_samples, 0)
     found = read_reports(reports, model)
     parts = [
@@ -123,11 +127,12 @@ def _title(model: Model) -> str:
 
 
 def _front_matter(model: Model, license: str | None) -> str:
-    task = {
-        ImageGPTCausalLM: "unconditional-image-generation",
-        ImageGPTMaskedLM: "image-feature-extraction",
-        ImageGPTImageClassifier: "image-classification",
-    }[type(model)]
+    if isinstance(model, ImageGPTImageClassifier):
+        task = "image-classification"
+    elif isinstance(model, ImageGPTCausalLM):
+        task = "unconditional-image-generation"
+    else:
+        task = "image-feature-extraction"
     lines = ["library_name: keras", f"pipeline_tag: {task}"]
     lines += [f"license: {license}"] if license else []
     objective = "autoregressive" if model.backbone.attention == "causal" else "bert"

@@ -56,6 +56,7 @@ _SIZES = {
 _OBJECTIVES = {"ar": ImageGPTCausalLM.__name__, "bert": ImageGPTMaskedLM.__name__}
 
 Model = ImageGPTCausalLM | ImageGPTMaskedLM | ImageGPTImageClassifier
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,12 @@ class RunReports:
     sections: list[Section]
 
 
-def read_reports(paths: Sequence[str | os.PathLike[str]], model: Model) -> RunReports:
+def read_reports(paths: Paths, model: Model) -> RunReports:
     """Reads the folders of runs, and reports as JSON.
 
     Args:
-        paths: sequence of paths. Folders that commands wrote; or JSON files of `ProbeReport.save`, `LowDataTable.save`,
-            a `Study`, or of named numbers.
+        paths: path or sequence of paths. Folders that commands wrote; or JSON files of `ProbeReport.save`,
+            `LowDataTable.save`, a `Study`, or of named numbers.
         model: what they must be of. A classifier's may be of its language model, too, and a language model's of
             classifiers made from it.
 
@@ -101,11 +102,15 @@ def read_reports(paths: Sequence[str | os.PathLike[str]], model: Model) -> RunRe
         `RunReports`.
 
     Raises:
-        ValueError: if a path has no report, or one of another model, as far as it says. Numbers without the
-            settings of their run say nothing of it.
+        ValueError: if `paths` are none, or a path has no report, or one of another model, as far as it says. Numbers
+            without the settings of their run say nothing of it.
     """
+    try:
+        given = [*map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    except TypeError as error:
+        raise ValueError(f"`reports` must be a path or a sequence of paths. Received: {paths!r}") from error
     found = RunReports([], [])
-    for path in map(Path, paths):
+    for path in given:
         config: dict[str, Any] = {}
         files = [path] if path.is_file() else [path / name for name in _REPORTS if (path / name).is_file()]
         if (path / _CONFIG).is_file():
@@ -135,7 +140,11 @@ def table(rows: Mapping[str, Any]) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in cells)
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in cells)
+
+
+def _cell(text: str) -> str:
+    return "<br>".join(text.replace("|", "&#124;").splitlines())
 
 
 def language_model_of(model: Model) -> PixelModel:
@@ -169,7 +178,10 @@ def _stated(config: Mapping[str, Any], command: str, model: Model) -> dict[str, 
 
 def _check(path: Path, stated: Mapping[str, Any], model: Model) -> None:
     """Raises `ValueError` if a report says other things of its model than are so."""
-    actual = {"kind": type(language_model_of(model)).__name__, **asdict(model.backbone.architecture)}
+    # A subclass is a model of its kind too.
+    kinds = [each.__name__ for each in type(language_model_of(model)).__mro__]
+    kind = stated["kind"] if stated.get("kind") in kinds else kinds[0]
+    actual = {"kind": kind, **asdict(model.backbone.architecture)}
     if isinstance(model, ImageGPTImageClassifier):
         actual |= {name: getattr(model, name) for name in ("num_classes", "layer", "generative_weight")}
         actual["class_names"] = list(model.class_names or ())

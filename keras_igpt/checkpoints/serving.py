@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_igpt.backend.whole_saving import local_path
+from keras_igpt.backend.whole_steps import WholeStepModel
+from keras_igpt.data.inputs import array_of
 from keras_igpt.evaluation.features import FeatureExtractor
 from keras_igpt.model.quantization import int8_layers
 from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
@@ -19,6 +23,7 @@ from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer
+from keras_igpt.support.files import whole_file, whole_folder
 
 Format = Literal["tf_saved_model", "onnx"]
 
@@ -31,6 +36,8 @@ _NEEDED = {
     ("onnx", "tensorflow"): ("tf2onnx",),
     ("onnx", "torch"): ("onnx", "onnxscript"),
 }
+# What TensorFlow writes into the folder of a SavedModel.
+_FILES_OF_FOLDER = {"assets", "fingerprint.pb", "saved_model.pb", "variables"}
 
 
 class PaletteEncoding(keras.layers.Layer):
@@ -95,7 +102,7 @@ def _every_color(num_channels: int) -> npt.NDArray[Any]:
     return np.moveaxis(values, 0, -1).reshape(side, side, num_channels)
 
 
-class ServingModel(keras.Model):
+class ServingModel(WholeStepModel):
     """A model of uint8 images for deployment: the palette's encoding and the network in one graph.
 
     Its outputs are those of `model.predict` for the same images: the nearest colours are found exactly, and a BERT
@@ -113,7 +120,8 @@ class ServingModel(keras.Model):
         float32 tensor: class logits `(B, C)`; features `(B, depths, D)`; or pixel logits `(B, T, V)`.
 
     Raises:
-        ValueError: if it is no such model, or has no palette.
+        ValueError: if it is no such model, or has no palette. From calls and `predict`: if the images are of another
+            size or dtype.
 
     Example:
     ```python
@@ -142,13 +150,31 @@ class ServingModel(keras.Model):
         self.built = True
 
     def call(self, images: Any) -> Any:
-        if tuple(images.shape[1:]) != self.image_shape or keras.backend.standardize_dtype(images.dtype) != "uint8":
-            raise ValueError(
-                f"`images` must be uint8 of shape {('B', *self.image_shape)}. "
-                f"Received: {images.dtype} of shape {tuple(images.shape)}"
-            )
+        self._check_images("images", images.shape, keras.backend.standardize_dtype(images.dtype))
         outputs = self.model(self.palette_encoding(images))
         return outputs["class_logits"] if isinstance(self.model, ImageGPTImageClassifier) else outputs
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes the outputs in batches; `keras.Model.predict`, with pictures in memory checked first."""
+        return super().predict(self._checked(x), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Computes the outputs of one batch; `keras.Model.predict_on_batch`, with `x` checked first."""
+        return super().predict_on_batch(self._checked(x))
+
+    def _checked(self, x: Any) -> Any:
+        """Returns pictures as an array; a data set's are checked by `call`, batch by batch."""
+        images = array_of(x)
+        if images is None:
+            return x
+        self._check_images("x", images.shape, images.dtype.name)
+        return images
+
+    def _check_images(self, name: str, shape: Any, dtype: str) -> None:
+        if tuple(shape[1:]) != self.image_shape or dtype != "uint8":
+            raise ValueError(
+                f"`{name}` must be uint8 of shape {('B', *self.image_shape)}. Received: {dtype} of shape {tuple(shape)}"
+            )
 
     def export(
         self,
@@ -161,7 +187,10 @@ class ServingModel(keras.Model):
         """Writes the graph with its weights for use without this package; `keras.Model.export`.
 
         A SavedModel is a folder that `tensorflow.saved_model.load` opens; its `serve` takes the images. An ONNX file
-        runs in ONNX Runtime. What is exported on JAX runs on the kind of device it was exported on.
+        runs in ONNX Runtime; large weights lie beside it, in a file of its name with `.data` added. What is exported on
+        JAX runs on the kind of device it was exported on.
+
+        An earlier export stays unchanged until the new one is complete. URLs such as `gs://…` are written in place.
 
         | backend | SavedModel | ONNX |
         |---|---|---|
@@ -176,12 +205,12 @@ class ServingModel(keras.Model):
             filepath: folder of the SavedModel, or `.onnx` file.
             format: `"tf_saved_model"` or `"onnx"`; by default as `filepath` ends, `"onnx"` for `.onnx`.
             batch_size: int. Fixed size of a batch; any size by default.
-            verbose: bool. Whether Keras says what it wrote.
+            verbose: bool. Whether Keras says what it writes, under its temporary name.
             **kwargs: of `keras.Model.export`.
 
         Raises:
             ValueError: if the format cannot hold this model, or not from this backend, or `filepath` is a folder for
-                ONNX, or a file for a SavedModel.
+                ONNX, or a file for a SavedModel, or a folder that holds other files than a SavedModel's.
             ImportError: if a package that Keras exports with is absent.
 
         Example:
@@ -206,9 +235,31 @@ class ServingModel(keras.Model):
                 f"`filepath` must be a {kind}, or a new name for one, with format={format!r}. "
                 f"Received: {os.fspath(filepath)!r}, a {there}"
             )
+        path = local_path(filepath)
+        if format == "tf_saved_model" and path is not None and path.is_dir():
+            others = sorted({file.name for file in path.iterdir()} - _FILES_OF_FOLDER)
+            if others:
+                raise ValueError(
+                    "`filepath` must be a new or empty folder, or one with a SavedModel alone, which is replaced. "
+                    f"Received: {os.fspath(filepath)!r}, which holds {others[0]!r}"
+                )
         self._check_format(format, batch_size)
         signature = [keras.InputSpec(shape=(batch_size, *self.image_shape), dtype="uint8", name="images")]
-        super().export(os.fspath(filepath), format=format, verbose=verbose, input_signature=signature, **kwargs)
+        write = functools.partial(super().export, format=format, verbose=verbose, input_signature=signature, **kwargs)
+        if path is None:
+            write(os.fspath(filepath))
+        elif format == "tf_saved_model":
+            # No folder takes the place of a link to one.
+            with whole_folder(path.resolve(), replaces=True) as partial:
+                write(str(partial))
+        else:
+            with whole_file(path) as partial:
+                write(str(partial))
+                weights = partial.with_name(f"{partial.name}.data")
+                if weights.exists():
+                    # Before the graph, which has their name in it.
+                    with whole_file(path.with_name(weights.name)) as partial_weights:
+                        os.replace(weights, partial_weights)
 
     def _check_format(self, format: str, batch_size: int | None) -> None:
         backend = keras.backend.backend()

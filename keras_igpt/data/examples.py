@@ -93,6 +93,7 @@ class LabeledImages(LabeledExamples):
         return type(self)(self.images[chosen], self.labels[chosen])
 
     def join(self, other: Self) -> Self:
+        check_kind(self, other)
         if self.images.shape[1:] != other.images.shape[1:]:
             raise ValueError(
                 f"`other` must have pictures of shape {self.images.shape[1:]}. Received: {other.images.shape[1:]}"
@@ -128,7 +129,7 @@ class LabeledTokens(LabeledExamples):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_colors", check_integer("num_colors", self.num_colors))
-        check_square_tokens(self.token_ids, self.num_colors)
+        object.__setattr__(self, "token_ids", check_square_tokens(self.token_ids, self.num_colors))
         object.__setattr__(self, "labels", _check_labels(self.labels, len(self.token_ids)))
 
     def __repr__(self) -> str:
@@ -151,6 +152,7 @@ class LabeledTokens(LabeledExamples):
         return type(self)(self.token_ids[chosen], self.labels[chosen], self.num_colors)
 
     def join(self, other: Self) -> Self:
+        check_kind(self, other)
         if (self.image_size, self.num_colors) != (other.image_size, other.num_colors):
             raise ValueError(
                 f"`other` must have {self.image_size}x{self.image_size} pictures in {self.num_colors} colours. "
@@ -277,6 +279,32 @@ def check_labeled(name: str, examples: Any) -> None:
         raise ValueError(f"`{name}` must have labels. Received: {type(examples).__name__}")
 
 
+def check_kind(examples: Examples, other: Any) -> None:
+    """Raises ValueError unless `other` can be joined to examples, as far as its type goes."""
+    if not isinstance(other, type(examples)):
+        raise ValueError(f"`other` must be {type(examples).__name__}. Received: {type(other).__name__}")
+
+
+def check_alike(name: str, examples: Any, train: Any) -> None:
+    """Raises ValueError, naming the caller's argument, if examples have another size or palette than those of train."""
+    found, expected = _dimensions(examples), _dimensions(train)
+    if any(found[dimension] != expected[dimension] for dimension in found.keys() & expected.keys()):
+        raise ValueError(
+            f"`{name}` must have the image size and number of colours of what is trained on, {train!r}. "
+            f"Received: {examples!r}"
+        )
+
+
+def _dimensions(examples: Any) -> dict[str, Any]:
+    """Returns what is known without reading files: the sides of pictures, and the number of channels or colours."""
+    pictures = getattr(examples, "images", examples)  # of `UnlabeledImages`, which may be files
+    if isinstance(pictures, np.ndarray):
+        height, width, channels = pictures.shape[1:]
+        return {"image_size": height if height == width else (height, width), "num_channels": channels}
+    known = {name: getattr(pictures, name, None) for name in ("image_size", "num_channels", "num_colors")}
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def check_set_of_images(images: npt.ArrayLike) -> UInt8Images:
     """Returns images as an array `(B, H, W, C)`; raises ValueError for anything else."""
     array = check_images(images)
@@ -285,13 +313,13 @@ def check_set_of_images(images: npt.ArrayLike) -> UInt8Images:
     return array
 
 
-def check_square_tokens(token_ids: npt.NDArray[np.integer[Any]], num_colors: int) -> None:
-    """Raises ValueError unless token ids have shape `(B, S * S)` and are less than `num_colors`."""
-    if token_ids.ndim != 2 or not token_ids.shape[1] or math.isqrt(token_ids.shape[1]) ** 2 != token_ids.shape[1]:
-        raise ValueError(
-            f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {token_ids.shape}"
-        )
-    check_token_ids(token_ids, num_colors)
+def check_square_tokens(token_ids: npt.ArrayLike, num_colors: int) -> npt.NDArray[np.integer[Any]]:
+    """Returns token ids as an array; raises ValueError unless they are `(B, S * S)` and less than `num_colors`."""
+    array = check_token_ids(token_ids, num_colors)
+    if array.ndim != 2 or not array.shape[1] or math.isqrt(array.shape[1]) ** 2 != array.shape[1]:
+        raise ValueError(f"`token_ids` must have shape (B, S * S) for square pictures. Received: shape {array.shape}")
+    # A memory-mapped array stays one.
+    return token_ids if isinstance(token_ids, np.ndarray) else array
 
 
 def encode_images(images: UInt8Images, palette: ColorPalette) -> npt.NDArray[np.integer[Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.data.augmentation import RandomResizedCrop, Window
-from keras_igpt.data.examples import LabeledExamples, LabeledImages, Labels
+from keras_igpt.data.examples import LabeledExamples, LabeledImages, Labels, check_kind
 from keras_igpt.palette.color_palette import UInt8Images, check_images
 from keras_igpt.support.checks import check_integer
 
@@ -179,6 +179,7 @@ class ImageFiles(LabeledExamples):
         return type(self)(self._reader, self.image_size, self._numbers[np.asarray(rows)], self.num_channels)
 
     def join(self, other: Self) -> Self:
+        check_kind(self, other)
         same = (self.image_size, self.num_channels) == (other.image_size, other.num_channels)
         if self._reader is not other._reader or not same:
             raise ValueError(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from keras_igpt.data.examples import (
     Examples,
+    check_kind,
     check_set_of_images,
     check_square_tokens,
     digest_of,
@@ -66,6 +67,7 @@ class UnlabeledImages(Examples):
         return type(self)(_taken(self.images, rows))
 
     def join(self, other: Self) -> Self:
+        check_kind(self, other)
         return type(self)(_joined(self.images, other.images))
 
     def encode(self, palette: ColorPalette) -> UnlabeledTokens:
@@ -99,7 +101,7 @@ class UnlabeledTokens(Examples):
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_colors", check_integer("num_colors", self.num_colors))
         if not isinstance(self.token_ids, TokenShards):
-            check_square_tokens(self.token_ids, self.num_colors)
+            object.__setattr__(self, "token_ids", check_square_tokens(self.token_ids, self.num_colors))
         elif self.num_colors != self.token_ids.palette.num_colors:
             raise ValueError(
                 f"`num_colors` must be {self.token_ids.palette.num_colors}, as in the shards' palette. "
@@ -147,6 +149,7 @@ class UnlabeledTokens(Examples):
         return type(self)(_taken(self.token_ids, rows), self.num_colors)
 
     def join(self, other: Self) -> Self:
+        check_kind(self, other)
         if self.num_colors != other.num_colors:
             raise ValueError(
                 f"`other` must have tokens of {self.num_colors} colours. Received: {other.num_colors} colours"

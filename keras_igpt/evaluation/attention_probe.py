@@ -393,9 +393,9 @@ def _make_model(
         [
             keras.Input(shape),
             # As for the linear probe, so that rates mean the same at every depth.
-            keras.layers.Normalization(mean=mean, variance=scale**2),
+            keras.layers.Normalization(mean=mean, variance=scale**2, dtype="float32"),
             _AttentionPooling(num_heads, seed),
-            keras.layers.Dense(num_classes, kernel_initializer="zeros"),
+            keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32"),
         ]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -410,7 +410,7 @@ class _AttentionPooling(keras.layers.Layer):
     """
 
     def __init__(self, num_heads: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(dtype="float32")
         self._num_heads, self._seed = num_heads, seed
 
     def build(self, input_shape: tuple[int, ...]) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.backend.whole_steps import WholeStepModel
-from keras_igpt.data.examples import LabeledExamples, Labels
+from keras_igpt.data.examples import LabeledExamples, Labels, check_kind
 from keras_igpt.data.inputs import LabeledPictures, Pictures, as_examples, as_labeled_examples
 from keras_igpt.inference.compiled import computed_rows
 from keras_igpt.objectives.pixel_model import PixelModel, check_language_model
-from keras_igpt.support.checks import check_choice, check_depths
+from keras_igpt.support.checks import check_array, check_choice, check_depths
 from keras_igpt.support.files import new_mapped_array, whole_file
 
 Which = Literal["normed", "residual"]
@@ -44,6 +44,8 @@ class LabeledFeatures(LabeledExamples):
     labels: Labels
 
     def __post_init__(self) -> None:
+        for name, parts in (("features", "depths"), ("labels", "rows")):
+            object.__setattr__(self, name, check_array(name, getattr(self, name), parts))
         if self.features.ndim != 3 or self.labels.shape != self.features.shape[:1]:
             raise ValueError(
                 "`features` must have shape (B, depths, D), and `labels` (B,). "
@@ -62,6 +64,7 @@ class LabeledFeatures(LabeledExamples):
         return type(self)(self.features[chosen], self.labels[chosen])
 
     def join(self, other: Self) -> Self:
+        check_kind(self, other)
         if self.features.shape[1:] != other.features.shape[1:]:
             raise ValueError(
                 f"`other` must have features of shape {self.features.shape[1:]}. Received: {other.features.shape[1:]}"

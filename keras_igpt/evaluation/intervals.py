@@ -254,7 +254,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         An `Interval`.
 
     Raises:
-        ValueError: if there are fewer than two values, or one is not finite.
+        ValueError: if there are fewer than two values, or one is no finite number.
         ImportError: if SciPy is absent.
 
     Example:
@@ -262,7 +262,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     print(mean_interval([0.331, 0.357, 0.352]).as_percentages())
     ```
     """
-    results = np.asarray(values, np.float64)
+    try:
+        results = np.asarray(values, np.float64)
+    except (TypeError, ValueError):  # no numbers
+        results = np.empty(0)
     if results.ndim != 1 or len(results) < 2 or not np.isfinite(results).all():
         raise ValueError(f"`values` must be at least two finite numbers. Received: values={values}")
     confidence = _check_confidence(confidence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from keras_igpt.evaluation.logistic_regression import (
 )
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import UInt8Images
-from keras_igpt.support.checks import check_integer
+from keras_igpt.support.checks import check_integer, check_integers
 from keras_igpt.support.files import write_json
 from keras_igpt.support.progress import told
 from keras_igpt.support.randomness import check_seed
@@ -165,17 +165,15 @@ def low_data_table(
     """
     extractor = FeatureExtractor(language_model, "all" if layers is None else layers, which)
     values = check_strengths(strengths)
-    seeds = tuple(check_seed(seed) for seed in seeds)
-    if len(set(seeds)) < max(2, len(seeds)):
+    different = tuple(check_seed(seed) for seed in seeds) if isinstance(seeds, Iterable) else ()
+    if len(set(different)) < max(2, len(different)):
         raise ValueError(f"`seeds` must be at least two, all different. Received: seeds={seeds}")
-    labels_per_class = tuple(check_integer("labels_per_class", count) for count in labels_per_class)
-    if not labels_per_class:
-        raise ValueError("`labels_per_class` must have at least one number. Received: none")
+    counts = check_integers("labels_per_class", labels_per_class)
     batch_size = check_integer("batch_size", batch_size)
     import_scipy("stats")  # for the table's intervals: raises before anything is computed
     check_labeled("data.train", data.train)
     rows = {  # raises before anything is computed
-        count: {seed: low_data_rows(data.train.labels, count, seed) for seed in seeds} for count in labels_per_class
+        count: {seed: low_data_rows(data.train.labels, count, seed) for seed in different} for count in counts
     }
     taken = np.unique(np.concatenate([subset for subsets in rows.values() for subset in subsets.values()]))
     given = {"train": data.train.take(taken), "validation": data.validation, "test": data.test}

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from keras_igpt.evaluation.features import LabeledFeatures
 from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
-from keras_igpt.support.checks import check_integer
+from keras_igpt.evaluation.logistic_regression import check_examples
+from keras_igpt.support.checks import check_integers
 
 _CANDIDATES = (1, 5, 10, 20, 50, 100, 200)
 
@@ -63,7 +64,8 @@ def nearest_neighbors(
         One `NeighborResult` per depth.
 
     Raises:
-        ValueError: if the features have different shapes, or there are fewer training pictures than neighbours.
+        ValueError: if the features have different shapes or are not finite, or there are fewer training pictures than
+            neighbours.
         ImportError: if scikit-learn is absent.
 
     Example:
@@ -73,18 +75,31 @@ def nearest_neighbors(
     print([str(result.measured) for result in results])   # ['38.6% [37.6, 39.6]', …]
     ```
     """
+    parts = {"train": train, "validation": validation, "test": test}
+    for name, part in parts.items():
+        if not isinstance(part, LabeledFeatures):
+            raise ValueError(f"`{name}` must be LabeledFeatures. Received: {type(part).__name__}")
+        if not part.features.size or part.features.shape[1:] != train.features.shape[1:]:
+            raise ValueError(
+                f"`{name}` must have at least one picture, and the depths and width of `train`, "
+                f"{train.features.shape[1:]}. Received: features of shape {part.features.shape}"
+            )
     if candidates is None:
         candidates = [number for number in _CANDIDATES if number <= len(train)]
-    numbers = sorted({check_integer("candidates", number, 1, len(train)) for number in candidates})
-    if not numbers:
-        raise ValueError("`candidates` must have at least one number. Received: none")
-    known = train.join(validation)
+    numbers = sorted(set(check_integers("candidates", candidates, 1, len(train))))
+    depths = range(train.features.shape[1])
+    for name, part in parts.items():
+        for depth in depths:
+            check_examples(name, part.at(depth), part.labels)
+    known_labels = np.concatenate([train.labels, validation.labels])
     results = []
-    for depth in range(train.features.shape[1]):
+    for depth in depths:
         votes = _votes(train.at(depth), train.labels, validation.at(depth), numbers)
         accuracies = [float(np.mean(vote == validation.labels)) for vote in votes]
         best = int(np.argmax(accuracies))
-        (vote,) = _votes(known.at(depth), known.labels, test.at(depth), numbers[best : best + 1])
+        # One depth at a time: features in files need not fit into memory.
+        known = np.concatenate([train.at(depth), validation.at(depth)])
+        (vote,) = _votes(known, known_labels, test.at(depth), numbers[best : best + 1])
         results.append(NeighborResult(numbers[best], accuracies[best], measure_accuracy(vote, test.labels)))
     return tuple(results)
 

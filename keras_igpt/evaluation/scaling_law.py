@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +16,10 @@ from keras_igpt.support.randomness import check_seed
 
 # The law has five coefficients.
 _FEWEST_RUNS = 6
+# Two sizes leave E, A and alpha open, as two numbers of tokens do E, B and beta.
+_FEWEST_VALUES = 3
+# Of log N and log D: beyond it, a loss that falls with one of them cannot be told from one that falls with the other.
+_LARGEST_CORRELATION = 0.999
 # Threshold of the Huber loss of log-losses (Hoffmann et al., 2022, appendix D.2).
 _HUBER_DELTA = 1e-3
 _LARGEST_EXPONENT = 5.0
@@ -112,7 +117,8 @@ def fit_scaling_law(
     """Fits `L(N, D) = E + A / N^alpha + B / D^beta` to runs with a Huber loss of log-losses.
 
     Args:
-        runs: sequence of `ScalingRun`, at least six, of several sizes and several numbers of tokens.
+        runs: sequence of `ScalingRun`, at least six, of at least three sizes and three numbers of tokens, which must
+            not all lie on one curve `D = c * N^k`.
         resamples: int. Bootstrap resamples of the runs, for the intervals.
         confidence: float in (0, 1).
         seed: int. Seed of the bootstrap.
@@ -121,7 +127,7 @@ def fit_scaling_law(
         A `ScalingLaw`.
 
     Raises:
-        ValueError: if there are too few runs, or they do not differ in size and in tokens.
+        ValueError: if there are too few runs, sizes or numbers of tokens, or the tokens are a power of the size.
         ImportError: if SciPy is absent.
 
     Example:
@@ -146,21 +152,44 @@ def fit_scaling_law(
     resampled: list[tuple[float, ...]] = []
     while len(resampled) < resamples:
         chosen = logs[random.integers(0, len(logs), len(logs))]
-        if min(len(np.unique(chosen[:, column])) for column in (0, 1)) > 1:
+        if min(_num_values(chosen)) >= _FEWEST_VALUES and _correlation(chosen) <= _LARGEST_CORRELATION:
             resampled.append(_coefficients(_best_fit(chosen, [best], logs), logs))
     return ScalingLaw(*_coefficients(best, logs), resampled=np.array(resampled), confidence=confidence)
 
 
 def check_runs(runs: Sequence[ScalingRun]) -> Float64Array:
     """Returns N, D and loss of each run, or says why no law can be fitted to them."""
-    table = np.array([(run.parameters, run.tokens, run.loss) for run in runs], np.float64).reshape(-1, 3)
-    kinds = [len(np.unique(table[:, column])) for column in (0, 1)]
-    if len(table) < _FEWEST_RUNS or min(kinds) < 2 or not (np.isfinite(table) & (table > 0)).all():
+    try:
+        table = np.array([(run.parameters, run.tokens, run.loss) for run in runs], np.float64).reshape(-1, 3)
+    except (AttributeError, TypeError, ValueError) as error:  # no sequence, or no run in it
+        raise ValueError(f"`runs` must be a sequence of ScalingRun. Received: runs={reprlib.repr(runs)}") from error
+    sizes, tokens = _num_values(table)
+    fewest = min(sizes, tokens)
+    if len(table) < _FEWEST_RUNS or fewest < _FEWEST_VALUES or not (np.isfinite(table) & (table > 0)).all():
         raise ValueError(
-            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of several sizes and numbers of "
-            f"tokens. Received: {len(table)} runs of {kinds[0]} sizes and {kinds[1]} numbers of tokens"
+            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of at least {_FEWEST_VALUES} sizes "
+            f"and {_FEWEST_VALUES} numbers of tokens. "
+            f"Received: {len(table)} runs of {sizes} sizes and {tokens} numbers of tokens"
+        )
+    correlation = _correlation(np.log(table))
+    if correlation > _LARGEST_CORRELATION:
+        raise ValueError(
+            "`runs` must have numbers of tokens that are no power of the size, which would hide what is due to each: "
+            "train some sizes on more or fewer tokens. "
+            f"Received: runs whose log N and log D have a correlation of {correlation:.4f}"
         )
     return table
+
+
+def _num_values(table: Float64Array) -> tuple[int, int]:
+    """Returns how many sizes and numbers of tokens differ."""
+    return len(np.unique(table[:, 0])), len(np.unique(table[:, 1]))
+
+
+def _correlation(logs: Float64Array) -> float:
+    """Returns how closely log N and log D lie on a line, in 0…1."""
+    n, d = (logs[:, :2] - logs[:, :2].mean(axis=0)).T
+    return float(abs(n @ d) / np.sqrt((n @ n) * (d @ d)))
 
 
 def _best_fit(

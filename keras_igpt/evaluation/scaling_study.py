@@ -13,14 +13,16 @@ import keras
 import numpy as np
 
 from keras_igpt.data.batches import EvaluationBatches, TrainingBatches
-from keras_igpt.data.examples import LabeledTokens
+from keras_igpt.data.examples import LabeledTokens, check_alike
+from keras_igpt.evaluation.intervals import import_scipy
 from keras_igpt.evaluation.scaling_law import ScalingLaw, ScalingRun, check_runs, fit_scaling_law
+from keras_igpt.evaluation.search_records import damaged, read_json
 from keras_igpt.model.architecture import Architecture, check_architecture
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.cost import estimate
 from keras_igpt.objectives.causal_lm import ImageGPTCausalLM
 from keras_igpt.plotting import plot_scaling
-from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.checks import check_integer, check_number, check_positive_numbers
 from keras_igpt.support.files import write_json
 from keras_igpt.support.randomness import check_seed
 from keras_igpt.training.recipes import default_warmup, pretraining_recipe
@@ -74,8 +76,9 @@ def scaling_study(
 ) -> ScalingReport:
     """Pre-trains each size with each compute budget, and fits the law `L(N, D)` to the validation losses.
 
-    Each run has its own schedule, which ends with it, as the law requires. If called again after an interruption, the
-    study skips finished runs and restarts the interrupted one.
+    The law needs at least six runs, of at least three sizes and three numbers of tokens. Each run has its own schedule,
+    which ends with it, as the law requires. If called again after an interruption, the study skips finished runs and
+    restarts the interrupted one.
 
     Args:
         train: `LabeledTokens` to train on.
@@ -91,8 +94,8 @@ def scaling_study(
         A `ScalingReport`.
 
     Raises:
-        ValueError: if an argument is out of range, a budget is less than two steps of a size, or the folder holds runs
-            with other settings.
+        ValueError: if an argument is out of range, a budget is less than two steps of a size, the runs cannot give a
+            law, `validation` does not fit `train`, or the folder holds runs with other settings or a damaged file.
         ImportError: if SciPy is absent.
 
     Example:
@@ -108,6 +111,14 @@ def scaling_study(
     """
     batch_size, seed = check_integer("batch_size", batch_size), check_seed(seed)
     rate = check_number("learning_rate", learning_rate, 0, above=True)
+    for name, part in (("train", train), ("validation", validation)):
+        if not isinstance(part, LabeledTokens):
+            raise ValueError(f"`{name}` must be LabeledTokens. Received: {type(part).__name__}")
+    check_alike("validation", validation, train)
+    if not isinstance(sizes, Mapping) or not all(isinstance(size, Mapping) for size in sizes.values()):
+        raise ValueError(f"`sizes` must be arguments of ImageGPTBackbone by name. Received: sizes={sizes!r}")
+    budgets = check_positive_numbers("budgets", budgets)
+    import_scipy("optimize")  # for the law: raises before anything is trained
     shape = {"image_size": train.image_size, "vocabulary_size": train.num_colors}
     architectures = {name: check_architecture("sizes", {**size, **shape}) for name, size in sizes.items()}
     steps = {name: _steps(name, architecture, budgets, batch_size) for name, architecture in architectures.items()}
@@ -142,30 +153,36 @@ def scaling_study(
     return ScalingReport(runs, fit_scaling_law([run for several in runs.values() for run in several], seed=seed))
 
 
-def _steps(name: str, architecture: Architecture, budgets: Sequence[float], batch_size: int) -> tuple[int, ...]:
+def _steps(name: str, architecture: Architecture, budgets: tuple[float, ...], batch_size: int) -> tuple[int, ...]:
     """Returns the number of steps of each budget."""
     flops = estimate(architecture, batch_size).training_flops
-    steps = tuple(int(check_number("budgets", budget, 0, above=True) / flops) for budget in budgets)
-    if not steps or min(steps) < 2:
+    steps = tuple(int(budget / flops) for budget in budgets)
+    if min(steps) < 2:
         raise ValueError(
             f"`budgets` must pay for two steps of each size, {2 * flops:.3g} operations for {name!r}. "
-            f"Received: budgets={tuple(budgets)}"
+            f"Received: budgets={budgets}"
         )
     return steps
 
 
 def _finished_runs(path: Path, settings: Mapping[str, Any]) -> dict[str, ScalingRun]:
-    """Reads the finished runs by key; raises ValueError if the file has other settings."""
+    """Reads the finished runs by key; raises ValueError if the file is damaged or has other settings."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return {}
-    record = json.loads(path.read_text())
-    if record["settings"] != settings:
-        differing = sorted(name for name, value in settings.items() if record["settings"].get(name) != value)
+    what, remedy = "the runs of a scaling study", "Move it away, and the study starts over"
+    record = read_json(path, what, remedy)
+    try:
+        recorded = dict(record["settings"])
+        runs = {key: ScalingRun(**run) for key, run in record["runs"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(path, what, remedy, "not what was written there") from error
+    if recorded != settings:
+        differing = sorted(name for name, value in settings.items() if recorded.get(name) != value)
         raise ValueError(
             f"`folder` must be new, or have runs of the same settings. Received: {path} with other {differing}"
         )
-    return {key: ScalingRun(**run) for key, run in record["runs"].items()}
+    return runs
 
 
 def _run(

@@ -133,7 +133,7 @@ class Ledger:
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
-        content = _read_json(path, "a search", "Move it away, and the search starts over")
+        content = read_json(path, "a search", "Move it away, and the search starts over")
         try:
             trials = [Trial(**entry) for entry in content["trials"]]
             whole = (
@@ -150,7 +150,7 @@ class Ledger:
         except (KeyError, TypeError):
             whole = False
         if not whole:
-            raise _damaged(path, "a search", "Move it away, and the search starts over", "not what was written there")
+            raise damaged(path, "a search", "Move it away, and the search starts over", "not what was written there")
         return {**content, "trials": trials}
 
     def _compare(self, content: dict[str, Any]) -> None:
@@ -210,17 +210,19 @@ class Ledger:
         write_json(self._path, {**content, "trials": [asdict(trial) for trial in self._trials]})
 
 
-def _read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Reads an object from a file in the user's `folder`; raises `ValueError` with the remedy if it is damaged."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON, or of UTF-8
-        raise _damaged(path, what, remedy, str(error)) from error
+        raise damaged(path, what, remedy, str(error)) from error
     if not isinstance(content, dict):
-        raise _damaged(path, what, remedy, "not what was written there")
+        raise damaged(path, what, remedy, "not what was written there")
     return content
 
 
-def _damaged(path: Path, what: str, remedy: str, fault: str) -> ValueError:
+def damaged(path: Path, what: str, remedy: str, fault: str) -> ValueError:
+    """Returns the error for a damaged file in the user's `folder`."""
     return ValueError(f"`folder` must hold {what}. {remedy}. Received: {path}, which is damaged ({fault})")
 
 
@@ -239,7 +241,7 @@ def _first_difference(path: str, here: Any, there: Any) -> tuple[str, Any, Any]:
 def read_report(path: Path, search: Search) -> TunedResult:
     """Reads `report.json`, which must be of this search."""
     remedy = "Delete it, and the refit is trained and tested again"
-    content = _read_json(path, "this search's report", remedy)
+    content = read_json(path, "this search's report", remedy)
     if content.get("chosen_on_validation") != json.loads(json.dumps(asdict(search))):
         raise ValueError(
             f"`folder` must hold this search's report. {remedy}. Received: {path}, which is of another search"
@@ -250,7 +252,7 @@ def read_report(path: Path, search: Search) -> TunedResult:
         measured = None
     named = {*content, "measured"} == {entry.name for entry in fields(TunedResult)}
     if not named or measured is None or not isinstance(content["final_on_test"], dict):
-        raise _damaged(path, "this search's report", remedy, "not what was written there")
+        raise damaged(path, "this search's report", remedy, "not what was written there")
     return TunedResult(**{**content, "chosen_on_validation": search, "measured": measured})
 
 

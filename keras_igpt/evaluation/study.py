@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_igpt.backend.processes import check_one_process
 from keras_igpt.data import DataSplits, EvaluationBatches, TrainingBatches
-from keras_igpt.data.examples import check_labeled
+from keras_igpt.data.examples import check_alike, check_labeled
 from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
 from keras_igpt.evaluation.search_records import (
     Ledger,
@@ -150,8 +150,9 @@ class Study:
             A `Search`.
 
         Raises:
-            ValueError: if the objective is not among the metrics, two models start with different weights, or `folder`
-                holds another search, such as one of other pictures in any of the three sets.
+            ValueError: if the objective is not among the metrics, two models start with different weights, the three
+                sets differ in image size or number of colours, validation cannot be joined to train, or `folder` holds
+                another search, such as one of other pictures in any of the three sets.
             ImportError: if KerasTuner is absent.
 
         Example:
@@ -263,6 +264,26 @@ class Study:
             shutil.rmtree(finished)
         return result
 
+    def _check_sets(self, needs_labels: bool) -> None:
+        """Raises `ValueError` if a trial, or the refit or the test after all trials, would fail."""
+        if needs_labels:
+            for name in ("train", "validation", "test"):
+                check_labeled(f"data.{name}", self._data[name])
+        train, validation = self._data.train, self._data.validation
+        for name in ("validation", "test"):
+            check_alike(f"data.{name}", self._data[name], train)
+        received = f"{validation!r}"
+        try:
+            if type(validation) is type(train):
+                train.take([0]).join(validation.take([0]))
+                return
+        except ValueError as error:
+            received += f" ({error})"
+        raise ValueError(
+            f"`data.validation` must be one that can be joined to `data.train` for the refit, {train!r}. "
+            f"Received: {received}"
+        )
+
     def _test(self, model: keras.Model, test: Any) -> dict[str, float | MeasuredAccuracy]:
         """Returns test metrics, with the pictures that a classifier gets right."""
         batches = self._evaluation_batches(test)
@@ -281,9 +302,7 @@ class Study:
                 "`make_model` must return a compiled model of this package. "
                 f"Received: {type(model).__name__}{' that is not compiled' if isinstance(model, TokenModel) else ''}"
             )
-        if model.needs_labels:
-            for name in ("train", "validation", "test"):
-                check_labeled(f"data.{name}", self._data[name])
+        self._check_sets(model.needs_labels)
         metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
         if objective not in metrics:
             raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")

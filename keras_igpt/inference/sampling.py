@@ -15,7 +15,7 @@ from keras_igpt.backend.row_reductions import row_argmax
 from keras_igpt.inference.compiled import Arrays, Program, check_finite, computed_rows
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.palette.color_palette import ColorPalette, TokenIds, UInt8Images, check_token_ids
-from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.checks import check_array, check_integer, check_number
 from keras_igpt.support.randomness import check_seed, mixed_words, random_bits, signed_word
 
 # Marks tokens not drawn yet, and sequences whose logits were not finite.
@@ -57,7 +57,8 @@ class Sampling:
         Raises:
             ValueError: if a setting is out of range.
         """
-        temperature = check_number("temperature", self.temperature, 0)
+        # In float32, and times noise of up to some ninety.
+        temperature = check_number("temperature", self.temperature, 0, 1e30)
         top_k = vocabulary_size if self.top_k is None else check_integer("top_k", self.top_k, 1, vocabulary_size)
         top_p = 1.0 if self.top_p is None else check_number("top_p", self.top_p, 0, 1, above=True)
         seed = check_seed(self.seed)
@@ -158,7 +159,7 @@ def check_prompt(
         ValueError: if an array has another shape or type.
     """
     ((name, given),) = token_ids.items()
-    prompt, tokens = np.asarray(given), backbone.num_tokens
+    prompt, tokens = check_array(name, given, "rows"), backbone.num_tokens
     if prompt.ndim != 2 or prompt.shape[1] != tokens or len(prompt) < 1:
         raise ValueError(f"`{name}` must have shape (B, {tokens}) with B at least 1. Received: shape {prompt.shape}")
     ((mask_name, given),) = mask.items()

@@ -46,6 +46,8 @@ class Scores:
         # A picture of which no mask hid a pixel has no score.
         scored = np.isfinite(self.nats_per_token)
         left_out = len(scored) - int(scored.sum())
+        if left_out == len(scored):
+            return f"{left_out} pictures, none of them with a score"
         return (
             f"{len(scored)} pictures{f', {left_out} of them without a score' if left_out else ''}: "
             f"{np.mean(self.nats_per_token[scored]):.4f} nats per token, "

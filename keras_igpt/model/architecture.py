@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
-from keras_igpt.support.checks import check_choice, check_integer
+from keras_igpt.support.checks import check_choice, check_flag, check_integer
 
 Attention = Literal["causal", "bidirectional"]
 NormalizationKind = Literal["layer_norm", "rms_norm"]
@@ -55,10 +55,7 @@ class Architecture:
             )
         check_choice("attention", self.attention, ("causal", "bidirectional"))
         check_choice("normalization", self.normalization, ("layer_norm", "rms_norm"))
-        if not isinstance(self.projection_bias, bool):
-            raise ValueError(
-                f"`projection_bias` must be True or False. Received: projection_bias={self.projection_bias!r}"
-            )
+        object.__setattr__(self, "projection_bias", check_flag("projection_bias", self.projection_bias))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -116,11 +113,16 @@ def check_architecture(name: str, value: Architecture | Mapping[str, Any]) -> Ar
         An `Architecture`.
 
     Raises:
-        ValueError: if keys are absent or unknown, or a value is out of its range.
+        ValueError: if it is neither, keys are absent or unknown, or a value is out of its range.
     """
     if isinstance(value, Architecture):
         return value
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"`{name}` must be an Architecture, such as a backbone's `architecture`, or its fields in a dictionary. "
+            f"Received: {type(value).__name__}"
+        )
     if not set(SIZES) <= set(value) <= set(FIELDS):
         optional = ", ".join(repr(field) for field in FIELDS if field not in SIZES)
-        raise ValueError(f"`{name}` must have the keys {sorted(SIZES)}, perhaps {optional}. Received: {sorted(value)}")
+        raise ValueError(f"`{name}` must have the keys {sorted(SIZES)}, perhaps {optional}. Received: {list(value)}")
     return Architecture(**value)

@@ -25,7 +25,7 @@ from keras_igpt.model.layers import EPSILON, GELU_SCALE, FeedForward, Normalizat
 from keras_igpt.model.preset_weights import open_preset
 from keras_igpt.model.presets import get_preset
 from keras_igpt.model.quantization import QuantizableModel, int8_layers
-from keras_igpt.support.checks import check_choice, check_depths, check_integer
+from keras_igpt.support.checks import check_choice, check_depths, check_flag, check_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -192,6 +192,7 @@ class ImageGPTBackbone(QuantizableModel):
             *(attention, normalization, projection_bias),
         )
         check_choice("kernel", kernel, ("auto", "fused", "blocks"))
+        remat = check_flag("remat", remat)
         super().__init__(dtype=dtype, **kwargs)
         if self.compute_dtype == "float64" and not multiplies_in_double_precision():
             # PyTorch refuses to mix the two.

@@ -10,7 +10,7 @@ import keras
 
 from keras_igpt.model.architecture import Architecture, check_architecture
 from keras_igpt.model.presets import get_preset
-from keras_igpt.support.checks import check_choice, check_integer
+from keras_igpt.support.checks import check_choice, check_flag, check_integer
 
 # Widths D that a block keeps of each token for its backward pass, in the compute dtype: both normalised inputs;
 # queries, keys and values; attention's output in the kernel's layout and in the projection's; the input of quick_gelu,
@@ -189,6 +189,9 @@ def estimate(
     if image_size is not None:
         model = replace(model, image_size=image_size)
     batch_size = check_integer("batch_size", batch_size)
+    copies = {"gradient_accumulation": gradient_accumulation, "ema": ema}
+    averages = sum(check_flag(name, value) for name, value in copies.items())
+    remat = check_flag("remat", remat)
     backend = keras.backend.backend() if backend is None else backend
     check_choice("backend", backend, _UPDATE_COPIES)
     check_choice("dtype", dtype, BYTES_BY_POLICY)
@@ -198,7 +201,7 @@ def estimate(
     # The pixel head is float32 under any policy.
     head = width * model.vocabulary_size
     weights = (model.num_parameters - head) * variable + head * 4
-    optimizer_state = weights * (2 + gradient_accumulation + ema)
+    optimizer_state = weights * (2 + averages)
     logits = tokens * model.vocabulary_size * 4
     scores = _score_bytes(model, batch_size, backend, compute)
     kept, workspace = _activation_bytes(model, tokens, backend, compute, variable, remat)

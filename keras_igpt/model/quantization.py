@@ -20,8 +20,9 @@ class QuantizableModel(WholeSavedModel):
         """Turns the kernels of dense layers into int8, for inference; `keras.Model.quantize`.
 
         Keras keeps one scale for each output of a layer, rounds the layer's inputs to int8 row by row, and multiplies
-        in integers. Embeddings and norms stay as they are. Int8 kernels cannot be trained: a compiled model is compiled
-        again, with a new optimizer. Quantise a model before making others of it, such as a `FeatureExtractor`.
+        in integers. Embeddings and norms stay as they are. Int8 kernels cannot be trained, of which `fit` warns; a
+        compiled model is compiled again, with a new optimizer. Quantise a model before making others of it, such as a
+        `FeatureExtractor`.
 
         Args:
             mode: `"int8"`, the only mode of Keras that model files restore here.
@@ -31,7 +32,8 @@ class QuantizableModel(WholeSavedModel):
                 all dense layers by default.
 
         Raises:
-            ValueError: if another mode is asked for, no layer matches, or the model is quantised already.
+            ValueError: if another mode is asked for, no layer matches, the model is quantised already, or it computes
+                in float16, where Keras advises other policies; float32 and mixed_bfloat16 can be quantised.
 
         Example:
         ```python

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, Self
 
 import keras
@@ -26,8 +27,11 @@ from keras_igpt.objectives.masked_lm import ImageGPTMaskedLM
 from keras_igpt.objectives.pixel_model import PixelModel, check_language_model, weighted_mean
 from keras_igpt.objectives.token_model import TokenModel, per_image, token_ids_of
 from keras_igpt.palette.color_palette import ColorPalette
-from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.support.checks import check_flag, check_integer, check_number
 from keras_igpt.support.randomness import check_seed
+
+# Whether L_GEN, which nobody sees then, and the blocks that only it needs are left out.
+_PREDICTING: ContextVar[bool] = ContextVar("predicting", default=False)
 
 
 @keras.saving.register_keras_serializable(package="keras_igpt")
@@ -60,7 +64,7 @@ class ImageGPTImageClassifier(TokenModel):
     Returns:
         Dictionary of `"class_logits"`, float32 `(B, C)`, and with a positive `generative_weight` `"image_losses"`,
         float32 `(B,)`, the pixel objective of each image in nats per token, and `"image_weights"`, float32 `(B,)`, 0
-        for an image without a predicted token. `predict` returns the class logits alone.
+        for an image without a predicted token. `predict` returns the class logits alone, and computes no more.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -93,6 +97,7 @@ class ImageGPTImageClassifier(TokenModel):
         generative_weight = check_number("generative_weight", generative_weight, 0)
         last = language_model.backbone.num_layers
         layer = last if layer is None else check_integer("layer", layer, 0, last)
+        frozen = check_flag("frozen", frozen)
         if frozen and generative_weight:
             raise ValueError(
                 "`generative_weight` must be 0 with frozen=True, for L_GEN has no weights to train then. "
@@ -315,21 +320,30 @@ class ImageGPTImageClassifier(TokenModel):
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         token_ids = token_ids_of(inputs)
         position_mask = self.language_model.hidden_positions(inputs, training)
+        generates = self.generative_weight and not _PREDICTING.get()
         # One pass for the class head and, where L_GEN needs it, the pixel head.
-        depths = (self.layer, self.backbone.num_layers) if self.generative_weight else (self.layer,)
+        depths = (self.layer, self.backbone.num_layers) if generates else (self.layer,)
 
         def normed_states() -> list[Any]:
             return self.backbone.normed_states(token_ids, depths, position_mask)
 
         states = without_gradient(normed_states) if self.frozen else normed_states()  # (B, T, D) each
         outputs = {"class_logits": self.class_head(ops.mean(ops.cast(states[0], "float32"), axis=1))}
-        if self.generative_weight:
+        if generates:
             # Reduced to one number an image here: the logits (B, T, V) are too large to return.
             logits = self.language_model.pixel_head(states[-1])
             losses = self.language_model.image_losses(token_ids, logits, position_mask)
             outputs["image_losses"] = losses
             outputs["image_weights"] = self.language_model.image_weights(losses, position_mask)
         return outputs
+
+    def predict_step(self, *args: Any) -> Any:
+        """Computes the class logits alone; called by Keras on each backend, on JAX with the state before the data."""
+        token = _PREDICTING.set(True)
+        try:
+            return super().predict_step(*args)
+        finally:
+            _PREDICTING.reset(token)
 
     def compute_loss(
         self,
@@ -451,13 +465,15 @@ class ImageGPTImageClassifier(TokenModel):
 
 
 def _check_class_names(class_names: Any, num_classes: int) -> tuple[str, ...]:
-    names = tuple(class_names) if isinstance(class_names, (list, tuple)) else ()
+    # A string is a sequence of strings too.
+    names = () if isinstance(class_names, str) or not isinstance(class_names, Iterable) else tuple(class_names)
     named = len(names) == num_classes and all(isinstance(name, str) for name in names)
     if not named or len(set(names)) < num_classes:
         raise ValueError(
             f"`class_names` must be {num_classes} different strings, one a class. Received: class_names={class_names!r}"
         )
-    return names
+    # NumPy's strings are of a class of their own.
+    return tuple(map(str, names))
 
 
 def _name_of(loss: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def open_model(name: str | os.PathLike[str], argument: str) -> Any:
         A model, not compiled.
 
     Raises:
-        ValueError: if there is none of them, or the hub's cannot be opened.
+        ValueError: if there is none of them, the file is damaged, or the hub's cannot be opened.
         ImportError: if huggingface_hub is absent and needed.
     """
     name = os.fspath(name)
@@ -46,7 +47,14 @@ def open_model(name: str | os.PathLike[str], argument: str) -> Any:
             f"{argument} must be a .keras file or one of {presets}, the trained presets, or hf://user/model on the "
             f"Hugging Face hub. Received: {name}"
         )
-    return _open_from_hub(name, argument) if name.startswith(_HUB) else keras.saving.load_model(name, compile=False)
+    if name.startswith(_HUB):
+        return _open_from_hub(name, argument)
+    if not zipfile.is_zipfile(name):
+        # Keras would say that there is no such file.
+        raise ValueError(
+            f"{argument} must be a whole .keras file. Received: {name}, which is cut off or something else"
+        )
+    return keras.saving.load_model(name, compile=False)
 
 
 def _open_from_hub(address: str, argument: str) -> Any:

@@ -73,6 +73,10 @@ class PixelModel(TokenModel):
 
     @palette.setter
     def palette(self, palette: ColorPalette | None) -> None:
+        if palette is not None and not isinstance(palette, ColorPalette):
+            raise ValueError(
+                f"`palette` must be a ColorPalette (`ColorPalette.load` reads one). Received: {type(palette).__name__}"
+            )
         if palette is not None and palette.num_colors != self.backbone.vocabulary_size:
             raise ValueError(
                 f"`palette` must have the backbone's vocabulary_size={self.backbone.vocabulary_size} colours. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from keras_igpt.data.inputs import are_pictures, array_of, as_examples, as_token
 from keras_igpt.data.token_source import PictureExamples
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.memory import warn_if_too_large
-from keras_igpt.model.quantization import QuantizableModel
+from keras_igpt.model.quantization import QuantizableModel, int8_layers
 from keras_igpt.palette.color_palette import ColorPalette, check_token_ids
 from keras_igpt.support.checks import check_integer
 from keras_igpt.training.non_finite_loss import StopAtNonFiniteLoss
@@ -61,6 +62,7 @@ class TokenModel(QuantizableModel, WholeStepModel):
         `validation_data` may be all that `evaluate` takes.
         """
         options = self._options(keras.Model.fit, args, kwargs)
+        self._warn_of_int8()
         if is_a(x, "grain", "MapDataset"):
             x = GrainBatches(x, options.get("steps_per_epoch"))
         if isinstance(x, keras.utils.PyDataset):
@@ -168,18 +170,18 @@ class TokenModel(QuantizableModel, WholeStepModel):
         """Trains on one batch; `keras.Model.train_on_batch`, with what it is given checked first."""
         self._check_settings()
         self.check_batch((x, y, sample_weight), "x")
-        return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
+        return super().train_on_batch(_without_lists(x), y, sample_weight, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Computes loss and metrics of one batch; `keras.Model.test_on_batch`, with what it is given checked first."""
         self._check_settings()
         self.check_batch((x, y, sample_weight), "x")
-        return super().test_on_batch(x, y, sample_weight, *args, **kwargs)
+        return super().test_on_batch(_without_lists(x), y, sample_weight, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Computes the outputs of one batch; `keras.Model.predict_on_batch`, with `x` checked first."""
         self.check_batch((x,), "x", labelled=False)
-        return super().predict_on_batch(x)
+        return super().predict_on_batch(_without_lists(x))
 
     def _options(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Names and checks the options of Keras' `fit`, `evaluate` or `predict`, and the settings that these need."""
@@ -231,10 +233,8 @@ class TokenModel(QuantizableModel, WholeStepModel):
                 check_labeled(name, getattr(x, "examples", x))
                 if x.known_labels is not None:
                     self.check_labels(x.known_labels, name)
-        # Keras takes a list for the targets of several outputs.
-        y, sample_weight = (
-            np.asarray(given) if isinstance(given, (list, tuple)) else given for given in (y, sample_weight)
-        )
+        # Keras takes a list for several inputs or the targets of several outputs.
+        x, y, sample_weight = map(_without_lists, (x, y, sample_weight))
         # TensorFlow keeps what it has read from for good, and would keep the model with it.
         take = weakref.WeakMethod(self._taken_batch)
 
@@ -274,6 +274,17 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     def _check_settings(self) -> None:
         """Checks what `compile` was given."""
+
+    def _warn_of_int8(self) -> None:
+        """Warns where training goes around the kernels, whose loss falls all the same."""
+        layers, trained = int8_layers(self), {id(weight) for weight in self.trainable_weights}
+        # LoRA gives the layers weights that learn.
+        goes_around = layers and not any(layer.lora_enabled for layer in layers)
+        if goes_around and any(id(weight) in trained for weight in self.backbone.weights):
+            warnings.warn(
+                f"{len(layers)} layers in int8 stay as they are: training changes norms and embeddings alone.",
+                stacklevel=3,
+            )
 
     def _counts_all_rows_alike(self) -> bool:
         """Whether there are compiled metrics that know no weights, and would count rows that fill a batch up."""
@@ -317,6 +328,13 @@ class TokenModel(QuantizableModel, WholeStepModel):
         return len(token_ids)
 
 
+def _without_lists(values: Any) -> Any:
+    """Turns lists into arrays, in a dictionary of inputs too."""
+    if isinstance(values, dict):
+        return {name: _without_lists(value) for name, value in values.items()}
+    return array_of(values) if isinstance(values, (list, tuple)) else values
+
+
 def _check_that_it_ends(x: Any, steps: int | None, name: str) -> None:
     """Refuses an endless data set where Keras would go on for ever."""
     if isinstance(x, keras.utils.PyDataset) and steps is None and x.num_batches is None:
@@ -352,9 +370,12 @@ def _check_weights(sample_weight: Any, rows: int) -> None:
             f"`sample_weight` must be numbers of shape ({rows},), one an image. "
             f"Received: {weights.dtype} of shape {weights.shape}"
         )
-    if not np.isfinite(weights).all():
+    # NaN compares as False.
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
         raise ValueError(
-            f"`sample_weight` must be finite. Received: NaN or infinity in {int((~np.isfinite(weights)).sum())} rows"
+            f"`sample_weight` must be finite and at least 0. Received: {weights[wrong][0]} and the like in "
+            f"{int(wrong.sum())} of {rows} rows"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import tokenize
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.palette.nearest_color import build_color_table, nearest_colors, pack_colors, unpack_colors
-from keras_igpt.support.checks import check_integer
+from keras_igpt.support.checks import check_array, check_integer
 from keras_igpt.support.files import whole_file
 
 UInt8Images = npt.NDArray[np.uint8]
@@ -284,16 +285,14 @@ class ColorPalette:
         """
         ids = check_token_ids(token_ids, self.num_colors)
         length = ids.shape[-1]
-        if image_shape is None:
-            side = round(length**0.5)
-            image_shape = (side, side)
-        if image_shape[0] * image_shape[1] != length:
+        sides = [round(length**0.5)] * 2 if image_shape is None else _sides(image_shape)
+        if math.prod(sides) != length:
             raise ValueError(
                 "`image_shape` must hold as many pixels as there are tokens (a square by default). "
                 f"Received: {length} tokens, image_shape={image_shape}"
             )
         pixels: UInt8Images = self.colors[ids]
-        return pixels.reshape(*ids.shape[:-1], *image_shape, self.num_channels)
+        return pixels.reshape(*ids.shape[:-1], *sides, self.num_channels)
 
     def quantization_report(self, images: npt.ArrayLike) -> QuantizationReport:
         """Measures what the palette loses on images.
@@ -346,12 +345,9 @@ class ColorPalette:
 
 def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
     """Returns images as an array; raises `ValueError` unless they are uint8 `(..., H, W, C)` with `C` 1 or 3."""
-    try:
-        array = np.asarray(images)
-    except ValueError as error:
-        raise ValueError(
-            f"`{name}` must be one array, of pictures of one size. Received: {type(images).__name__} ({error})"
-        ) from error
+    array = check_array(name, images, "pictures")
+    if array.size == 0:
+        raise ValueError(f"`{name}` must hold at least one pixel. Received: shape {array.shape}")
     if array.dtype != np.uint8:
         hint = "; scale floats to 0…255 and convert them" if array.dtype.kind == "f" else ""
         raise ValueError(f"`{name}` must be uint8 (0…255){hint}. Received: dtype {array.dtype}")
@@ -360,14 +356,12 @@ def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:
             f"`{name}` must have shape (..., height, width, channels) with 3 channels, or 1 for grey. "
             f"Received: shape {array.shape}"
         )
-    if array.size == 0:
-        raise ValueError(f"`{name}` must hold at least one pixel. Received: shape {array.shape}")
     return cast(UInt8Images, array)
 
 
 def check_token_ids(token_ids: npt.ArrayLike, num_colors: int, name: str = "token_ids") -> npt.NDArray[np.integer[Any]]:
     """Returns token ids as an array; raises `ValueError` unless they are integers `(..., T)` in 0…num_colors-1."""
-    array = np.asarray(token_ids)
+    array = check_array(name, token_ids, "rows")
     if array.dtype.kind not in "iu":
         raise ValueError(f"`{name}` must be integers. Received: dtype {array.dtype}")
     if array.ndim < 1:
@@ -378,6 +372,17 @@ def check_token_ids(token_ids: npt.ArrayLike, num_colors: int, name: str = "toke
             f"Received: values from {array.min()} to {array.max()}"
         )
     return array
+
+
+def _sides(image_shape: Any) -> list[int]:
+    """Checks the height and width of an image."""
+    try:
+        height, width = (check_integer("image_shape", side) for side in image_shape)
+    except (TypeError, ValueError) as error:  # no sequence, of another length, or of other values
+        raise ValueError(
+            f"`image_shape` must be height and width, two integers of at least 1. Received: {image_shape!r}"
+        ) from error
+    return [height, width]
 
 
 def token_dtype(num_colors: int) -> np.dtype[Any]:

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
     """Returns an integer in low…high, Python's or NumPy's but no bool, as int."""
@@ -18,6 +21,14 @@ def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) 
         allowed = f"of at least {low}" if high is None else f"in {low}…{high}"
         raise ValueError(f"`{name}` must be an integer {allowed}. Received: {name}={value!r}")
     return int(value)
+
+
+def check_integers(name: str, values: Any, low: int = 1, high: int | None = None) -> tuple[int, ...]:
+    """Returns one or more integers in low…high, in the order given."""
+    numbers = tuple(check_integer(name, value, low, high) for value in values) if isinstance(values, Iterable) else ()
+    if not numbers:
+        raise ValueError(f"`{name}` must be one or more integers. Received: {name}={values!r}")
+    return numbers
 
 
 def check_number(
@@ -49,6 +60,13 @@ def check_number(
     return int(value) if isinstance(value, Integral) else number
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Returns True or False, Python's or NumPy's, as bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value)
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Checks that a value is one of a few words."""
     words = tuple(choices)
@@ -76,3 +94,13 @@ def check_positive_numbers(name: str, values: Any) -> tuple[float, ...]:
     if not numbers:
         raise ValueError(f"`{name}` must be one or more finite numbers above 0. Received: {name}={values!r}")
     return numbers
+
+
+def check_array(name: str, values: Any, parts: str) -> npt.NDArray[Any]:
+    """Returns values as one array; lists that hold `parts` of several sizes are none."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be one array, of {parts} of one size. Received: {type(values).__name__} ({error})"
+        ) from error

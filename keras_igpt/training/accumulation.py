@@ -37,7 +37,8 @@ def apply_leftover_gradients(model: keras.Model) -> int:
     """Makes one update with the mean of the gradients that wait for more batches.
 
     Gradients of fewer than `accumulation_steps` batches wait in the optimizer, and in files of the model, for the next
-    `fit`. At the very end of training this makes them count, as one batch of all their examples would.
+    `fit`. At the very end of training this makes them count. Each batch counts alike, also one that is smaller than the
+    others, as in every update of several batches.
 
     Args:
         model: a compiled model.

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,7 +71,8 @@ class ExactResume(keras.callbacks.Callback):
     training goes on; a file takes its name when it is whole. A damaged checkpoint is passed over for the one before it.
     Once the training has begun, writes that fail do not stop it, and neither do weights that are not finite, which are
     not written; both cause warnings. On SIGTERM the state is saved before the signal takes its usual effect (with
-    several processes, which receive it at different steps, it is left alone).
+    several processes, which receive it at different steps, it is left alone). In a validation it is the state before
+    the last step of the epoch, which is taken again: with `validation_data`, the host holds one more copy of it.
 
     A resumed run may have more epochs. All other settings of model, optimizer, loss and data must be the same; to
     change them, load the trained model into a new run.
@@ -105,9 +107,13 @@ class ExactResume(keras.callbacks.Callback):
         self._first_step, self._data = 0, ""
         self._settings: Settings = {}
         self._epochs = self._steps_per_epoch = self._epoch = 0
-        # Steps of the first epoch that were taken before this process; what its metrics were then.
+        # Steps of the first epoch that were taken before this process; what its metrics were then, and their names.
         self._first_epoch, self._skipped, self._metrics = -1, 0, Arrays()
+        self._metrics_before: list[str] | None = None
         self._saved_step = self._last_step = -1
+        # The state before an epoch's last step, to be saved if a signal comes in the validation.
+        self._listens = self._validates = False
+        self._before_validation: tuple[Header, Arrays, Arrays] | None = None
         self._early_stopping: list[keras.callbacks.EarlyStopping] = []
         self._before_averaging: Arrays | None = None
         # What the model ends with where nothing is left to train.
@@ -133,6 +139,7 @@ class ExactResume(keras.callbacks.Callback):
         stopping = keras.callbacks.EarlyStopping
         self._early_stopping = [callback for callback in options["callbacks"] if isinstance(callback, stopping)]
         self._steps_per_epoch, self._epochs = steps, epochs
+        self._validates, self._before_validation = options.get("validation_data") is not None, None
         self._description = {**batches.description, "steps_per_epoch": steps}
         self._first_step, self._data = batches.first_step, batches.fingerprint
         # As compiled: a callback may change the learning rate meanwhile, which a checkpoint then puts back.
@@ -169,17 +176,26 @@ class ExactResume(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
         if epoch == self._first_epoch and self._metrics:
-            # Checkpoints of earlier versions lack the metrics that were added later, at the end.
-            for variable, array in zip(self.model.metrics_variables, self._metrics, strict=False):
-                variable.assign(array)
+            self._restore_metrics(self.model.metrics_variables)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # Between two executions: the end of a batch is reported by another thread while the next one runs.
         step = self._step_of(batch)
         self._last_step = step + self.model.steps_per_execution
         self._save_if_due(step)
+        if self._validates and self._listens and self._last_step == (self._epoch + 1) * self._steps_per_epoch:
+            # A resumed `fit` cannot begin with a validation.
+            self._before_validation = self._copied(step)
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # None where a callback ended the epoch in its middle: the end is saved, after the validation.
+        if self._terminated.is_set() and self._before_validation is not None:
+            self._have_state_written(*self._before_validation)
+            self._wait_for_writer()
+            self._pass_the_signal_on()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._before_validation = None
         # Not the epoch's end where a callback stopped the training in its middle.
         self._save_if_due(self._last_step, ends=epoch + 1 == self._epochs or self.model.stop_training)
         if self._skipped and epoch == self._first_epoch and innermost(self.model.optimizer).use_ema:
@@ -231,9 +247,22 @@ class ExactResume(keras.callbacks.Callback):
     def _save(self, step: int, finished: bool = False) -> None:
         """Copies the state to the host and has it written."""
         self._saved_step = step
+        self._have_state_written(*self._copied(step, finished))
+
+    def _copied(self, step: int, finished: bool = False) -> tuple[Header, Arrays, Arrays]:
+        """Copies the state to the host: a checkpoint's header, its weights with the optimizer, and its metrics."""
         model = self.model
-        variables = _state_of(model)
-        state, metrics = _copies_of(variables), _copies_of(model.metrics_variables)
+        variables, metrics = _state_of(model), model.metrics_variables
+        now = training_settings(model)
+        header = {
+            **self._header(step, variables),
+            "finished": finished,
+            "metrics": _descriptions_of_metrics(metrics),
+            "settings_reached": {name: value for name, value in now.items() if self._settings.get(name) != value},
+        }
+        return header, _copies_of(variables), _copies_of(metrics)
+
+    def _have_state_written(self, header: Header, state: Arrays, metrics: Arrays) -> None:
         if process_index():
             return
         # Metrics may be infinite. A state that is not finite is no state to go on from.
@@ -241,18 +270,12 @@ class ExactResume(keras.callbacks.Callback):
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"Training goes on, but its checkpoints are not written: at step {step} there are numbers that are "
-                    "not finite among the weights or in the optimizer",
+                    f"Training goes on, but its checkpoints are not written: at step {header['step']} there are "
+                    "numbers that are not finite among the weights or in the optimizer",
                     stacklevel=2,
                 )
             return
-        now = training_settings(model)
-        header = {
-            **self._header(step, variables),
-            "finished": finished,
-            "settings_reached": {name: value for name, value in now.items() if self._settings.get(name) != value},
-        }
-        self._have_written(f"step-{step:08d}.npz", header, [*state, *metrics])
+        self._have_written(f"step-{header['step']:08d}.npz", header, [*state, *metrics])
 
     def _save_end(self, step: int) -> None:
         """Writes the weights alone, beside the state of the last step."""
@@ -299,15 +322,15 @@ class ExactResume(keras.callbacks.Callback):
         self._handler_before = signal.getsignal(signal.SIGTERM)
         # Python runs handlers in the main thread alone, and cannot put back one that it did not set.
         main = threading.current_thread() is threading.main_thread()
-        listens = main and process_count() == 1 and self._handler_before is not None
-        if listens:
+        self._listens = main and process_count() == 1 and self._handler_before is not None
+        if self._listens:
             signal.signal(signal.SIGTERM, self._note_the_signal)
         try:
             with ThreadPoolExecutor(1) as self._writer:
                 yield
         finally:
             self._wait_for_writer()
-            if listens:
+            if self._listens:
                 signal.signal(signal.SIGTERM, self._handler_before)
                 if self._terminated.is_set():
                     signal.raise_signal(signal.SIGTERM)
@@ -348,12 +371,35 @@ class ExactResume(keras.callbacks.Callback):
             if header["step"] == self._epochs * self._steps_per_epoch and end.exists():
                 _, self._end = self._read(end, "the model keeps the weights of the last step") or ({}, [])
             self._metrics = arrays[len(state) :] if skipped else []
+            self._metrics_before = header.get("metrics")
             if epoch < self._epochs:
                 print(f"Going on from {path}: epoch {epoch + 1}, step {skipped + 1}.", flush=True)
             else:
                 print(f"{path} is the end of its training of {epoch} epochs.", flush=True)
             return epoch, skipped
         return None
+
+    def _restore_metrics(self, variables: list[Any]) -> None:
+        """Restores what the metrics of the first epoch were, as far as the checkpoint has the same ones."""
+        here = _descriptions_of_metrics(variables)
+        if self._metrics_before is None:
+            # Earlier versions wrote no names; the metrics that were added since are at the end.
+            before, others = here, set[str]()
+        else:
+            before = self._metrics_before
+            others = {_metric_of(description) for description in Counter(here) - Counter(before)}
+        waiting: dict[str, Arrays] = {}
+        for description, array in zip(before, self._metrics, strict=False):
+            waiting.setdefault(description, []).append(array)
+        for variable, description in zip(variables, here, strict=True):
+            if _metric_of(description) not in others and waiting.get(description):
+                variable.assign(waiting[description].pop(0))
+        if others:
+            warnings.warn(
+                "Training goes on, but these metrics are not in its checkpoint, and those of the first epoch are of "
+                f"its remaining steps alone: {', '.join(sorted(others))}",
+                stacklevel=2,
+            )
 
     def _read(self, path: Path, instead: str) -> tuple[Header, Arrays] | None:
         """Reads a checkpoint; if it is damaged, warns of what is done instead and returns None."""
@@ -471,3 +517,13 @@ def _state_of(model: keras.Model) -> list[Any]:
 def _descriptions_of(variables: list[Any]) -> list[str]:
     # Names but for their numbers, which count the models that a process made.
     return [f"{re.sub(r'_[0-9]+', '', v.name)} {tuple(v.shape)} {v.dtype}" for v in variables]
+
+
+def _descriptions_of_metrics(variables: list[Any]) -> list[str]:
+    """Like `_descriptions_of`, with the names of the metrics, in which numbers are the user's."""
+    metrics = [variable.path.rpartition("/")[0].rpartition("/")[2] for variable in variables]
+    return [f"{metric}/{text}" for metric, text in zip(metrics, _descriptions_of(variables), strict=True)]
+
+
+def _metric_of(description: str) -> str:
+    return description.partition("/")[0]

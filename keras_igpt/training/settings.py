@@ -8,12 +8,13 @@ from typing import Any
 
 import keras
 
-# Where a class lies, how a step is computed, what classes are called, and the colours, which the tokens have in them
-# already.
+# Where a class lies, how a step is computed, what classes are called, what is frozen, which has no optimizer state,
+# and the colours, which the tokens have in them already.
 _LEFT_OUT = {
     "build_config",
     "class_names",
     "compile_config",
+    "frozen_layers",
     "int8_layers",
     "kernel",
     "module",

@@ -146,7 +146,7 @@ def test_what_nobody_stated_is_not_stated(tmp_path, palette):
 
 def test_a_classifier_without_palette(tmp_path, hub, runs):
     classifier = randomize(igpt.ImageGPTImageClassifier(make_causal_lm(), num_classes=3))
-    recipe = {"batches": "a | b"}
+    recipe = {"batches": "a | b", "layers": "a\nb"}
     reports = [runs[1] / "report.json", runs[3]]
     igpt.write_model_card(classifier, tmp_path / "card", data="*Mine*.", recipe=recipe, reports=reports)
     front, text, pictures = read(tmp_path / "card")
@@ -157,6 +157,7 @@ def test_a_classifier_without_palette(tmp_path, hub, runs):
         parts["Classifier of 4x4 pixels"].strip().startswith("A classifier of 3 classes, on the mean-pooled features")
     )
     assert parts["Data"].strip() == "*Mine*."
+    assert "| layers | a<br>b |" in parts["Recipe"]
     assert "| batches | a &#124; b |" in parts["Recipe"]
     assert "| test accuracy | 81.25% |" in parts["Fine-tuning on cifar10"]
     assert "has no palette" in parts["How to load it"]
@@ -274,8 +275,36 @@ def test_reports_that_do_not_fit_are_refused_before_anything_is_written(fault, r
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("address", "https://huggingface.co/someone/model"), ("license", "Apache License"), ("num_samples", -1)],
+    [
+        ("address", "https://huggingface.co/someone/model"),
+        ("license", "Apache License"),
+        ("num_samples", -1),
+        ("data", 5),
+        ("recipe", "adam"),
+        ("recipe", {1: 2}),
+    ],
 )
 def test_arguments_out_of_range_are_named(argument, value, tmp_path):
     with pytest.raises(ValueError, match=rf"^`{argument}` must be .*Received: {argument}={value!r}"):
         igpt.write_model_card(make_causal_lm(), tmp_path / "card", **{argument: value})
+
+
+@pytest.mark.parametrize("reports", [5, [5]])
+def test_reports_that_are_no_paths_are_named(reports, tmp_path):
+    with pytest.raises(ValueError, match=r"^`reports` must be a path or a sequence of paths\. Received: "):
+        igpt.write_model_card(make_causal_lm(), tmp_path / "card", reports=reports)
+
+
+class OwnLM(igpt.ImageGPTCausalLM):
+    """A model of a user's own class."""
+
+
+def test_a_card_of_a_subclass_with_a_single_report(tmp_path, runs):
+    """The reports of it say its own class or that of the package."""
+    lm = OwnLM(make_causal_lm().backbone)
+    probe_report(lm).save(tmp_path / "own.json")
+    for folder, report in (("first", str(runs[1])), ("second", tmp_path / "own.json")):
+        igpt.write_model_card(lm, tmp_path / folder, reports=report)
+        front, _, pictures = read(tmp_path / folder)
+        assert front["pipeline_tag"] == "unconditional-image-generation"
+        assert len(pictures) == 1

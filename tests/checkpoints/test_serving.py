@@ -1,4 +1,6 @@
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -67,6 +69,35 @@ def test_pictures_go_in_and_features_or_pixel_logits_come_out(make, palette):
     np.testing.assert_allclose(to_numpy(ServingModel(extractor)(IMAGES)), expected, atol=1e-6)
 
 
+def test_a_model_and_its_serving_model_survive_pictures_of_another_kind(palette):
+    lm = randomize(make_causal_lm(palette), scale=0.1)
+    serving = ServingModel(lm)
+    expected = lm.predict(palette.encode(IMAGES), verbose=0)
+    for images, received in (
+        (IMAGES[:, :3, :3], r"uint8 of shape \(5, 3, 3, 3\)"),
+        (IMAGES.astype("float32"), r"float32 of shape \(5, 4, 4, 3\)"),
+        (list(IMAGES[:, :2]), r"uint8 of shape \(5, 2, 4, 3\)"),
+    ):
+        for predict in (serving.predict, serving.predict_on_batch):
+            with pytest.raises(ValueError, match=rf"`x` must be uint8 .*Received: {received}$"):
+                predict(images)
+    # In a data set, after a batch that fits.
+    with pytest.raises(Exception, match=r"must be uint8"):
+        serving.predict(((images,) for images in (IMAGES, IMAGES[:, :3, :3])), verbose=0)
+    for model, inputs in ((lm, palette.encode(IMAGES)), (serving, IMAGES), (serving, list(IMAGES))):
+        np.testing.assert_allclose(model.predict(inputs, verbose=0), expected, atol=1e-6)
+
+
+def test_several_threads_may_serve_one_model(classifier):
+    serving = ServingModel(classifier)
+    expected = serving.predict(IMAGES, verbose=0)
+    with ThreadPoolExecutor(4) as pool:
+        computed = [pool.submit(serving.predict, IMAGES, batch_size=1, verbose=0) for _ in range(20)]
+    for outputs in computed:
+        np.testing.assert_allclose(outputs.result(), expected, atol=1e-6)
+    assert all(np.isfinite(to_numpy(weight)).all() for weight in classifier.weights)
+
+
 def importable(*packages):
     return all(importlib.util.find_spec(package) for package in packages)
 
@@ -131,7 +162,12 @@ def test_onnx_of_a_masked_model(palette, tmp_path):
 )
 def test_the_name_of_the_file_says_the_format(classifier, tmp_path, monkeypatch, name, given, expected):
     written = []
-    monkeypatch.setattr(keras.Model, "export", lambda self, path, format, **others: written.append((path, format)))
+
+    def export(self, path, format, **others):
+        written.append(format)
+        Path(path, "saved_model.pb").touch() if format == "tf_saved_model" else Path(path).touch()
+
+    monkeypatch.setattr(keras.Model, "export", export)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if all exporters were there
     path = tmp_path / name
     if expected is None:
@@ -139,7 +175,57 @@ def test_the_name_of_the_file_says_the_format(classifier, tmp_path, monkeypatch,
             ServingModel(classifier).export(path, format=given, batch_size=np.int64(2))
     else:
         ServingModel(classifier).export(path, format=given, batch_size=np.int64(2))
-    assert written == ([] if expected is None else [(str(path), expected)])
+    assert written == ([] if expected is None else [expected])
+    assert list(tmp_path.iterdir()) == ([] if expected is None else [path])
+    assert path.is_dir() == (expected == "tf_saved_model")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_earlier_export_stays_until_the_new_one_is_complete(classifier, tmp_path, monkeypatch):
+    """A full disk in the middle; then a graph and weights beside it, and a SavedModel with fewer files."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+
+    def export(self, path, format, text="old", fails=False, **others):
+        if format == "tf_saved_model":
+            Path(path, "variables").mkdir(exist_ok=True)
+            Path(path, "variables", text).touch()
+            Path(path, "saved_model.pb").write_text(text)
+        else:
+            Path(path).write_text(text)
+            Path(f"{path}.data").write_text(text)
+        if fails:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "export", export)
+    (tmp_path / "linked").symlink_to(tmp_path / "saved")
+    serving = ServingModel(classifier)
+    for name in ("model.onnx", "saved", "linked"):
+        serving.export(tmp_path / name, batch_size=1)
+        before = contents(tmp_path)
+        with pytest.raises(OSError, match="No space"):
+            serving.export(tmp_path / name, batch_size=1, text="new", fails=True)
+        assert contents(tmp_path) == before
+    for name in ("model.onnx", "linked"):
+        serving.export(tmp_path / name, batch_size=1, text="new")
+    assert (tmp_path / "linked").is_symlink()
+    assert contents(tmp_path) == {
+        Path("model.onnx"): b"new",
+        Path("model.onnx.data"): b"new",
+        Path("saved/saved_model.pb"): b"new",
+        Path("saved/variables/new"): b"",
+    }
+
+
+def test_a_folder_with_other_files_is_refused_first(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    (tmp_path / "saved_model.pb").touch()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"`filepath` must be a new or empty folder.*which holds 'notes\.txt'$"):
+        ServingModel(classifier).export(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "saved_model.pb"]
 
 
 def test_a_path_of_another_kind_is_refused_first(classifier, tmp_path, monkeypatch):

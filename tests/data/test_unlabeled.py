@@ -51,12 +51,23 @@ def test_tokens_in_shards_are_the_tokens(shards, palette):
     np.testing.assert_array_equal(batches.rows(7)[1], igpt.TrainingBatches(LABELED, None, 5, seed=3).rows(7)[1])
 
 
+def test_lists_of_tokens_are_taken():
+    for examples in (igpt.LabeledTokens([[0, 1, 2, 3]], [0], 4), igpt.UnlabeledTokens([[0, 1, 2, 3]], 4)):
+        assert (len(examples), examples.image_size) == (1, 2)
+        np.testing.assert_array_equal(examples.join(examples).take([1]).token_ids, [[0, 1, 2, 3]])
+
+
 def test_what_does_not_fit_is_refused(shards, palette):
     other = igpt.ColorPalette.from_colors(palette.colors[::-1])
     for refused, message in {
         lambda: igpt.UnlabeledTokens(TOKENS[:, :15], 16): "`token_ids` must have shape",
         lambda: igpt.UnlabeledTokens(TOKENS, 8): r"`token_ids` must lie in 0…7",
+        lambda: igpt.UnlabeledTokens([[0, 1], [2]], 8): "`token_ids` must be one array",
         lambda: igpt.UnlabeledTokens(shards.token_ids, 8): "`num_colors` must be 16",
+        lambda: UNLABELED.join(LABELED): "`other` must be UnlabeledTokens. Received: LabeledTokens",
+        lambda: LABELED.join(UNLABELED): "`other` must be LabeledTokens. Received: UnlabeledTokens",
+        lambda: igpt.UnlabeledImages(IMAGES).join(UNLABELED): "`other` must be UnlabeledImages. Received: UnlabeledTok",
+        lambda: igpt.LabeledImages(IMAGES, range(6)).join(LABELED): "`other` must be LabeledImages. Received: LabeledT",
         lambda: igpt.UnlabeledImages(IMAGES[0]): "`images` must have shape",
         lambda: igpt.UnlabeledImages(IMAGES).join(igpt.UnlabeledImages(IMAGES[:, 1:])): "`other` must be an array like",
         lambda: shards.join(UNLABELED): "`other` must be an array like this one, TokenShards .*ndarray",

@@ -70,6 +70,23 @@ def test_features_are_standardised():
     np.testing.assert_allclose(standardised.std(axis=0), 1, atol=1e-3)
 
 
+def test_global_dtype_policies_change_nothing():
+    # bfloat16 has three digits, which such features need for their mean alone.
+    features = 100 + np.random.default_rng(0).standard_normal((6, 4, 8)).astype("float32")
+    statistics, policy = attention_probe.feature_statistics([features.reshape(-1, 8)]), keras.config.dtype_policy()
+    logits = []
+    for name in (policy, "mixed_bfloat16"):
+        keras.config.set_dtype_policy(name)
+        try:
+            model = attention_probe._make_model((4, 8), 3, 2, statistics, 0.1, 0)
+            model.layers[-1].kernel.assign(np.eye(8, 3))
+            logits.append(model.predict_on_batch(features))
+        finally:
+            keras.config.set_dtype_policy(policy)
+    assert logits[1].dtype == np.float32
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
+
+
 def test_at_first_it_is_the_mean():
     layer = attention_probe._AttentionPooling(num_heads=2, seed=3)
     features = np.random.default_rng(0).standard_normal((4, 5, 8)).astype("float32")

@@ -98,6 +98,9 @@ def test_features_are_examples_like_others():
     both = few.join(examples)
     np.testing.assert_array_equal(both.features, np.concatenate([few.features, values]))
     assert len(both.labels) == 10
+    listed = LabeledFeatures(values.tolist(), [0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(listed.features, values)
+    np.testing.assert_array_equal(listed.take([1, 0]).labels, [1, 0])
 
 
 def errors(palette):
@@ -121,6 +124,9 @@ def errors(palette):
         "labels twice": ("examples", lambda: FeatureExtractor(model).extract_labeled((twice, [2, 1, 0]))),
         "too few labels": ("labels", lambda: FeatureExtractor(model).extract_labeled((tokens, [0, 1]))),
         "no depth axis": ("features", lambda: LabeledFeatures(np.zeros((2, 4)), np.zeros(2, int))),
+        "ragged features": ("features", lambda: LabeledFeatures([[[1.0], [1.0, 2.0]]], [0])),
+        "ragged labels": ("labels", lambda: LabeledFeatures(three.features, [0, [1]])),
+        "no features": ("other", lambda: three.join(twice)),
         "unlike features": ("other", lambda: three.join(LabeledFeatures(three.features[:, :1], three.labels))),
     }
 

@@ -120,6 +120,8 @@ def test_the_mean_over_seeds_has_students_interval():
         (lambda: igpt.measure_accuracy(np.ones(3, int), np.ones(2, int)), "`predicted` and `labels` must be"),
         (lambda: igpt.measure_accuracy(np.ones((2, 3)), np.ones(2, int)), "`predicted` and `labels` must be"),
         (lambda: igpt.mean_interval([0.1]), "`values` must be at least two"),
+        (lambda: igpt.mean_interval(["a"]), "`values` must be at least two"),
+        (lambda: igpt.mean_interval([None, 1.0]), "`values` must be at least two"),
     ],
 )
 def test_what_makes_no_interval_is_refused(call, message):

@@ -138,6 +138,8 @@ def test_only_pictures_of_a_subset_are_read(measured, monkeypatch):
     [
         ("labels_per_class", {"labels_per_class": (13,)}),
         ("labels_per_class", {"labels_per_class": ()}),
+        ("labels_per_class", {"labels_per_class": 4}),
+        ("seeds", {"seeds": 3}),
         ("seeds", {"seeds": (1,)}),
         ("seeds", {"seeds": (1, 1)}),
         ("layers", {"layers": [5]}),

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import keras_igpt as igpt
+from keras_igpt.evaluation import scaling_law as module
 
 PLANTED = (1.7, 400.0, 0.34, 410.0, 0.28)
 
@@ -42,15 +43,48 @@ def test_one_wild_run_does_not_move_the_law():
 def test_runs_that_cannot_tell_are_refused():
     with pytest.raises(ValueError, match="`runs` must be at least 6"):
         igpt.fit_scaling_law(runs()[:5])
-    with pytest.raises(ValueError, match="Received: 8 runs of 1 sizes"):
-        igpt.fit_scaling_law(runs()[:4] * 2)
+    # Of two sizes or two numbers of tokens, any irreducible loss below the runs fits.
+    for few, received in (
+        (runs()[:8], "8 runs of 2 sizes and 4 numbers of tokens"),
+        ([run for run in runs() if run.tokens < 1e7], "10 runs of 5 sizes and 2 numbers of tokens"),
+    ):
+        with pytest.raises(ValueError, match=f"at least 3 sizes and 3 numbers of tokens. Received: {received}"):
+            igpt.fit_scaling_law(few)
+    # Twenty tokens a parameter, up to the rounding to whole batches.
+    line = [igpt.ScalingRun(n, 20 * n // 1_024 * 1_024, 2 + 40 / n**0.3) for n in (10_000 * 2**k for k in range(8))]
+    with pytest.raises(ValueError, match=r"`runs` must have numbers of tokens that are no power .* of 1\.0000"):
+        igpt.fit_scaling_law(line)
+    for wrong in ([1, 2, 3], 5, [igpt.ScalingRun(1, 1, "low")]):
+        with pytest.raises(ValueError, match=r"`runs` must be a sequence of ScalingRun\. Received: runs="):
+            igpt.fit_scaling_law(wrong)
+
+
+def test_resamples_that_cannot_tell_do_not_count(monkeypatch):
+    # Most resamples of these lack a size or a number of tokens, and some lie on a line.
+    few = [run for run in runs() if run.parameters < 2e5 and run.tokens < 1e7] + runs()[10:12]
+    fitted = []
+
+    def best_fit(logs, starts, centred_on=None):
+        fitted.append(logs)
+        return np.zeros(5)
+
+    monkeypatch.setattr(module, "_best_fit", best_fit)
+    igpt.fit_scaling_law(few, resamples=50)
+    assert len(fitted) == 51
+    for logs in fitted:
+        assert min(len(set(logs[:, column])) for column in (0, 1)) >= 3
+        assert abs(np.corrcoef(logs[:, 0], logs[:, 1])[0, 1]) < 0.9991
 
 
 def test_runs_that_say_little_of_the_sizes_give_finite_forecasts():
-    losses = {21_808: (5.4708, 5.4150, 5.3220), 41_928: (5.4730, 5.4256, 5.3457)}
-    tokens = {21_808: (36_864, 77_824, 159_744), 41_928: (20_480, 40_960, 81_920)}
+    losses = {
+        21_808: (5.4708, 5.4150, 5.3220),
+        41_928: (5.4730, 5.4256, 5.3457),
+        82_000: (5.4731, 5.4260, 5.3460),
+    }
+    tokens = {21_808: (36_864, 77_824, 159_744)} | dict.fromkeys((41_928, 82_000), (20_480, 40_960, 81_920))
     few = [igpt.ScalingRun(n, d, loss) for n in losses for d, loss in zip(tokens[n], losses[n], strict=True)]
     law = igpt.fit_scaling_law(few, resamples=1)
-    # An exponent of 32 fits a little better, and its factor overflows in other resamples.
+    # An exponent of 64 fits a little better, and its factor overflows in other resamples.
     assert law.parameter_exponent <= 5
     assert np.isfinite(law.loss(1_000_000, 10_000_000))

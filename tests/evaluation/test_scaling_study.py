@@ -67,3 +67,48 @@ def test_budgets_too_small_or_too_few_are_refused_before_any_run(tmp_path):
     with pytest.raises(ValueError, match=r"`runs` must be at least 6 .*3 runs of 3 sizes"):
         study(tmp_path, budgets=(1e9,))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_refused_before_any_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_run", lambda *given: pytest.fail("trained"))
+    train = tokens(32, 0)
+    for validation, message in (
+        (igpt.LabeledTokens(random_tokens(16, num_tokens=9), np.zeros(16, "int64"), 16), "must have the image size"),
+        (
+            igpt.LabeledTokens(random_tokens(16), np.zeros(16, "int64"), 17),
+            "must have the image size and number of col",
+        ),
+        (igpt.UnlabeledTokens(random_tokens(16), 16), "must be LabeledTokens. Received: UnlabeledTokens"),
+    ):
+        with pytest.raises(ValueError, match=f"`validation` {message}"):
+            igpt.scaling_study(train, validation, SIZES, (1e9, 4e9), learning_rate=0.003, folder=tmp_path)
+    for wrong in ({"budgets": 1e9}, {"budgets": ("a",)}, {"sizes": [8]}, {"sizes": {"width 8": 8}}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be .*Received: "):
+            study(tmp_path, **wrong)
+
+    def absent(name):
+        raise ImportError(f"no {name}")
+
+    monkeypatch.setattr(module, "import_scipy", absent)
+    with pytest.raises(ImportError, match="no optimize"):
+        study(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b'{"settings": ',
+        b"\xff\xfe",
+        b"{}",
+        b'{"settings": null, "runs": {}}',
+        b'{"settings": {}, "runs": []}',
+        b'{"settings": {}, "runs": {"a": 1}}',
+        b'{"settings": {}, "runs": {"a": {"loss": 1.0}}}',
+    ],
+)
+def test_damaged_runs_are_named(tmp_path, content):
+    (tmp_path / "runs.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"`folder` must hold .* Move it away.* Received: .*runs\.json, which is dam"):
+        study(tmp_path)

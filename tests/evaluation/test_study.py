@@ -304,6 +304,44 @@ def test_what_cannot_be_searched_is_said_before_training(tmp_path):
         with_batches(evaluation_batches=lambda examples: examples)
 
 
+def test_sets_that_do_not_fit_each_other_are_refused_before_any_trial(tmp_path, palette):
+    class NotRead(igpt.EvaluationBatches):
+        def __getitem__(self, index):
+            raise AssertionError("the search had begun")
+
+    def refused(message, **parts):
+        with pytest.raises(ValueError, match=message) as raised:
+            run(
+                tmp_path,
+                data=replace(make_data(), **parts),
+                training_batches=lambda examples: igpt.TrainingBatches(examples, palette, 4),
+                evaluation_batches=lambda examples: NotRead(examples, palette, 4),
+            )
+        assert "\n" not in str(raised.value)
+
+    part = make_data().test
+    small, other_colors = (
+        igpt.LabeledTokens(part.token_ids[:, :9], part.labels, 16),
+        igpt.LabeledTokens(part.token_ids, part.labels, 17),
+    )
+    for name in ("validation", "test"):
+        refused(rf"`data\.{name}` must have the image size .*image_size=4, .*Received: .*image_size=3", **{name: small})
+    refused(r"`data\.test` must have .* number of colours .*Received: .*num_colors=17", test=other_colors)
+    unlabeled = igpt.UnlabeledTokens(part.token_ids, 16)
+    refused(r"`data\.validation` must be one that can be joined .*Received: UnlabeledTokens", validation=unlabeled)
+    images = igpt.LabeledImages(palette.decode(part.token_ids), part.labels)
+    refused(r"`data\.validation` must be one that can be joined .*Received: LabeledImages", validation=images)
+    refused(r"`data\.test` must have the image size", test=igpt.LabeledImages(images.images[:, :2, :2], part.labels))
+    pictures, grey = igpt.UnlabeledImages(images.images), igpt.UnlabeledImages(images.images[..., :1])
+    refused(r"`data\.test` must have the image size", train=pictures, validation=pictures, test=grey)
+    in_file = tmp_path / "pictures" / "a" / "0.png"
+    in_file.parent.mkdir(parents=True)
+    Image.fromarray(images.images[0]).save(in_file)
+    files = igpt.load_unlabeled_folder(tmp_path / "pictures", image_size=4)
+    refused(r"`data\.validation` must be one .*`other` must be an array", train=pictures, validation=files, test=files)
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_what_cannot_be_refitted_is_said_first(tmp_path):
     study = igpt.Study(make_model, make_data(), training_batches, evaluation_batches, "val_loss", tmp_path)
     for value in (0, "x", 1.5, True):

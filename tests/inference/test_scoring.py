@@ -87,6 +87,7 @@ def test_the_line_of_a_score_says_what_it_is_not():
     line = str(scoring.Scores(np.array([1.0, 3.0])))
     assert line.startswith("2 pictures: 2.0000 nats per token, 2.8854 bits per pixel")
     assert "not comparable with 8-bit RGB" in line
+    assert str(scoring.Scores(np.array([np.nan, np.nan]))) == "2 pictures, none of them with a score"
 
 
 def test_the_scorer_is_not_part_of_the_model(causal):

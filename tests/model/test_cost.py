@@ -219,6 +219,7 @@ def test_little_memory_is_not_shown_as_none():
         (({**SHAPE, "dtype": "float32"}, 1), "`preset` must have the keys"),
         (({**SHAPE, "num_layers": 0}, 1), "`num_layers` must be an integer of at least 1"),
         (({**SHAPE, "normalization": "batch_norm"}, 1), "`normalization` must be one of"),
+        ((object(), 1), "`preset` must be an Architecture, .*Received: object"),
         (("igpt_small", 0), "`batch_size` must be an integer of at least 1"),
         (("igpt_small", 1, 0), "`image_size` must be an integer of at least 1"),
     ],
@@ -226,6 +227,12 @@ def test_little_memory_is_not_shown_as_none():
 def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         estimate(*arguments)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("gradient_accumulation", 8), ("ema", 0.99), ("remat", "no")])
+def test_flags_are_no_counts(flag, value):
+    with pytest.raises(ValueError, match=f"`{flag}` must be True or False. Received: {flag}={value!r}"):
+        estimate("igpt_nano", 1, **{flag: value})
 
 
 def test_an_unknown_backend_or_dtype_is_refused():

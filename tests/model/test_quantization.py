@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -54,7 +56,8 @@ def test_a_quantized_model_is_the_same_after_loading(quantized, tmp_path):
     assert {layer.path for layer in int8_layers(loaded)} == {layer.path for layer in int8_layers(classifier)}
     np.testing.assert_array_equal(loaded.predict(TOKENS, verbose=0), after)
     # Norms and embeddings can still be trained, from where the loaded optimizer starts.
-    loss = loaded.fit(TOKENS, np.arange(8) % 4, batch_size=8, verbose=0).history["loss"]
+    with pytest.warns(UserWarning, match="10 layers in int8 stay as they are"):
+        loss = loaded.fit(TOKENS, np.arange(8) % 4, batch_size=8, verbose=0).history["loss"]
     assert np.isfinite(loss).all()
 
 
@@ -119,6 +122,27 @@ def test_any_choice_of_layers_keeps_the_logits(filters):
 def test_filters_that_match_nothing_are_refused():
     with pytest.raises(ValueError, match=r"`filters` must match a dense layer.*Received: filters='no_such_layer'"):
         make_causal_lm(num_layers=1).quantize("int8", filters="no_such_layer")
+
+
+def test_training_around_int8_kernels_is_said():
+    lm = make_causal_lm(num_layers=1)
+    lm.quantize("int8")
+    classifier = igpt.ImageGPTImageClassifier(lm, 3)
+    lm.compile("sgd")
+    classifier.compile(**igpt.finetuning_recipe(0.001))
+    token_ids, labels = random_tokens(4), np.arange(4) % 3
+    for model, targets in ((lm, None), (classifier, labels)):
+        with pytest.warns(UserWarning, match="5 layers in int8 stay as they are: training changes norms") as caught:
+            model.fit(token_ids, targets, verbose=0)
+        assert caught[0].filename == __file__
+    probe = igpt.ImageGPTImageClassifier(lm, 3, generative_weight=0, frozen=True)
+    probe.compile(**igpt.finetuning_recipe(0.001))
+    lm.compile("sgd")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*int8")
+        probe.fit(token_ids, labels, verbose=0)
+        lm.backbone.blocks[0].feed_forward.expansion.enable_lora(2)
+        lm.fit(token_ids, verbose=0)
 
 
 def test_what_cannot_be_quantized_is_named(quantized):

@@ -303,6 +303,24 @@ def test_weights_that_have_diverged_predict_no_class():
         classifier.predict(random_tokens(8), verbose=0)
 
 
+@pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
+def test_predicting_computes_no_generative_loss(make):
+    lm = randomize(make(num_layers=2))
+    classifier, alone = (igpt.ImageGPTImageClassifier(lm, 4, weight, layer=1) for weight in (1.0, 0.0))
+    randomize(classifier.class_head)
+    alone.class_head.kernel.assign(classifier.class_head.kernel)
+    token_ids = random_tokens(8)
+    assert set(classifier(token_ids)) == {"class_logits", "image_losses", "image_weights"}
+    expected = alone.predict(token_ids, verbose=0)
+    # Nothing above the depth of the head has a say.
+    for layer in (lm.pixel_head, lm.backbone.blocks[1].feed_forward, lm.backbone.final_norm):
+        for weight in layer.weights:
+            weight.assign(np.full(weight.shape, np.nan))
+    np.testing.assert_allclose(classifier.predict(token_ids, verbose=0), expected, rtol=1e-5)
+    assert set(classifier.predict_on_batch(token_ids)) == {"class_logits"}
+    assert set(classifier(token_ids)) == {"class_logits", "image_losses", "image_weights"}
+
+
 def test_a_palette_of_one_colour_trains():
     lm = make_causal_lm(num_layers=1, vocabulary_size=1)
     classifier = igpt.ImageGPTImageClassifier(lm, num_classes=4)
@@ -356,3 +374,9 @@ def test_classes_without_names_have_numbers():
 def test_class_names_that_do_not_fit(names):
     with pytest.raises(ValueError, match=r"`class_names` must be 4 different strings.*Received: class_names="):
         igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1), 4, class_names=names)
+
+
+def test_class_names_may_be_an_array():
+    names = igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1), 4, class_names=np.array(NAMES)).class_names
+    assert names == NAMES
+    assert {type(name) for name in names} == {str}

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_masked_lm, randomize
+from conftest import make_causal_lm, make_masked_lm, randomize
 
 import keras_igpt as igpt
 from keras_igpt.objectives.open_model import names_a_file, open_model
@@ -40,6 +40,16 @@ def test_without_the_hubs_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"^hf://someone/model needs .*pip install 'keras_igpt\[checkpoints\]'$"):
         open_model("hf://someone/model", "--model")
+
+
+def test_a_damaged_file_is_not_called_missing(palette, tmp_path):
+    make_causal_lm(palette, num_layers=1).save(tmp_path / "model.keras")
+    whole = (tmp_path / "model.keras").read_bytes()
+    (tmp_path / "model.keras").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        ValueError, match=r"^--model must be a whole \.keras file\. Received: .*model\.keras, which is cut"
+    ):
+        open_model(tmp_path / "model.keras", "--model")
 
 
 def test_a_name_of_nothing_tells_what_it_may_be(tmp_path):

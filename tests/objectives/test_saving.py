@@ -264,6 +264,32 @@ def test_saving_means_what_it_means_in_keras(tmp_path, monkeypatch):
     assert sent == [("hf://somebody/model", {"overwrite": True, "zipped": None})]
 
 
+@pytest.mark.parametrize("freeze", ["backbone", "blocks", "block but its norm"])
+def test_a_file_keeps_what_is_frozen(freeze, tmp_path):
+    lm = randomize(make_causal_lm(), scale=0.1)
+    backbone = lm.backbone
+    for layer in [backbone] if freeze == "backbone" else [backbone.blocks[0], backbone.pixel_embedding]:
+        layer.trainable = False
+    backbone.blocks[0].attention_norm.trainable = freeze == "block but its norm"
+    lm.compile(optimizer=keras.optimizers.Adam(0.01))
+    lm.fit(TOKENS, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    lm.save(tmp_path / "frozen.keras")
+    opened = keras.saving.load_model(tmp_path / "frozen.keras")
+    classifier = igpt.ImageGPTImageClassifier(opened, 4)
+    assert [weight.path for weight in opened.trainable_weights] == [weight.path for weight in lm.trainable_weights]
+    before = opened.get_weights()
+    for model in (lm, opened):
+        model.fit(TOKENS, batch_size=4, epochs=1, shuffle=False, verbose=0)
+    for there, here in zip(lm.get_weights(), opened.get_weights(), strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-6)
+    frozen = [not weight.trainable for weight in opened.weights]
+    for weight, old, stays in zip(opened.get_weights(), before, frozen, strict=True):
+        assert np.array_equal(weight, old) == stays
+    classifier.save(tmp_path / "classifier.keras")
+    inside = keras.saving.load_model(tmp_path / "classifier.keras").language_model
+    assert [weight.trainable for weight in inside.weights] == [not stays for stays in frozen]
+
+
 def test_checkpoints_of_keras_are_whole_too(tmp_path, monkeypatch):
     written = []
     save = keras.Model.save

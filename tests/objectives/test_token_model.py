@@ -175,8 +175,9 @@ def test_weights_as_a_column_are_weights(generative_weight):
     ("weights", "message"),
     [
         (np.ones((4, 2), "float32"), r"`sample_weight` must be numbers of shape \(4,\).* \(4, 2\)"),
-        (np.array([1, 1, np.nan, 1], "float32"), "`sample_weight` must be finite.*1 rows"),
-        (np.array([1, 1, np.inf, np.inf], "float32"), "`sample_weight` must be finite.*2 rows"),
+        (np.array([1, 1, np.nan, 1], "float32"), "`sample_weight` must be finite and at least 0.*nan.* 1 of 4 rows"),
+        (np.array([1, 1, np.inf, np.inf], "float32"), "`sample_weight` must be finite and at least 0.* 2 of 4 rows"),
+        (np.array([1, -1, 1, 1], "int8"), "`sample_weight` must be finite and at least 0.*-1.* 1 of 4 rows"),
     ],
 )
 def test_weights_that_are_none(lm, kind, weights, message):
@@ -370,6 +371,28 @@ def test_a_model_that_is_not_compiled_says_how():
         ):
             use(random_tokens(2))
     assert model.predict(random_tokens(2), verbose=0).shape == (2, 16, 16)
+
+
+def test_tokens_in_lists():
+    lm, token_ids = make_lm(), random_tokens(4)
+    expected = lm.evaluate(token_ids, verbose=0)
+    assert lm.evaluate(token_ids.tolist(), verbose=0) == expected
+    assert lm.test_on_batch(token_ids.tolist()) == pytest.approx(lm.test_on_batch(token_ids))
+    logits = lm.predict_on_batch(token_ids)
+    np.testing.assert_array_equal(lm.predict_on_batch(token_ids.tolist()), logits)
+    lm.fit(token_ids.tolist(), verbose=0)
+    lm.fit({"token_ids": token_ids.tolist()}, verbose=0)
+    lm.train_on_batch(token_ids.tolist())
+    assert lm.evaluate(token_ids, verbose=0) != expected
+
+
+def test_no_hidden_pixel_has_no_loss():
+    model = make_masked_lm(mask_rate=0)
+    model.compile("sgd")
+    for method in (model.fit, model.evaluate, model.train_on_batch):
+        with pytest.raises(ValueError, match=r"`mask_rate` must be above 0 for a loss"):
+            method(random_tokens(4))
+    assert model.predict(random_tokens(4), verbose=0).shape == (4, 16, 16)
 
 
 def test_labels_in_a_list():

@@ -198,6 +198,17 @@ def test_the_callback_applies_the_rest_of_each_epoch_before_its_validation():
     np.testing.assert_allclose(history.history["val_loss"], expected.history["val_loss"], rtol=1e-5)
 
 
+def test_a_smaller_last_batch_counts_as_much_as_the_others():
+    x = random_tokens(5)
+    # Each picture as often as the other batch has pictures: one batch of batches that count alike.
+    large = make_trained()
+    fit(large, np.concatenate([x[:4], *4 * [x[4:]]]), batch_size=8)
+    model = make_trained(accumulation_steps=4)
+    fit(model, x, batch_size=4)
+    assert apply_leftover_gradients(model) == 2
+    assert_trained_alike(model, large)
+
+
 def test_nothing_is_left_over_without_accumulation():
     model = make_trained()
     fit(model, random_tokens(4), batch_size=2)

@@ -199,6 +199,25 @@ def test_the_metrics_of_a_resumed_epoch_are_those_of_all_its_steps(tmp_path):
     assert {name: values[-2:] for name, values in expected.items()} == history
 
 
+def test_other_metrics_than_those_of_the_checkpoint_start_at_zero(tmp_path):
+    """In another order too, and where a name's number alone tells them apart."""
+
+    def make(*metrics):
+        model = make_model("classifier")
+        named = {f"top_{k}": keras.metrics.SparseTopKCategoricalAccuracy(k, name=f"top_{k}") for k in (2, 3)}
+        weighted = [named.get(name, name) for name in metrics]
+        model.compile(**{**igpt.finetuning_recipe(0.01), "weighted_metrics": weighted})
+        return model
+
+    expected = train(make("top_2", "top_3", "accuracy"), epochs=1)
+    with pytest.raises(CrashError):
+        train(make("accuracy", "top_2"), [igpt.ExactResume(tmp_path, every=1), Crash(0, 4)], epochs=1)
+    model = make("top_3", "top_2", "accuracy")
+    with pytest.warns(UserWarning, match=r"not in its checkpoint.*remaining steps alone: top_3$"):
+        history = train(model, [igpt.ExactResume(tmp_path, every=1)], epochs=1)
+    assert history == {**expected, "top_3": [1.0]}
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     first, again = make_model("ar"), make_model("ar")
     train(first, [igpt.ExactResume(tmp_path, every=100)])
@@ -511,6 +530,48 @@ def test_a_signal_saves_the_state_and_goes_where_it_went_before(alone, tmp_path)
     assert_same_weights(resumed, alone)
 
 
+@pytest.mark.parametrize("options", [{}, {"ema_momentum": 0.9}])
+def test_a_signal_in_a_validation_does_not_wait_for_its_end(options, tmp_path):
+    """The first time before it begins; and averages that it is made with are not what is saved."""
+
+    class Terminate(keras.callbacks.Callback):
+        begun = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            if not list(tmp_path.iterdir()) and batch == STEPS - 1:
+                signal.raise_signal(signal.SIGTERM)
+
+        def on_test_batch_begin(self, batch, logs=None):
+            self.begun += 1
+            if batch == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    def handler(number, frame):
+        raise CrashError
+
+    def make_callbacks():
+        return [keras.callbacks.SwapEMAWeights()] if options else []
+
+    tokens = LabeledTokens(random_tokens(40, seed=1), np.zeros(40, "int64"), 16)
+    held_out = igpt.EvaluationBatches(tokens, None, batch_size=4)
+    alone, resumed = make_model("bert", **options), make_model("bert", **options)
+    expected = train(alone, make_callbacks(), validation_data=held_out)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        for begun in (1, 3):
+            stopped, terminate = make_model("bert", **options), Terminate()
+            callbacks = [*make_callbacks(), terminate, igpt.ExactResume(tmp_path, every=100)]
+            with pytest.raises(CrashError):
+                train(stopped, callbacks, validation_data=held_out)
+            assert terminate.begun == begun
+            assert [path.name for path in tmp_path.iterdir()] == ["step-00000004.npz"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    history = train(resumed, [*make_callbacks(), igpt.ExactResume(tmp_path, every=100)], validation_data=held_out)
+    assert_same_weights(resumed, alone)
+    assert history == expected
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path):
     train(make_model("ar"), [igpt.ExactResume(tmp_path, every=100)])
     with pytest.raises(ValueError, match=r"`folder` must hold checkpoints of these batches: seed is 1 here.*seed=0"):
@@ -641,10 +702,11 @@ def test_checkpoints_of_an_earlier_version_go_on(alone, tmp_path):
     model = make_model("ar")
     with pytest.raises(CrashError):
         train(model, [igpt.ExactResume(tmp_path, every=1, keep=1), Crash(1, 3)])
-    without(max(tmp_path.glob("step-*")), "first_step", "data", "settings", "settings_reached")
+    without(max(tmp_path.glob("step-*")), "first_step", "data", "settings", "settings_reached", "metrics")
     resumed = make_model("ar")
-    train(resumed, [igpt.ExactResume(tmp_path, every=100)])
+    history = train(resumed, [igpt.ExactResume(tmp_path, every=100)])
     assert_same_weights(resumed, alone)
+    assert history == {name: values[1:] for name, values in alone.history.history.items()}
     visit(make_model("ar"), tmp_path / "new")
     without(tmp_path / "new" / "step-00000003.npz", "first_step", "data", "settings", "settings_reached")
     with pytest.warns(UserWarning, match="does not say where its batches began: .*first_step=5 too"):
