@@ -91,11 +91,6 @@ class ImageGPTMaskedLM(PixelModel):
             return ops.cast(inputs["position_mask"], "bool")
         return self.random_position_mask(token_ids_of(inputs), training=training)
 
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        if not self.mask_rate:
-            raise ValueError("`mask_rate` must be above 0 for a loss, which is that of hidden pixels. Received: 0")
-
     def advance_step(self) -> None:
         self.random_position_mask.advance()
 

@@ -176,7 +176,7 @@ class ExactResume(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
         if epoch == self._first_epoch and self._metrics:
-            self._restore_metrics(self.model.metrics_variables)
+            self._restore_metrics()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # Between two executions: the end of a batch is reported by another thread while the next one runs.
@@ -257,7 +257,7 @@ class ExactResume(keras.callbacks.Callback):
         header = {
             **self._header(step, variables),
             "finished": finished,
-            "metrics": _descriptions_of_metrics(metrics),
+            "metrics": _descriptions_of_metrics(model),
             "settings_reached": {name: value for name, value in now.items() if self._settings.get(name) != value},
         }
         return header, _copies_of(variables), _copies_of(metrics)
@@ -379,9 +379,9 @@ class ExactResume(keras.callbacks.Callback):
             return epoch, skipped
         return None
 
-    def _restore_metrics(self, variables: list[Any]) -> None:
+    def _restore_metrics(self) -> None:
         """Restores what the metrics of the first epoch were, as far as the checkpoint has the same ones."""
-        here = _descriptions_of_metrics(variables)
+        here = _descriptions_of_metrics(self.model)
         if self._metrics_before is None:
             # Earlier versions wrote no names; the metrics that were added since are at the end.
             before, others = here, set[str]()
@@ -391,7 +391,7 @@ class ExactResume(keras.callbacks.Callback):
         waiting: dict[str, Arrays] = {}
         for description, array in zip(before, self._metrics, strict=False):
             waiting.setdefault(description, []).append(array)
-        for variable, description in zip(variables, here, strict=True):
+        for variable, description in zip(self.model.metrics_variables, here, strict=True):
             if _metric_of(description) not in others and waiting.get(description):
                 variable.assign(waiting[description].pop(0))
         if others:
@@ -519,10 +519,11 @@ def _descriptions_of(variables: list[Any]) -> list[str]:
     return [f"{re.sub(r'_[0-9]+', '', v.name)} {tuple(v.shape)} {v.dtype}" for v in variables]
 
 
-def _descriptions_of_metrics(variables: list[Any]) -> list[str]:
-    """Like `_descriptions_of`, with the names of the metrics, in which numbers are the user's."""
-    metrics = [variable.path.rpartition("/")[0].rpartition("/")[2] for variable in variables]
-    return [f"{metric}/{text}" for metric, text in zip(metrics, _descriptions_of(variables), strict=True)]
+def _descriptions_of_metrics(model: keras.Model) -> list[str]:
+    """Like `_descriptions_of`, of `metrics_variables`, with the names under which the metrics are logged."""
+    compiled = model._compile_metrics
+    metrics = [part for each in model.metrics for part in (compiled.metrics if each is compiled else [each])]
+    return [f"{metric.name}/{text}" for metric in metrics for text in _descriptions_of(metric.variables)]
 
 
 def _metric_of(description: str) -> str:

@@ -386,15 +386,6 @@ def test_tokens_in_lists():
     assert lm.evaluate(token_ids, verbose=0) != expected
 
 
-def test_no_hidden_pixel_has_no_loss():
-    model = make_masked_lm(mask_rate=0)
-    model.compile("sgd")
-    for method in (model.fit, model.evaluate, model.train_on_batch):
-        with pytest.raises(ValueError, match=r"`mask_rate` must be above 0 for a loss"):
-            method(random_tokens(4))
-    assert model.predict(random_tokens(4), verbose=0).shape == (4, 16, 16)
-
-
 def test_labels_in_a_list():
     classifier = make_classifier()
     token_ids, labels = random_tokens(4), [0, 1, 2, 1]

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -726,7 +727,10 @@ def test_an_infinite_metric_is_no_reason_not_to_save(tmp_path):
     train(alone)
     with pytest.raises(CrashError):
         train(make(), [igpt.ExactResume(tmp_path, every=1), Crash(1, 3)])
-    history = train(resumed, [igpt.ExactResume(tmp_path, every=1)])
+    with warnings.catch_warnings():
+        # A function has another name in Keras for each model; its metric is the same.
+        warnings.filterwarnings("error", message=".*metrics are not in its checkpoint")
+        history = train(resumed, [igpt.ExactResume(tmp_path, every=1)])
     assert history["infinite"] == [np.inf, np.inf]
     assert_same_weights(resumed, alone)
 
