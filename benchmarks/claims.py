@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 import keras_igpt as igpt
 
 RESULTS = Path(__file__).parent.parent / "results"
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,18 @@ class Classifier:
     """A classifier of the results, in one run or in one of each seed.
 
     Attributes:
-        path: file of its report below the folder of results, with `{seed}` if there are several.
+        paths: files of its reports below the folder of results, one a seed.
         entry: its name in a file of several accuracies; None for the report of a probe.
         depth: depth of a probe; the one that validation chose by default. −1 is the last.
     """
 
-    path: str
+    paths: tuple[str, ...]
     entry: str | None = None
     depth: int | None = None
 
     def load(self, results: Path) -> list[igpt.MeasuredAccuracy]:
         """Reads its accuracies on the test set, one a seed."""
-        seeds = SEEDS if "{seed}" in self.path else SEEDS[:1]
-        return [self._load(results / self.path.format(seed=seed)) for seed in seeds]
+        return [self._load(results / path) for path in self.paths]
 
     def _load(self, path: Path) -> igpt.MeasuredAccuracy:
         if self.entry is not None:
@@ -52,26 +50,33 @@ class Classifier:
         return report.final_on_test.measured[depths[self.depth]]
 
 
-def _probe(run: str, depth: int | None = None) -> Classifier:
-    return Classifier(f"{run}/report.json", depth=depth)
+def _probe(*runs: str, depth: int | None = None) -> Classifier:
+    return Classifier(tuple(f"{run}/report.json" for run in runs), depth=depth)
 
 
 def _finetuned(run: str) -> Classifier:
-    return Classifier(f"{run}/accuracies.json", "test accuracy")
+    return Classifier((f"{run}/accuracies.json",), "test accuracy")
 
 
-AR_8, BERT_8, SMALL_8 = (f"cifar10_8x8/seeds/{kind}_{{seed}}" for kind in ("ar", "bert", "small"))
+def _pixels(*runs: str) -> Classifier:
+    return Classifier(tuple(f"{run}/accuracies.json" for run in runs), "raw pixels")
+
+
+AR_8, BERT_8, SMALL_8 = ([f"cifar10_8x8/seeds/{kind}_{seed}" for seed in range(3)] for kind in ("ar", "bert", "small"))
 AR_16, BERT_16 = "cifar10_16x16/ar", "cifar10_16x16/bert"
+AR_16_SEEDS, LARGE_16 = (f"{AR_16}/probe", "cifar10_16x16/seeds/ar_1"), "cifar10_16x16/seeds/large_0"
 # What is said to be better, and than what.
 CLAIMS = {
-    "best depth − last depth, AR, 16×16": (_probe(f"{AR_16}/probe"), _probe(f"{AR_16}/probe", -1)),
-    "best depth − last depth, AR, 8×8": (_probe(AR_8), _probe(AR_8, -1)),
+    "best depth − last depth, AR, 16×16": (_probe(*AR_16_SEEDS), _probe(*AR_16_SEEDS, depth=-1)),
+    "best depth − last depth, larger AR model, 16×16": (_probe(LARGE_16), _probe(LARGE_16, depth=-1)),
+    "best depth − last depth, AR, 8×8": (_probe(*AR_8), _probe(*AR_8, depth=-1)),
     "AR − BERT, probes, 16×16": (_probe(f"{AR_16}/probe"), _probe(f"{BERT_16}/probe")),
-    "AR − BERT, probes, 8×8": (_probe(AR_8), _probe(BERT_8)),
-    "larger − smaller AR model, probes, 8×8": (_probe(AR_8), _probe(SMALL_8)),
+    "AR − BERT, probes, 8×8": (_probe(*AR_8), _probe(*BERT_8)),
+    "larger − smaller AR model, probes, 8×8": (_probe(*AR_8), _probe(*SMALL_8)),
+    "larger − smaller AR model, probes, 16×16": (_probe(LARGE_16), _probe(f"{AR_16}/probe")),
     "largest − larger AR model, probes, 8×8": (
         _probe("cifar10_8x8/seeds/large_0"),
-        _probe("cifar10_8x8/seeds/ar_0"),
+        _probe(AR_8[0]),
     ),
     "AR fine-tuned − its best probe, 16×16": (_finetuned(f"{AR_16}/finetuned"), _probe(f"{AR_16}/probe")),
     "AR fine-tuned − from scratch, 16×16": (_finetuned(f"{AR_16}/finetuned"), _finetuned("cifar10_16x16/scratch")),
@@ -84,11 +89,8 @@ CLAIMS = {
         _finetuned(f"{AR_16}/finetuned"),
         _finetuned(f"{AR_16}/finetuned_on_classes_alone"),
     ),
-    "AR probe − raw pixels, 16×16": (
-        _probe(f"{AR_16}/probe"),
-        Classifier(f"{AR_16}/probe/accuracies.json", "raw pixels"),
-    ),
-    "AR probe − raw pixels, 8×8": (_probe(AR_8), Classifier(f"{AR_8}/accuracies.json", "raw pixels")),
+    "AR probe − raw pixels, 16×16": (_probe(f"{AR_16}/probe"), _pixels(f"{AR_16}/probe")),
+    "AR probe − raw pixels, 8×8": (_probe(*AR_8), _pixels(*AR_8)),
 }
 
 

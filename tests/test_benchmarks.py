@@ -202,11 +202,11 @@ def test_benchmark_of_scaling(tmp_path):
     for package in ("scipy", "matplotlib"):
         pytest.importorskip(package)
     if keras.backend.backend() != "torch":
-        pytest.skip("eleven models: compiling each takes long")
+        pytest.skip("twelve models: compiling each takes long")
     prepare(tmp_path, "cifar10", {"train": 90, "test": 10}, size=8, noise=True)
     options = ["--data-dir", str(tmp_path), "--budgets", "4e9", "8e9", "1.2e10", "--widths", "8", "12", "16"]
-    options += ["--held-out-widths", "8", "16", "--output", str(tmp_path / "out")]
+    options += ["--held-out-widths", "8", "12", "16", "--output", str(tmp_path / "out")]
     result = load_script(BENCHMARKS / "scaling.py").main(options)
     assert json.loads((tmp_path / "out" / "forecast.json").read_text()) == result
-    assert [run["size"] for run in result["held_out"]] == ["width 8", "width 16"]
+    assert [run["size"] for run in result["held_out"]] == ["width 8", "width 12", "width 16"]
     assert (tmp_path / "out" / "scaling.png").is_file()
