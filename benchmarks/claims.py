@@ -27,23 +27,23 @@ class Classifier:
     """A classifier of the results, in one run or in one of each seed.
 
     Attributes:
-        paths: files of its reports below the folder of results, one a seed.
-        entry: its name in a file of several accuracies; None for the report of a probe.
+        runs: folders of its reports below that of results, one a seed.
+        entry: its name in accuracies.json; None for report.json, of a probe.
         depth: depth of a probe; the one that validation chose by default. −1 is the last.
     """
 
-    paths: tuple[str, ...]
+    runs: Sequence[str]
     entry: str | None = None
     depth: int | None = None
 
     def load(self, results: Path) -> list[igpt.MeasuredAccuracy]:
         """Reads its accuracies on the test set, one a seed."""
-        return [self._load(results / path) for path in self.paths]
+        return [self._load(results / run) for run in self.runs]
 
-    def _load(self, path: Path) -> igpt.MeasuredAccuracy:
+    def _load(self, folder: Path) -> igpt.MeasuredAccuracy:
         if self.entry is not None:
-            return igpt.MeasuredAccuracy(**json.loads(path.read_text())[self.entry])
-        report = igpt.ProbeReport.load(path)
+            return igpt.MeasuredAccuracy(**json.loads((folder / "accuracies.json").read_text())[self.entry])
+        report = igpt.ProbeReport.load(folder / "report.json")
         if self.depth is None or report.final_on_test is None:
             return report.measured
         depths = sorted(report.final_on_test.measured)
@@ -51,15 +51,15 @@ class Classifier:
 
 
 def _probe(*runs: str, depth: int | None = None) -> Classifier:
-    return Classifier(tuple(f"{run}/report.json" for run in runs), depth=depth)
+    return Classifier(runs, depth=depth)
 
 
 def _finetuned(run: str) -> Classifier:
-    return Classifier((f"{run}/accuracies.json",), "test accuracy")
+    return Classifier([run], "test accuracy")
 
 
 def _pixels(*runs: str) -> Classifier:
-    return Classifier(tuple(f"{run}/accuracies.json" for run in runs), "raw pixels")
+    return Classifier(runs, "raw pixels")
 
 
 AR_8, BERT_8, SMALL_8 = ([f"cifar10_8x8/seeds/{kind}_{seed}" for seed in range(3)] for kind in ("ar", "bert", "small"))

@@ -40,7 +40,9 @@ def files_in(folder: str | os.PathLike[str], argument: str) -> Iterator[tuple[Pa
             identity = (status.st_dev, status.st_ino)
             if identity in seen:
                 continue
-            seen.add(identity)
+            # Some file systems number no files.
+            if status.st_ino:
+                seen.add(identity)
             entries = [(entry, _status(entry)) for entry in sorted(parent.iterdir()) if entry.name[0] != "."]
         except OSError as error:
             raise ValueError(
@@ -163,7 +165,6 @@ def _pictures(root: Path, argument: str, class_of: dict[tuple[int, int], Path], 
         if identity in class_of:
             left_out["second name of a file"] += 1
             continue
-        # Some file systems number no files.
         if status.st_ino:
             class_of[identity] = root
         found.append(path)

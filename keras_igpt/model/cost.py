@@ -189,8 +189,7 @@ def estimate(
     if image_size is not None:
         model = replace(model, image_size=image_size)
     batch_size = check_integer("batch_size", batch_size)
-    copies = {"gradient_accumulation": gradient_accumulation, "ema": ema}
-    averages = sum(check_flag(name, value) for name, value in copies.items())
+    averages = check_flag("gradient_accumulation", gradient_accumulation) + check_flag("ema", ema)
     remat = check_flag("remat", remat)
     backend = keras.backend.backend() if backend is None else backend
     check_choice("backend", backend, _UPDATE_COPIES)

@@ -277,10 +277,12 @@ class TokenModel(QuantizableModel, WholeStepModel):
 
     def _warn_of_int8(self) -> None:
         """Warns where training goes around the kernels, whose loss falls all the same."""
-        layers, trained = int8_layers(self), {id(weight) for weight in self.trainable_weights}
+        layers = int8_layers(self)
         # LoRA gives the layers weights that learn.
-        goes_around = layers and not any(layer.lora_enabled for layer in layers)
-        if goes_around and any(id(weight) in trained for weight in self.backbone.weights):
+        if not layers or any(layer.lora_enabled for layer in layers):
+            return
+        trained = {id(weight) for weight in self.trainable_weights}
+        if any(id(weight) in trained for weight in self.backbone.weights):
             warnings.warn(
                 f"{len(layers)} layers in int8 stay as they are: training changes norms and embeddings alone.",
                 stacklevel=3,

@@ -1,3 +1,6 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +22,19 @@ def test_what_links_reach_too_has_its_real_name(tmp_path):
     files = dict(files_in(tmp_path / "set", "folder"))
     assert sorted(files) == [tmp_path / "set" / name for name in ("b/2.png", "z/1.png")]
     assert all(status.st_size == path.stat().st_size for path, status in files.items())
+
+
+def test_where_files_have_no_numbers_none_is_passed_over(tmp_path, monkeypatch):
+    for name in ("1/1.png", "2/2.png", "2/3.png"):
+        write(tmp_path / name)
+    stat = Path.stat
+    without = {name: 0 for name in ("st_ino", "st_dev")}
+    monkeypatch.setattr(
+        Path,
+        "stat",
+        lambda path, **options: SimpleNamespace(**{"st_mode": stat(path, **options).st_mode, "st_size": 1, **without}),
+    )
+    assert [path.name for path in pictures_in(tmp_path, "folder")] == ["1.png", "2.png", "3.png"]
 
 
 def test_files_that_are_hidden_or_lead_nowhere(tmp_path):
