@@ -22,12 +22,11 @@ WITH_CODE = [path for path in PAGES if "```python" in path.read_text()]
 # What a page takes for granted, as it says.
 GIVEN = {
     "cluster": ("data", "palette", "batches", "held_out"),
-    "draw": ("test_images",),
+    "draw": ("data",),
     "judging": ("data", "lm"),
     "logging": ("lm", "batches", "held_out"),
     "resume": ("data", "palette"),
     "weights": ("lm", "palette", "train_images", "test_images"),
-    "web_pictures": ("igpt",),
 }
 SMALL = {"vocabulary_size": 64, "image_size": 8, "num_layers": 3, "num_heads": 1, "hidden_dim": 8}
 
@@ -91,8 +90,6 @@ def test_the_code_of_a_page_runs(path, folder, given, monkeypatch):
         pytest.skip("what is called is tested on each backend elsewhere, and PyTorch compiles nothing")
     monkeypatch.chdir(folder)
     namespace = {name: given[name] for name in GIVEN.get(path.stem, ())}
-    if path.stem == "draw":
-        namespace["test_images"] = given["test_images"].repeat(2, axis=1).repeat(2, axis=2)  # of the model's size
     if path.stem == "web_pictures":
         shard = igpt.write_token_shard("web-tokens", "0.npy", given["palette"].encode(given["train_images"]), 64)
         igpt.write_token_manifest("web-tokens", [shard], given["palette"], 8)

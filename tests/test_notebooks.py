@@ -48,11 +48,22 @@ def run(path, **parameters):
     for cell in cells_of(path):
         if cell["cell_type"] != "code" or "install" in tags_of(cell):
             continue
-        exec(compile("".join(cell["source"]), f"{path.name}, {cell['id']}", "exec"), namespace)
+        run_cell(path, cell, namespace)
         if "parameters" in tags_of(cell):
             assert parameters.keys() <= namespace.keys()
             namespace.update(parameters)
     return namespace
+
+
+def run_cell(path, cell, namespace):
+    exec(compile("".join(cell["source"]), f"{path.name}, {cell['id']}", "exec"), namespace)
+
+
+def run_again(path, namespace, *ids):
+    """Runs some cells once more, as after a lost session."""
+    for cell in cells_of(path):
+        if cell["id"] in ids:
+            run_cell(path, cell, namespace)
 
 
 TINY = {"IMAGE_SIZE": 4, "COLORS": 8, "LAYERS": 1, "HEADS": 1, "WIDTH": 8, "BATCH_SIZE": 8}
@@ -68,6 +79,8 @@ def test_own_pictures(tmp_path, monkeypatch):
     assert namespace["completions"].shape == (4, 4, 4, 4, 3)
     assert 0 <= namespace["tested"]["accuracy"] <= 1
     assert keras.saving.load_model(tmp_path / "classifier.keras").num_classes == 2
+    run_again(path, namespace, "pretrain", "loss-curves")
+    assert len(namespace["epochs"]) == 1
 
 
 def test_paper_protocol(tmp_path, monkeypatch):
@@ -93,3 +106,5 @@ def test_paper_protocol(tmp_path, monkeypatch):
     assert set(namespace["curves"]) == {"autoregressive", "random weights"}
     reports = {path.parent.name for path in (tmp_path / "protocol").glob("*/report.json")}
     assert reports == {"finetuning"}
+    run_again(path, namespace, "pretrain")
+    assert len(namespace["epochs"]) == 1

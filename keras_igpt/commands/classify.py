@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files of any size, or folders of them")
     add_model_argument(parser)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="pictures of a pass")
     add_output_argument(parser, "classify_output")
 
 

@@ -24,7 +24,7 @@ from keras_igpt.commands.shared import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_model_argument(parser, required=False)
-    parser.add_argument("--num-images", type=int, default=16)
+    parser.add_argument("--num-images", type=int, default=16, help="pictures to draw")
     add_drawing_arguments(parser)
     add_output_argument(parser, "draw_output")
 

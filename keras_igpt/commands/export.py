@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_model_argument(parser)
     parser.add_argument("--layers", type=int, nargs="+", help="depths of a language model's features; all by default")
-    parser.add_argument("--format", choices=("tf_saved_model", "onnx"), default="tf_saved_model")
+    parser.add_argument("--format", choices=("tf_saved_model", "onnx"), default="tf_saved_model", help="of the file")
     parser.add_argument("--batch-size", type=int, help="fixes the batch size, as ONNX on PyTorch needs")
     parser.add_argument("--output", type=Path, help="exported, or exported.onnx by default")
 

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generative-weight", type=float, default=1.0, help="of L_GEN beside L_CLF; 1 in the paper")
     parser.add_argument("--layer", type=int, help="depth of the features; by default the last, as in the paper")
     parser.add_argument("--rate", type=float, default=0.0003, help="of Adam; about a tenth of the pre-training's")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures of a step")
     parser.add_argument("--epochs", type=int, default=30, help="at most")
     parser.add_argument("--patience", type=int, default=5, help="epochs without a better one after which it stops")
     add_output_argument(parser, "finetune_output")

@@ -3,7 +3,7 @@
 keras-igpt low-data --model run/igpt.keras --images FOLDER
 keras-igpt low-data --model run/igpt.keras --images FOLDER --labels 4 25
 
-By default from the paper's 4, 25 and 400 labels a class, as far as the smallest class has so many.
+By default with 4, 25 and 400 labels a class, as in the paper, or those of them that the smallest class has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subsets", type=int, default=5, help="random subsets, of seeds 0, 1, …")
     parser.add_argument("--layers", type=int, nargs="+", help="depths to choose from; all of them by default")
     parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="pictures of a pass")
     add_output_argument(parser, "low_data_output")
 
 

@@ -43,8 +43,9 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """Shows descriptions as they are written, and defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # Without "(default: None)" and "(default: False)", which say nothing.
-        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+        # Without "(default: None)" and its like, which say nothing; but 0 is one.
+        says_nothing = action.default is False or action.default in (None, [])
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_data_arguments(parser)
     parser.add_argument("--image-size", type=int, default=32, help="side of the pictures in pixels")
-    parser.add_argument("--colors", type=int, default=512)
+    parser.add_argument("--colors", type=int, default=512, help="of the palette")
     add_output_argument(parser, "palette_output")
 
 

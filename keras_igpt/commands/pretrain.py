@@ -131,7 +131,13 @@ def run(options: argparse.Namespace) -> None:
         rate = _searched_rate(options, oracle, architecture, tokens, palette, epoch_steps)
     keras.utils.set_random_seed(options.seed)
     model = _make_model(options, architecture, palette, rate, steps, options.warmup_steps)
-    found = {"learning_rate": rate, "parameters": model.count_params(), "pictures": len(tokens.train), _DATA: data}
+    found = {
+        "colors": palette.num_colors,
+        "learning_rate": rate,
+        "parameters": model.count_params(),
+        "pictures": len(tokens.train),
+        _DATA: data,
+    }
     with named_by_flags(folder="--output"):
         history = model.fit(
             batches,

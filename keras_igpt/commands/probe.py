@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--which", choices=("normed", "residual"), default="normed", help="form of the features")
     parser.add_argument("--concatenate", type=int, help="also so many depths side by side; 5 in the paper's iGPT-XL")
     parser.add_argument("--pictures", type=int, help="training pictures at most; a fifth as many for validation")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="pictures of a pass")
     parser.add_argument("--features", help="folder for the features of sets too large for memory")
     parser.add_argument(
         "--also",
@@ -109,8 +109,9 @@ def run(options: argparse.Namespace) -> None:
     _say(report, others)
     write_config(options, **{f"{name}{TEST_ACCURACY}": measured.accuracy for name, measured in others.items()})
     write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
+    written = [name for name in ("report.json", *_BESIDE_THE_REPORT) if (options.output / name).is_file()]
     say_what_next(
-        f"report.json, accuracies.json, config.json, depth_curve.png and depth_similarity.png to {options.output}/",
+        f"{', '.join(written)}, depth_curve.png and depth_similarity.png to {options.output}/",
         "finetune",
         "--model",
         options.model,

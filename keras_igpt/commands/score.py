@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files of any size")
     add_model_argument(parser, required=False)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures of a pass")
     add_output_argument(parser, "score_output")
 
 

@@ -3,8 +3,8 @@
 keras-igpt search --model run/igpt.keras --images FOLDER --rates 0.003 0.001 0.0003
 keras-igpt search --model run/igpt.keras --images FOLDER --frozen --layer 4 --rates 30 10 3 1
 
-With --frozen it is the paper's linear probe for ImageNet: a linear map of one depth, trained by SGD. Run the same
-command again after a crash.
+With --frozen it is a linear probe as the paper's for ImageNet: a linear map of one depth, trained by SGD. Either way
+padded crops and mirror images of the pictures are trained on. Run the same command again after a crash.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generative-weight", type=float, default=1.0, help="of L_GEN beside L_CLF; 1 in the paper")
     parser.add_argument("--frozen", action="store_true", help="train the class head alone")
     parser.add_argument("--layer", type=int, help="depth of the features; by default the last")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="pictures of a step")
     parser.add_argument("--epochs", type=int, default=30, help="at most; with --frozen exactly, for its schedule")
-    parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument("--patience", type=int, default=5, help="epochs without a better one after which it stops")
     parser.add_argument("--to-beat", type=float, help="accuracy that a trial has to beat; before training by default")
     add_output_argument(parser, "search_output")
 

@@ -49,14 +49,13 @@ def add_model_argument(parser: argparse.ArgumentParser, required: bool = True) -
         "--model",
         required=required,
         default=None if required else "igpt_cifar10_16x16",
-        help="a .keras file, hf://user/model on the Hugging Face hub, or the name of a trained preset"
-        + ("" if required else "; the one of 16x16 pixels that comes with the package by default"),
+        help="a .keras file, hf://user/model on the Hugging Face hub, or the name of a trained preset",
     )
 
 
 def add_output_argument(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds `--output`."""
-    parser.add_argument("--output", type=Path, default=Path(default), help=f"folder to write to; {default} by default")
+    parser.add_argument("--output", type=Path, default=Path(default), help="folder to write to")
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:
@@ -77,7 +76,7 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable colour")
     parser.add_argument("--top-k", type=int, help="draw from the k most probable colours only")
     parser.add_argument("--top-p", type=float, help="draw from the most probable colours of this total probability")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="decides what is drawn")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
 
 

@@ -94,27 +94,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the two commands and their arguments."""
     commands = parser.add_subparsers(dest="step", required=True)
     model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", required=True, help="trained preset or `.keras` file that gives the features")
+    model.add_argument(
+        "--model", required=True, help="of the features: a trained preset, a .keras file or hf://user/model"
+    )
     model.add_argument("--layer", type=int, help="depth of the features; the middle one by default")
     fit = commands.add_parser("fit", parents=[model], help="makes a reference of folders or tar files of pictures")
-    fit.add_argument("pictures", nargs="+")
+    fit.add_argument("pictures", nargs="+", help="folders or tar files")
     fit.add_argument("--output", required=True, help="file, such as imagenet.npz")
-    fit.add_argument("--centroids", type=int, default=1000)
-    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--centroids", type=int, default=1000, help="of the reference; %(default)s by default")
+    fit.add_argument("--seed", type=int, default=0, help="of k-means; %(default)s by default")
     curating = commands.add_parser(
         "curate", parents=[model], help="makes token shards; other options, such as --runner, go to Apache Beam"
     )
     curating.add_argument("shards", nargs="+", help="tar files, folders of tar files or of pictures, or patterns")
     curating.add_argument("--output", required=True, help="folder of the set")
     curating.add_argument("--palette", required=True, help="file of ColorPalette.save, or the official clusters")
-    curating.add_argument("--image-size", type=int, required=True)
+    curating.add_argument("--image-size", type=int, required=True, help="side of the pictures that become tokens")
     curating.add_argument("--reference", required=True, help="file that `fit` has written")
     curating.add_argument(
         "--exclude", action="append", default=[], help="folder or tar file of evaluation pictures; once for each"
     )
     curating.add_argument("--threshold", type=float, help="least score; that of --quantile by default")
     curating.add_argument("--share", type=float, help="share of pictures to keep, in place of a threshold")
-    curating.add_argument("--quantile", type=float, help="share of the reference's own pictures below the threshold")
-    curating.add_argument("--min-side", type=int)
-    curating.add_argument("--max-pixels", type=int)
+    for flag, kind, what in (
+        ("--quantile", float, "share of the reference's own pictures below the threshold"),
+        ("--min-side", int, "least shorter side in pixels"),
+        ("--max-pixels", int, "most pixels of a picture"),
+    ):
+        by_default = getattr(Rules, flag.removeprefix("--").replace("-", "_"))
+        curating.add_argument(flag, type=kind, help=f"{what}; {by_default} by default")
     curating.set_defaults(pipeline_options=())

@@ -462,6 +462,8 @@ class ImageGPTBackbone(QuantizableModel):
         return [found[layer] for layer in depths]
 
     def _check_inputs(self, token_ids: Any, position_mask: Any | None) -> None:
+        if not hasattr(token_ids, "shape"):
+            raise ValueError(f"`token_ids` must be a tensor or an array. Received: {type(token_ids).__name__}")
         shape = tuple(token_ids.shape)
         if len(shape) != 2 or shape[1] != self.num_tokens:
             raise ValueError(

@@ -105,7 +105,7 @@ _LADDER = (
     _Rung(
         Architecture(512, 32, num_layers=12, num_heads=8, hidden_dim=256),
         128,
-        "not run by us; others' models of this size on CIFAR-10: 2.04 nats per token, linear probe 42%",
+        "not run by us; on CIFAR-10 minGPT of this size: 2.04 nats per token; RandSAC, larger: linear probe 42%",
     ),
     _Rung(
         Architecture(512, 32, num_layers=24, num_heads=8, hidden_dim=512),

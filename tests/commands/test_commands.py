@@ -357,6 +357,7 @@ def test_pretraining_on_a_folder_of_classes_with_a_palette_of_its_own(folders, t
     assert {path.name for path in (output / "epochs").iterdir()} == {"epoch-01.keras", "epoch-02.keras"}
     assert len((output / "log.csv").read_text().splitlines()) == 3  # a header and two epochs of one step
     assert keras.saving.load_model(output / "igpt.keras").palette == igpt.ColorPalette.load(palette)
+    assert json.loads((output / "config.json").read_text())["colors"] == 8
     with pytest.raises(SystemExit, match="--batch-size must be at most 32"):
         main([*command, "--batch-size", "99", "--output", str(tmp_path / "too_large")])
     finetune = ["finetune", "--images", folders.classes, "--model", str(output / "igpt.keras"), "--epochs", "1"]
