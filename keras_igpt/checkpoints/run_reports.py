@@ -127,6 +127,9 @@ def read_reports(paths: Paths, model: Model) -> RunReports:
         title = _TRAININGS.get(command)
         if title:
             settings = {name: config[key] for key, name in _SETTINGS.items() if config.get(key) is not None}
+            if "epochs" in settings:
+                # Of fine-tuning and searches they are a limit.
+                settings["epochs"] = len(log) if log else f"at most {settings['epochs']}"
             found.settings.append((title, settings))
         found.sections.extend(_training_section(log))
         found.sections.extend(_section(file, config, model) for file in files)

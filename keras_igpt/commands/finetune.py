@@ -20,6 +20,7 @@ from keras_igpt.commands.run_folder import (
     EpochLog,
     exact_resume,
     has_checkpoints,
+    held,
     make_output_folder,
     other_run,
     settings_of_run,
@@ -37,12 +38,13 @@ from keras_igpt.commands.shared import (
     padded_crop,
     say_plan,
     say_what_next,
+    set_seed,
     use_of_classifier,
 )
 from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, interval_of_share
 from keras_igpt.evaluation.probe_report import describe_probed
 from keras_igpt.model.weight_digests import digest_of_weights
-from keras_igpt.support.files import read_log, write_json
+from keras_igpt.support.files import read_log, remove, write_json
 
 # The digest of the weights that a run starts from among its settings, which those of earlier versions lack.
 _START = "language_model_weights"
@@ -98,13 +100,13 @@ def why_it_stopped(log: Path, patience: int) -> str:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     check_counts(options, "batch_size", "epochs", "patience")
-    keras.utils.set_random_seed(options.seed)
+    set_seed(options)
     language_model = load_language_model(options.model)
     start = digest_of_weights(language_model)
     log, best = options.output / "log.csv", options.output / "best.keras"
     _check_run_there(options, start, log)
     palette, size = language_model.palette, language_model.backbone.image_size
-    data = load_data(options, size, in_memory=True)
+    data = load_data(options, size, palette.num_channels, in_memory=True)
     classifier = _make_classifier(options, language_model, data.class_names)
     augmentation = padded_crop(size)
     batches = igpt.TrainingBatches(
@@ -121,21 +123,26 @@ def run(options: argparse.Namespace) -> None:
         "layer": classifier.layer,
         "augmentation": repr(augmentation),
     }
-    with named_by_flags(folder="--output"):
-        classifier.fit(
-            batches,
-            epochs=epochs_to_train(log, options.epochs, options.patience),
-            validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
-            callbacks=[ConfigOnceAccepted(options, **found), *_callbacks(options, log, best, epoch_steps)],
-            verbose=2,
-        )
-    print(why_it_stopped(log, options.patience), flush=True)
-    chosen = keras.saving.load_model(best)
-    epoch = best_epoch(log)
-    accuracy = read_log(log)[epoch]["val_accuracy"]
-    measured = _tested(options, chosen, data.test.encode(palette))
-    chosen.save(options.output / "classifier.keras")
-    _report(options.output, epoch, interval_of_share(accuracy, len(data.validation)), measured)
+    with held(options.output):
+        if not has_checkpoints(options.output):
+            # What they say is of another run, which left nothing to go on with.
+            remove(log)
+            remove(best)
+        with named_by_flags(folder="--output"):
+            classifier.fit(
+                batches,
+                epochs=epochs_to_train(log, options.epochs, options.patience),
+                validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
+                callbacks=[ConfigOnceAccepted(options, **found), *_callbacks(options, log, best, epoch_steps)],
+                verbose=2,
+            )
+        print(why_it_stopped(log, options.patience), flush=True)
+        chosen = keras.saving.load_model(best)
+        epoch = best_epoch(log)
+        accuracy = read_log(log)[epoch]["val_accuracy"]
+        measured = _tested(options, chosen, data.test.encode(palette))
+        chosen.save(options.output / "classifier.keras")
+        _report(options.output, epoch, interval_of_share(accuracy, len(data.validation)), measured)
     say_what_next(
         f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
         *use_of_classifier(options, options.output / "classifier.keras"),
@@ -145,7 +152,9 @@ def run(options: argparse.Namespace) -> None:
 def _check_run_there(options: argparse.Namespace, start: str, log: Path) -> None:
     """Raises `ValueError` unless the command goes on with the run in its folder, if there is one."""
     run = settings_of_run(options)
-    if has_checkpoints(options.output) and run.get(_START, start) != start:
+    if not has_checkpoints(options.output):
+        return
+    if run.get(_START, start) != start:
         # Its checkpoints would take the place of these weights.
         raise other_run(options, "--model", f"{options.model}, with other weights")
     done = len(read_log(log))

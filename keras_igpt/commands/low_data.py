@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     subsets = check_integer("subsets", options.subsets, 2)
     check_counts(options, "batch_size")
     model = load_language_model(options.model)
-    data = load_data(options, model.backbone.image_size)
+    data = load_data(options, model.backbone.image_size, model.palette.num_channels)
     labels = options.labels or _labels_that_fit(data)
     depths = model.backbone.num_layers + 1 if options.layers is None else len(options.layers)
     few = f"{', '.join(map(str, labels))} labels a class, {subsets} subsets of each"

@@ -9,7 +9,7 @@ import argparse
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.commands.run_folder import make_output_folder
+from keras_igpt.commands.run_folder import make_run_folder
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_output_argument,
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     check_counts(options, "colors")
     train, held_out = load_training_pictures(options, options.image_size)
     shown = pixels_of(spread(held_out, 1000))
-    make_output_folder(options)
+    make_run_folder(options)
     with named_by_flags(num_colors="--colors"):
         palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
     palette.save(options.output / "palette.npy")

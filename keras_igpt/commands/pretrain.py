@@ -22,6 +22,7 @@ from keras_igpt.commands.run_folder import (
     EpochLog,
     exact_resume,
     has_checkpoints,
+    held,
     make_output_folder,
     other_run,
     settings_of_run,
@@ -39,7 +40,9 @@ from keras_igpt.commands.shared import (
     pixels_of,
     say_plan,
     say_what_next,
+    set_seed,
 )
+from keras_igpt.model.cost import BYTES_BY_POLICY
 from keras_igpt.support.files import read_log
 
 _PALETTE = "palette.npy"
@@ -77,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalization", choices=("layer_norm", "rms_norm"), default="layer_norm", help="rms_norm for transformers"
     )
-    parser.add_argument("--dtype", default="float32", help="dtype policy, such as mixed_bfloat16")
+    parser.add_argument("--dtype", choices=tuple(BYTES_BY_POLICY), default="float32", help="dtype policy")
     parser.add_argument("--remat", action="store_true", help="less memory, a third more time")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures of a step")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the pictures, or of --epoch-steps each")
@@ -96,14 +99,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     check_counts(options, "batch_size", "epochs", "epoch_steps", "warmup_steps", "search_epochs")
+    set_seed(options)  # raises before anything is read
     run, begun = settings_of_run(options), _has_begun(options.output)
     palette = _known_palette(options, begun)
     # Earlier versions overwrote the settings of a run with those of a command that they refused.
     if begun and _DATA in run:
         _check_settings(options, run)
     architecture = _architecture(options, palette)
-    oracle = _oracle(options) if len(options.rates) > 1 else None
-    train, validation = load_training_pictures(options, options.image_size)
+    _oracle(options)
+    channels = 3 if palette is None else palette.num_channels
+    train, validation = load_training_pictures(options, options.image_size, channels)
     check_batch_fits(options, train)
     epoch_steps = options.epoch_steps or len(train) // options.batch_size
     steps, size = options.epochs * epoch_steps, options.image_size
@@ -112,6 +117,21 @@ def run(options: argparse.Namespace) -> None:
         f"{len(train):,} pictures of {size}x{size} pixels", f"{options.epochs} epochs", steps, model, options.batch_size
     )
     make_output_folder(options)
+    with held(options.output):
+        model = _train(options, (train, validation), architecture, palette, epoch_steps)
+        _write_results(options, model)
+
+
+def _train(
+    options: argparse.Namespace,
+    pictures: tuple[Any, Any],
+    architecture: igpt.Architecture,
+    palette: igpt.ColorPalette | None,
+    epoch_steps: int,
+) -> Any:
+    """Fits the palette where it is not known, searches the rate where there are several, and trains a model."""
+    train, validation = pictures
+    run, begun = settings_of_run(options), _has_begun(options.output)
     if palette is None:
         with named_by_flags(num_colors="--colors"):
             palette = igpt.ColorPalette.fit(pixels_of(train), options.colors, seed=options.seed)
@@ -126,13 +146,15 @@ def run(options: argparse.Namespace) -> None:
     if not run and not begun:
         _check_palette_there(options.output / _PALETTE, palette)
     palette.save(options.output / _PALETTE)
-    rate = options.rates[0]
+    rate, oracle = options.rates[0], _oracle(options)
     if oracle is not None:
         rate = _searched_rate(options, oracle, architecture, tokens, palette, epoch_steps)
-    keras.utils.set_random_seed(options.seed)
-    model = _make_model(options, architecture, palette, rate, steps, options.warmup_steps)
+    set_seed(options)
+    model = _make_model(options, architecture, palette, rate, options.epochs * epoch_steps, options.warmup_steps)
     found = {
         "colors": palette.num_colors,
+        # One that is that of the run without being named again was given once, or fitted.
+        "palette": str(options.palette) if options.palette else run.get("palette") if begun else None,
         "learning_rate": rate,
         "parameters": model.count_params(),
         "pictures": len(tokens.train),
@@ -150,7 +172,7 @@ def run(options: argparse.Namespace) -> None:
     if not history.epoch:
         # The schedule has the length of the run.
         print("Finished: the learning rate has fallen to zero, a longer run needs another --output.", flush=True)
-    _write_results(options, model)
+    return model
 
 
 def _write_results(options: argparse.Namespace, model: Any) -> None:
@@ -202,8 +224,8 @@ def _check_palette_there(path: Path, palette: igpt.ColorPalette) -> None:
     """Raises `ValueError` where somebody else's palette would be replaced."""
     if path.is_file() and igpt.ColorPalette.load(path) != palette:
         raise ValueError(
-            f"--palette must be given where a palette of other colours waits in --output: to take it, {path}. "
-            "Received: none"
+            f"--output must hold no palette of other colours than those of the run; to take them, --palette {path}. "
+            f"Received: {path.parent}"
         )
 
 
@@ -258,7 +280,10 @@ def _callbacks(options: argparse.Namespace, epoch_steps: int) -> list[Any]:
     ]
 
 
-def _oracle(options: argparse.Namespace) -> igpt.DescendingLearningRateOracle:
+def _oracle(options: argparse.Namespace) -> igpt.DescendingLearningRateOracle | None:
+    """The search of several rates; raises `ValueError` unless they fall."""
+    if len(options.rates) == 1:
+        return None
     with named_by_flags(learning_rates="--rates"):
         return igpt.DescendingLearningRateOracle("val_loss", options.rates)
 

@@ -41,7 +41,8 @@ from keras_igpt.support.files import remove, write_json
 # Few would make the similarities too high, more take long.
 _PICTURES_COMPARED = 5000
 # Written after the report, some of them only where asked for: those of an earlier probe are of another report.
-_BESIDE_THE_REPORT = ("config.json", "accuracies.json", "nearest_neighbors.json", "attention.json")
+_SIMILARITY = "depth_similarity.png"
+_BESIDE_THE_REPORT = ("config.json", "accuracies.json", "nearest_neighbors.json", "attention.json", _SIMILARITY)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     check_counts(options, "batch_size", "pictures")
     model = load_language_model(options.model)
-    data = _load_pictures(options, model.backbone.image_size)
+    data = _load_pictures(options, model)
     layers: Any = "all" if options.layers is None else options.layers
     probe = igpt.LinearProbe(model, layers, options.which, options.concatenate)
     extractor = igpt.FeatureExtractor(model, layers, options.which)
@@ -93,8 +94,9 @@ def run(options: argparse.Namespace) -> None:
         remove(options.output / name)
     depth_curve = options.output / "depth_curve.png"
     report.plot().savefig(depth_curve)
-    similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
-    plot_depth_similarity(similarity, extractor.depths).savefig(options.output / "depth_similarity.png")
+    if len(validation) > 1:
+        similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
+        plot_depth_similarity(similarity, extractor.depths).savefig(options.output / _SIMILARITY)
     others: dict[str, igpt.MeasuredAccuracy] = {}
     if not options.no_pixels:
         others[RAW_PIXELS] = _raw_pixels(model, data)
@@ -111,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
     written = [name for name in ("report.json", *_BESIDE_THE_REPORT) if (options.output / name).is_file()]
     say_what_next(
-        f"{', '.join(written)}, depth_curve.png and depth_similarity.png to {options.output}/",
+        f"{', '.join(written)} and depth_curve.png to {options.output}/",
         "finetune",
         "--model",
         options.model,
@@ -119,9 +121,9 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def _load_pictures(options: argparse.Namespace, image_size: int) -> igpt.DataSplits[Any]:
+def _load_pictures(options: argparse.Namespace, model: Any) -> igpt.DataSplits[Any]:
     """Opens the pictures; of training and validation `--pictures` and a fifth as many, where that is given."""
-    data = load_data(options, image_size)
+    data = load_data(options, model.backbone.image_size, model.palette.num_channels)
     if options.pictures is None:
         return data
     train, validation = spread(data.train, options.pictures), spread(data.validation, -(-options.pictures // 5))

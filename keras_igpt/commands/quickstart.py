@@ -21,13 +21,15 @@ import numpy as np
 import keras_igpt as igpt
 from keras_igpt import plotting
 from keras_igpt.commands.photographs import photograph, photograph_patches
-from keras_igpt.commands.run_folder import make_output_folder
+from keras_igpt.commands.run_folder import make_run_folder
 from keras_igpt.commands.shared import (
     add_data_arguments,
     add_output_argument,
+    check_source,
     describe_data,
     load_data,
     say_what_next,
+    set_seed,
     spread,
 )
 from keras_igpt.model.presets import Objective
@@ -69,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     started = time.monotonic()
-    keras.utils.set_random_seed(options.seed)
-    make_output_folder(options)
+    set_seed(options)
+    check_source(options)
+    make_run_folder(options)
     from_photographs = not (options.images or options.dataset)
     size = PHOTOGRAPHS if from_photographs else PICTURES
     steps = size.pretraining_steps if options.steps is None else check_integer("steps", options.steps, 2)
@@ -81,6 +84,10 @@ def run(options: argparse.Namespace) -> None:
             data = photograph_patches(size.image_size, options.seed)
         else:
             data = load_data(options, size.image_size, in_memory=True)
+            if len(data.train) < size.batch_size:
+                raise ValueError(
+                    f"--images must hold at least {size.batch_size} pictures to train on. Received: {len(data.train)}"
+                )
         print(f"  {describe_data(data, size.image_size)}")
     palette = _fit_palette(options, size, data)
     models = _pretrain(options, size, data, palette, steps, results)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,44 @@ def write_config(options: argparse.Namespace, **found: Any) -> None:
 
 
 class ConfigOnceAccepted(keras.callbacks.Callback):
-    """Writes `config.json` when a training begins: `ExactResume` has accepted the run in the folder by then."""
+    """Writes `config.json` before the first epoch: `ExactResume` has accepted the run in the folder by then.
+
+    A finished run, of which no epoch is left, keeps its own.
+    """
 
     def __init__(self, options: argparse.Namespace, **found: Any) -> None:
         super().__init__()
-        self._write: Callable[[], None] = lambda: write_config(options, **found)
+        self._write: Callable[[], None] | None = lambda: write_config(options, **found)
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._write()
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self._write is not None:
+            self._write()
+            self._write = None
+
+
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Holds the folder of a run while it is trained; raises ValueError where another process does."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with open(output / ".lock", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"--output must be a folder that no other process is training in. Received: {output}"
+            ) from error
+        except OSError:
+            # Some network file systems have no locks.
+            pass
+        yield
 
 
 def make_run_folder(options: argparse.Namespace) -> None:
-    """Makes `--output` for a command that writes its settings there; raises ValueError where another command's are."""
+    """Makes `--output` for a command whose files would replace those of a run; raises ValueError where one is."""
     settings_of_run(options)
     make_output_folder(options)
 

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import keras_igpt as igpt
-from keras_igpt.commands.run_folder import make_run_folder, write_config
+from keras_igpt.commands.run_folder import held, make_run_folder, write_config
 from keras_igpt.commands.shared import (
     TimeLeft,
     add_data_arguments,
@@ -38,12 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     add_data_arguments(parser)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.001, 0.0003, 0.0001], help="falling")
-    parser.add_argument("--generative-weight", type=float, default=1.0, help="of L_GEN beside L_CLF; 1 in the paper")
     parser.add_argument("--frozen", action="store_true", help="train the class head alone")
+    parser.add_argument(
+        "--generative-weight",
+        type=float,
+        help="of L_GEN beside L_CLF; 1 by default, as in the paper; not with --frozen",
+    )
     parser.add_argument("--layer", type=int, help="depth of the features; by default the last")
     parser.add_argument("--batch-size", type=int, default=128, help="pictures of a step")
     parser.add_argument("--epochs", type=int, default=30, help="at most; with --frozen exactly, for its schedule")
-    parser.add_argument("--patience", type=int, default=5, help="epochs without a better one after which it stops")
+    parser.add_argument(
+        "--patience", type=int, help="epochs without a better one after which it stops; 5 by default; not with --frozen"
+    )
     parser.add_argument("--to-beat", type=float, help="accuracy that a trial has to beat; before training by default")
     add_output_argument(parser, "search_output")
 
@@ -51,11 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     check_counts(options, "batch_size", "epochs", "patience")
+    _choose_by_head(options)
     with named_by_flags(learning_rates="--rates"):
         oracle = igpt.DescendingLearningRateOracle("val_accuracy", options.rates)
     pretrained = load_language_model(options.model)
     palette, size = pretrained.palette, pretrained.backbone.image_size
-    data = load_data(options, size, in_memory=True)
+    data = load_data(options, size, palette.num_channels, in_memory=True)
     check_batch_fits(options, data.train)
     make_run_folder(options)
     train, validation, test = (part.encode(palette) for part in (data.train, data.validation, data.test))
@@ -78,13 +85,13 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         callbacks=[TimeLeft("left of this training at most")],
     )
-    with named_by_flags(folder="--output", learning_rate="--rates"):
+    with held(options.output), named_by_flags(folder="--output", learning_rate="--rates"):
         how_many = f"at most {len(options.rates)} rates and a refit, each at most {options.epochs} epochs"
         say_plan(describe_data(data, size), how_many, steps, make_model(oracle.get_space()), options.batch_size)
         study.search(
             epochs=options.epochs,
             oracle=oracle,
-            patience=None if options.frozen else options.patience,
+            patience=options.patience,
             to_beat=options.to_beat,
         )
         print(study.refit())
@@ -96,6 +103,17 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
+def _choose_by_head(options: argparse.Namespace) -> None:
+    """Sets what a head alone has no use for, or its default; raises `ValueError` where it was asked for in vain."""
+    for name, alone, default in (("generative_weight", 0.0, 1.0), ("patience", None, 5)):
+        given = getattr(options, name)
+        if given is None:
+            setattr(options, name, alone if options.frozen else default)
+        elif options.frozen:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must not be given with --frozen. Received: {flag} {given}")
+
+
 def _make_classifier(
     options: argparse.Namespace, class_names: tuple[str, ...], rate: float, steps: int
 ) -> igpt.ImageGPTImageClassifier:
@@ -103,7 +121,7 @@ def _make_classifier(
         # Opened for each trial: all begin with the same weights.
         load_language_model(options.model),
         len(class_names),
-        0.0 if options.frozen else options.generative_weight,
+        options.generative_weight,
         layer=options.layer,
         frozen=options.frozen,
         class_names=class_names,

@@ -65,6 +65,11 @@ def check_counts(options: argparse.Namespace, *names: str) -> None:
             check_integer(name, getattr(options, name))
 
 
+def set_seed(options: argparse.Namespace) -> None:
+    """Seeds the initial weights with `--seed`; raises `ValueError` where it is none of Keras'."""
+    keras.utils.set_random_seed(check_integer("seed", options.seed, 0, 2**32 - 1))
+
+
 def check_batch_fits(options: argparse.Namespace, train: Any) -> None:
     """Checks that the pictures to train on fill a batch."""
     if options.batch_size > len(train):
@@ -104,7 +109,7 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
             return flags[name]
         return f"no {flags[name]}" if found["switch"] else f"{flags[name]} "
 
-    return re.sub(r"`(?P<quoted>\w+)(?:=True)?`|(?<![\w.])(?P<named>\w+)=(?P<switch>(?:True|None)\b)?", flag, message)
+    return re.sub(r"`(?P<quoted>\w+)(?:=True)?`|(?<![\w./-])(?P<named>\w+)=(?P<switch>(?:True|None)\b)?", flag, message)
 
 
 @contextmanager
@@ -119,27 +124,45 @@ def named_by_flags(**flags: str) -> Iterator[None]:
         raise
 
 
-def load_data(options: argparse.Namespace, image_size: int, in_memory: bool = False) -> igpt.DataSplits[Any]:
+def load_data(
+    options: argparse.Namespace, image_size: int, num_channels: int = 3, in_memory: bool = False
+) -> igpt.DataSplits[Any]:
     """Opens the labelled pictures that the command line names.
 
     Args:
         options: with the arguments of `add_data_arguments`.
         image_size: int. Side that the pictures get.
+        num_channels: 3, or 1 for the grey values of a folder's pictures.
         in_memory: bool. Whether pictures that come as files are read at once.
 
     Returns:
         `DataSplits`.
     """
-    if options.dataset and options.skip_unreadable:
-        raise ValueError("--skip-unreadable goes with --images. Received: --skip-unreadable with --dataset")
+    check_source(options)
     if options.images:
         with named_by_flags(folder="--images"):
             data: igpt.DataSplits[Any] = igpt.load_image_folder(
-                options.images, image_size, seed=options.seed, skip_unreadable=options.skip_unreadable
+                options.images,
+                image_size,
+                seed=options.seed,
+                num_channels=num_channels,
+                skip_unreadable=options.skip_unreadable,
             )
     else:
+        if num_channels != 3:
+            raise ValueError(f"--images must be given with a grey palette. Received: --dataset {options.dataset}")
         data = igpt.load_dataset(options.dataset, options.data_dir, image_size, seed=options.seed)
     return igpt.load_splits(data) if in_memory else data
+
+
+def check_source(options: argparse.Namespace) -> None:
+    """Raises `ValueError` at arguments of another source of pictures than that which is named."""
+    for flag, value, source in (
+        ("--skip-unreadable", options.skip_unreadable, "images"),
+        ("--data-dir", options.data_dir, "dataset"),
+    ):
+        if value and not getattr(options, source):
+            raise ValueError(f"{flag} goes with --{source}. Received: {flag} without it")
 
 
 def has_classes(options: argparse.Namespace) -> bool:
@@ -157,16 +180,18 @@ def _count(folder: str) -> tuple[int, int]:
     return subfolders, sum(path.suffix.lower() in _SUFFIXES and path.is_file() for path in entries)
 
 
-def load_training_pictures(options: argparse.Namespace, image_size: int) -> tuple[Any, Any]:
+def load_training_pictures(options: argparse.Namespace, image_size: int, num_channels: int = 3) -> tuple[Any, Any]:
     """Opens the pictures that the command line names, to train on without labels: all of a folder without classes.
 
     Args:
         options: with the arguments of `add_data_arguments`.
         image_size: int. Side that the pictures get.
+        num_channels: 3, or 1 for the grey values of a folder's pictures.
 
     Returns:
         The pictures to train on, and those held out.
     """
+    check_source(options)
     if not has_classes(options):
         subfolders, beside = _count(options.images)
         if subfolders >= 2:
@@ -176,9 +201,11 @@ def load_training_pictures(options: argparse.Namespace, image_size: int) -> tupl
                 stacklevel=2,
             )
         with named_by_flags(folder="--images", examples="--images"):
-            pictures = igpt.load_unlabeled_folder(options.images, image_size, skip_unreadable=options.skip_unreadable)
+            pictures = igpt.load_unlabeled_folder(
+                options.images, image_size, num_channels, skip_unreadable=options.skip_unreadable
+            )
             return igpt.split_off(pictures, 0.1, options.seed)
-    data = load_data(options, image_size)
+    data = load_data(options, image_size, num_channels)
     train, validation = (
         igpt.UnlabeledImages(part) if isinstance(part, igpt.ImageFiles) else part
         for part in (data.train, data.validation)

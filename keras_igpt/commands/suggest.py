@@ -10,7 +10,13 @@ import argparse
 import shlex
 
 import keras_igpt as igpt
-from keras_igpt.commands.shared import add_data_arguments, data_words, load_training_pictures, named_by_flags
+from keras_igpt.commands.shared import (
+    add_data_arguments,
+    check_source,
+    data_words,
+    load_training_pictures,
+    named_by_flags,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
     given = [name for name in ("images", "dataset", "pictures") if getattr(options, name) is not None]
     if len(given) != 1:
         raise ValueError(f"One of --images, --dataset and --pictures must be given. Received: {given or 'none'}")
+    check_source(options)
     if pictures is None:
         train, _ = load_training_pictures(options, image_size=8)
         pictures = len(train)

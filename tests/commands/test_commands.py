@@ -1,7 +1,10 @@
 """The commands, one after the other, as a person with a folder of pictures calls them."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -263,6 +266,40 @@ def test_a_search_says_what_it_will_do(pretrained, folders, tmp_path, capsys, re
         main([*search, "--batch-size", "99"])
     with pytest.raises(SystemExit, match=r"keras-igpt search: --rates must fall. Received: --rates \(0.001, 0.003\)"):
         main([*search, "--rates", "0.001", "0.003"])
+    frozen = [*search, "--frozen", "--rates", "1", "--output", str(tmp_path / "frozen")]
+    for vain in (["--generative-weight", "0.5"], ["--patience", "3"]):
+        with pytest.raises(
+            SystemExit, match=rf"{vain[0]} must not be given with --frozen\. Received: {' '.join(vain)}"
+        ):
+            main([*frozen, *vain])
+    main(frozen)
+    config = json.loads((tmp_path / "frozen" / "config.json").read_text())
+    assert (config["generative_weight"], config["patience"]) == (0.0, None)
+    model = ["--model", str(tmp_path / "frozen" / "model.keras"), "--num-samples", "0"]
+    main(["card", *model, "--reports", str(tmp_path / "frozen"), "--output", str(tmp_path / "card")])
+    assert "| epochs | at most 2 |" in (tmp_path / "card" / "README.md").read_text()
+
+
+def test_grey_pictures(folders, tmp_path):
+    pytest.importorskip("keras_tuner")
+    igpt.ColorPalette.from_colors(np.arange(0, 256, 32, dtype="uint8")[:, None]).save(tmp_path / "grey.npy")
+    labelled = ["--images", folders.classes, "--batch-size", "8"]
+    sizes = ["--image-size", "4", "--layers", "1", "--heads", "1", "--width", "8", "--epochs", "1"]
+    model = str(tmp_path / "igpt.keras")
+    for images in (folders.flat, folders.classes):
+        words = ["pretrain", *labelled, *sizes, "--images", images, "--palette", str(tmp_path / "grey.npy")]
+        main([*words, "--output", str(tmp_path / Path(images).name)])
+        shutil.copy(tmp_path / Path(images).name / "igpt.keras", model)
+    assert keras.saving.load_model(model).palette.num_channels == 1
+    for name, *options in (
+        ("probe",),
+        ("low-data", "--labels", "2"),
+        ("finetune", "--epochs", "1"),
+        ("search", "--epochs", "1", "--rates", "0.01", "--to-beat", "0"),
+    ):
+        main([name, *labelled, *options, "--model", model, "--output", str(tmp_path / name)])
+    with pytest.raises(SystemExit, match=r"--images must be given with a grey palette\. Received: --dataset cifar10"):
+        main(["probe", "--dataset", "cifar10", "--model", model])
 
 
 def test_low_data_takes_what_the_smallest_class_has(pretrained, folders, tmp_path, capsys):
@@ -395,7 +432,12 @@ def test_every_command_says_how_to_call_it(capsys):
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
         assert ended.value.code == 0
-        assert f"keras-igpt {name} " in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert f"keras-igpt {name} " in told
+        assert "(default: [])" not in told
+        # Every option says what it is, and 0 is a default that says something.
+        assert not re.findall(r"^  --[\w-]+(?: [\w{},]+)?$\n(?! {10})", told, flags=re.MULTILINE)
+        assert len(re.findall(r"\(default:\s+0\)", told)) == ("--seed" in told)
 
 
 @pytest.mark.parametrize(
@@ -415,6 +457,9 @@ def test_every_command_says_how_to_call_it(capsys):
         (["finetune", "--images", "i", "--model", "m", "--epochs", "0"], "--epochs must .*. Received: --epochs 0"),
         (["pretrain", "--images", "i", "--epochs", "0"], "--epochs must be an integer .*. Received: --epochs 0"),
         (["pretrain", "--images", "i", "--rates", "0.1", "0.2"], "--rates must fall"),
+        (["pretrain", "--images", "i", "--data-dir", "d"], "--data-dir goes with --dataset. Received: --data-dir with"),
+        (["quickstart", "--data-dir", "d"], "--data-dir goes with --dataset"),
+        (["suggest", "--pictures", "9", "--minutes", "1", "--skip-unreadable"], "--skip-unreadable goes with --images"),
         (["probe", "--images", "i", "--model", "m", "--batch-size", "0"], "--batch-size must be an integer"),
     ],
 )
@@ -458,6 +503,7 @@ def test_messages_name_flags():
             "--batch-size must be given. Received: no --batch-size",
         ),
         ("batches.batch_size=8, a folder, held_out=0.1", "batches.batch_size=8, a folder, held_out=0.1"),
+        ("runs/batch_size=8/folder=3.png, --batch_size=8", "runs/batch_size=8/folder=3.png, --batch_size=8"),
     ):
         assert with_flags(message, flags) == expected
     with pytest.raises(FileNotFoundError, match=r"No such file.*`folder`"), named_by_flags(folder="--images"):

@@ -12,7 +12,7 @@ from tiny import SIZES, make_folders
 
 import keras_igpt as igpt
 from keras_igpt.commands.main import main
-from keras_igpt.commands.run_folder import ConfigOnceAccepted
+from keras_igpt.commands.run_folder import ConfigOnceAccepted, held
 from keras_igpt.commands.shared import has_classes, load_training_pictures
 
 
@@ -69,17 +69,81 @@ def test_a_run_of_an_earlier_version_goes_on(command, finished, tmp_path, capsys
     assert contents(output) == before
     main([*command, "--output", str(output)])
     assert "is the end of its training of 2 epochs" in capsys.readouterr().out
-    assert json.loads((output / "config.json").read_text()) == {**config, "output": str(output)}
+    assert json.loads((output / "config.json").read_text()) == earlier
+
+
+def test_a_finished_run_keeps_its_settings(command, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    elsewhere = {**config, "backend": "another", "keras_igpt": "0.0.1"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(elsewhere))
+    main([*command, "--output", str(tmp_path / "run")])
+    assert "Finished" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == elsewhere
+
+
+def test_a_palette_that_was_given_is_that_of_the_run(command, folders, tmp_path, monkeypatch):
+    palette, output = tmp_path / "mine.npy", tmp_path / "run"
+    igpt.ColorPalette.from_colors(np.arange(24, dtype="uint8").reshape(8, 3)).save(palette)
+    without = command[: command.index("--colors")] + command[command.index("--colors") + 2 :]
+
+    def crash(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ConfigOnceAccepted, "on_epoch_end", crash)
+        with pytest.raises(KeyboardInterrupt):
+            main([*without, "--epoch-steps", "1", "--palette", str(palette), "--output", str(output)])
+    first = json.loads((output / "config.json").read_text())
+    main([*command, "--epoch-steps", "1", "--output", str(output)])
+    for config in (first, json.loads((output / "config.json").read_text())):
+        assert (config["palette"], config["colors"]) == (str(palette), 8)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "search"])
+def test_one_process_trains_in_a_folder(name, command, finished, folders, tmp_path):
+    if name == "search":
+        pytest.importorskip("keras_tuner")
+    labelled = [*("--images", folders.classes, "--batch-size", "8"), *("--model", str(finished / "igpt.keras"))]
+    words = command if name == "pretrain" else [name, *labelled]
+    with held(tmp_path), pytest.raises(SystemExit, match="--output must be a folder that no other process is training"):
+        main([*words, "--output", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with held(tmp_path):  # it was let go
+        pass
+
+
+def test_a_fine_tuning_takes_nothing_of_one_without_checkpoints(finished, folders, tmp_path):
+    """Its best weights, and the epochs in its log, are those of another run."""
+    output = tmp_path / "finetune"
+    finetune = ["finetune", "--images", folders.classes, "--batch-size", "8", "--model", str(finished / "igpt.keras")]
+    finetune += ["--epochs", "1", "--output", str(output)]
+    main([*finetune, "--rate", "0.01"])
+    shutil.rmtree(output / "checkpoints")
+    # Nothing would be better.
+    log = (output / "log.csv").read_text().splitlines()
+    log[1] = ",".join("1.0" if name == "val_accuracy" else "0" for name in log[0].split(","))
+    (output / "log.csv").write_text("\n".join([*log, log[1].replace("0", "1", 1)]) + "\n")
+    main([*finetune, "--rate", "1e-07"])
+    fresh = tmp_path / "fresh"
+    main([*finetune[:-1], str(fresh), "--rate", "1e-07"])
+    ours, expected = (keras.saving.load_model(folder / "classifier.keras") for folder in (output, fresh))
+    for weight, other in zip(ours.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+    assert (output / "results.json").read_text() == (fresh / "results.json").read_text()
 
 
 def test_the_palette_is_that_of_the_run_alone(command, folders, tmp_path):
     with pytest.raises(SystemExit, match=r"--heads must divide --width. Received: --heads 3"):
         main([*command, "--heads", "3", "--output", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match=r"--seed must be an integer in 0…4294967295\. Received: --seed -1"):
+        main([*command, "--seed", "-1", "--output", str(tmp_path)])
     # By hand.
     mine = igpt.ColorPalette.from_colors(np.arange(24, dtype="uint8").reshape(8, 3))
     mine.save(tmp_path / "palette.npy")
-    with pytest.raises(SystemExit, match=rf"--palette must be given .* to take it, {tmp_path}.*\. Received: none"):
+    with pytest.raises(SystemExit, match=rf"to take them, --palette {tmp_path}/palette.npy\. Received: {tmp_path}"):
         main([*command, "--output", str(tmp_path)])
     assert igpt.ColorPalette.load(tmp_path / "palette.npy") == mine
     (tmp_path / "palette.npy").unlink()
@@ -109,12 +173,14 @@ def test_a_run_that_trained_nothing_binds_nobody(command, finished, folders, tmp
     assert (config["model"], config["rate"]) == (other[1], 0.0003)
 
 
-@pytest.mark.parametrize("other", ["finetune", "probe", "low-data", "search"])
+@pytest.mark.parametrize("other", ["finetune", "probe", "low-data", "search", "palette", "quickstart"])
 def test_a_folder_of_another_command_is_refused(other, finished, folders):
     if other == "search":
         pytest.importorskip("keras_tuner")
     before = contents(finished)
-    options = [*("--images", folders.classes, "--batch-size", "8"), *("--model", str(finished / "igpt.keras"))]
+    options = ["--images", folders.classes]
+    if other not in ("palette", "quickstart"):
+        options += ["--batch-size", "8", "--model", str(finished / "igpt.keras")]
     with pytest.raises(SystemExit, match=r"--output must be a folder of its own\. .*, that of `keras-igpt pretrain`"):
         main([other, *options, "--output", str(finished)])
     assert contents(finished) == before
@@ -125,11 +191,11 @@ def test_a_search_that_has_begun_keeps_its_palette(command, tmp_path, monkeypatc
     # The first diverges.
     search = [*command, "--rates", "10", "0.01", "--seed", "3", "--output", str(tmp_path)]
 
-    def crash(self, logs=None):
+    def crash(self, epoch, logs=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ConfigOnceAccepted, "on_train_begin", crash)
+        patched.setattr(ConfigOnceAccepted, "on_epoch_begin", crash)
         with pytest.raises(KeyboardInterrupt):
             main(search)
     assert not (tmp_path / "config.json").exists()
@@ -167,12 +233,12 @@ def test_a_fine_tuning_goes_on_from_its_own_model_alone(finished, folders, tmp_p
     capsys.readouterr()
     main([*finetune, "--epochs", "2", "--model", str(tmp_path / "copy.keras")])
     assert "Finished: all 2 epochs are done" in capsys.readouterr().out
-    assert json.loads((output / "config.json").read_text()) == {**config, "model": str(tmp_path / "copy.keras")}
+    assert json.loads((output / "config.json").read_text()) == earlier
 
 
 def test_no_picture_is_dropped_without_labels(folders, tmp_path):
     def counted(folder):
-        options = Namespace(images=str(folder), dataset=None, skip_unreadable=False, seed=0)
+        options = Namespace(images=str(folder), dataset=None, data_dir=None, skip_unreadable=False, seed=0)
         train, validation = load_training_pictures(options, image_size=4)
         return len(train) + len(validation), has_classes(options)
 
