@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.support.checks import check_integer
+from keras_igpt.support.checks import check_flag, check_integer
 from keras_igpt.support.randomness import uniforms
 
 # Left, top and side of a square, in pixels of the stored picture.
@@ -88,7 +88,7 @@ class PaddedCrop:
         mirror: bool. Whether to mirror half of the crops at random.
 
     Raises:
-        ValueError: if `padding` is not an integer of at least 0.
+        ValueError: if `padding` is not an integer of at least 0, or `mirror` not True or False.
 
     Example:
     ```python
@@ -103,7 +103,9 @@ class PaddedCrop:
     mirror: bool = True
 
     def __post_init__(self) -> None:
+        # Python's own: the data description includes `repr`.
         object.__setattr__(self, "padding", check_integer("padding", self.padding, 0))
+        object.__setattr__(self, "mirror", check_flag("mirror", self.mirror))
 
     def sources(self, image_size: int, seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns the source pixel of each pixel of each crop.

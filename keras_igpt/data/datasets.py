@@ -17,7 +17,7 @@ from keras_igpt.data.folders import Classes, check_no_picture_twice, class_folde
 from keras_igpt.data.image_files import FolderReader, ImageFiles, import_pillow, resize_images
 from keras_igpt.data.tfds_reader import TfdsReader, open_prepared
 from keras_igpt.data.unlabeled import UnlabeledImages
-from keras_igpt.support.checks import check_choice, check_integer, check_number
+from keras_igpt.support.checks import check_choice, check_flag, check_integer, check_number
 from keras_igpt.support.randomness import check_seed, permutation
 
 # Share of the official training set held out for validation (section 3.1).
@@ -115,8 +115,9 @@ def load_image_folder(
 
     Raises:
         FileNotFoundError: if a folder does not exist.
-        ValueError: if there are fewer than two classes, the classes of `test_folder` differ, a class has too few
-            pictures for the splits, a folder cannot be read, or a picture is in two classes or in both folders.
+        ValueError: if an argument is not as described, there are fewer than two classes, the classes of `test_folder`
+            differ, a class has too few pictures for the splits, a folder cannot be read, or a picture is in two classes
+            or in both folders.
         ImportError: if Pillow is absent.
 
     Warns:
@@ -130,6 +131,7 @@ def load_image_folder(
     import_pillow()
     check_seed(seed)
     check_integer("image_size", image_size)
+    check_flag("skip_unreadable", skip_unreadable)
     held_out = check_number("held_out", held_out, 0, 0.5, above=True, below=True)
     classes = class_folders(folder, "folder")
     test_classes = None if test_folder is None else class_folders(test_folder, "test_folder")
@@ -185,7 +187,7 @@ def load_unlabeled_folder(
         `UnlabeledImages` of files, decoded when read.
 
     Raises:
-        ValueError: if there are no pictures, or a folder cannot be read.
+        ValueError: if an argument is not as described, there are no pictures, or a folder cannot be read.
         FileNotFoundError: if the folder is missing.
         ImportError: if Pillow is absent.
 
@@ -195,6 +197,7 @@ def load_unlabeled_folder(
     ```
     """
     import_pillow()
+    check_flag("skip_unreadable", skip_unreadable)
     files = pictures_in(folder, "folder")
     if skip_unreadable:
         files = _readable(files, image_size, num_channels)
@@ -226,14 +229,18 @@ def load_arrays(
         `DataSplits` of `LabeledImages`.
 
     Raises:
-        ValueError: if the arrays have other types or shapes.
+        ValueError: if `train` or `test` is no pair, or the arrays have other types or shapes.
 
     Example:
     ```python
     data = load_arrays(*keras.datasets.cifar10.load_data())
     ```
     """
-    sets = [LabeledImages(np.asarray(images), np.asarray(labels)) for images, labels in (train, test)]
+    pairs: dict[str, Any] = {"train": train, "test": test}
+    for name, pair in pairs.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"`{name}` must be a pair, images and labels. Received: {type(pair).__name__}")
+    sets = [LabeledImages(*pair) for pair in pairs.values()]
     if image_size is not None:
         check_integer("image_size", image_size)
         sets = [LabeledImages(resize_images(part.images, image_size), part.labels) for part in sets]

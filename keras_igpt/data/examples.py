@@ -12,8 +12,15 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_images, check_token_ids, token_dtype
-from keras_igpt.support.checks import check_integer, check_number
+from keras_igpt.palette.color_palette import (
+    ColorPalette,
+    UInt8Images,
+    check_color_palette,
+    check_images,
+    check_token_ids,
+    token_dtype,
+)
+from keras_igpt.support.checks import check_array, check_integer, check_number
 from keras_igpt.support.randomness import check_seed, permutation
 
 Labels = npt.NDArray[np.int64]
@@ -89,7 +96,7 @@ class LabeledImages(LabeledExamples):
         return digest_of(self.labels, self.images)
 
     def take(self, rows: npt.ArrayLike) -> Self:
-        chosen = np.asarray(rows)
+        chosen = rows_to_take(rows)
         return type(self)(self.images[chosen], self.labels[chosen])
 
     def join(self, other: Self) -> Self:
@@ -101,7 +108,7 @@ class LabeledImages(LabeledExamples):
         return type(self)(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
 
     def encode(self, palette: ColorPalette) -> LabeledTokens:
-        """Encodes the pictures as palette tokens."""
+        """Encodes the pictures as palette tokens; raises `ValueError` unless they are square and of its channels."""
         return LabeledTokens(encode_images(self.images, palette), self.labels, palette.num_colors)
 
 
@@ -148,7 +155,7 @@ class LabeledTokens(LabeledExamples):
         return math.isqrt(self.token_ids.shape[1])
 
     def take(self, rows: npt.ArrayLike) -> Self:
-        chosen = np.asarray(rows)
+        chosen = rows_to_take(rows)
         return type(self)(self.token_ids[chosen], self.labels[chosen], self.num_colors)
 
     def join(self, other: Self) -> Self:
@@ -322,14 +329,23 @@ def check_square_tokens(token_ids: npt.ArrayLike, num_colors: int) -> npt.NDArra
     return token_ids if isinstance(token_ids, np.ndarray) else array
 
 
+def rows_to_take(rows: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Returns rows as an array to index with."""
+    chosen = np.asarray(rows)
+    # An empty list would be floats.
+    return chosen if chosen.size else chosen.astype(np.int64)
+
+
 def encode_images(images: UInt8Images, palette: ColorPalette) -> npt.NDArray[np.integer[Any]]:
     """Turns square pictures `(B, S, S, C)` into tokens `(B, S * S)` of the smallest unsigned type."""
+    check_color_palette(palette)
     if images.shape[1] != images.shape[2]:
         raise ValueError(f"`images` must be square to become tokens. Received: shape {images.shape}")
     # In chunks: the int32 tokens of all pictures would take up to four times the memory of the result.
-    chunks = [palette.encode(images[start : start + 1024]) for start in range(0, len(images), 1024)]
-    dtype = token_dtype(palette.num_colors)
-    return np.concatenate([chunk.astype(dtype) for chunk in chunks])
+    token_ids = np.empty((len(images), images.shape[1] ** 2), token_dtype(palette.num_colors))
+    for start in range(0, len(images), 1024):
+        token_ids[start : start + 1024] = palette.encode(images[start : start + 1024])
+    return token_ids
 
 
 def digest_of(*arrays: npt.NDArray[Any]) -> str:
@@ -343,7 +359,7 @@ def digest_of(*arrays: npt.NDArray[Any]) -> str:
 
 
 def _check_labels(labels: npt.ArrayLike, count: int) -> Labels:
-    classes = np.asarray(labels)
+    classes = check_array("labels", labels, "classes")
     if classes.ndim == 2 and classes.shape[1] == 1:
         classes = classes[:, 0]
     if classes.dtype.kind not in "iu" or classes.shape != (count,):

@@ -114,7 +114,8 @@ def check_no_picture_twice(classes: Classes, test_classes: Classes) -> None:
 
     def identities(of: Classes) -> dict[tuple[int, int], Path]:
         statuses = ((file, file.stat()) for _, files in of for file in files)
-        return {(status.st_dev, status.st_ino): file for file, status in statuses}
+        # Some file systems number no files.
+        return {(status.st_dev, status.st_ino): file for file, status in statuses if status.st_ino}
 
     learnt, tested = identities(classes), identities(test_classes)
     shared = [identity for identity in tested if identity in learnt]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.data.augmentation import RandomResizedCrop, Window
-from keras_igpt.data.examples import LabeledExamples, LabeledImages, Labels, check_kind
+from keras_igpt.data.examples import LabeledExamples, LabeledImages, Labels, check_kind, rows_to_take
 from keras_igpt.palette.color_palette import UInt8Images, check_images
 from keras_igpt.support.checks import check_integer
 
@@ -74,6 +74,10 @@ class ImageReader(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Returns JSON values that change when the store does."""
 
+    def fingerprint_as_given(self) -> dict[str, Any]:
+        """Returns the fingerprint of earlier versions, with paths as they were given."""
+        return self.fingerprint()
+
     def content(self) -> dict[str, Any]:
         """Returns JSON values that change when the pictures do, but not when they are copied elsewhere."""
         return self.fingerprint()
@@ -111,6 +115,9 @@ class FolderReader(ImageReader):
         return self._labels[number]
 
     def fingerprint(self) -> dict[str, Any]:
+        return {"files": [[os.path.abspath(path), *state] for path, *state in self.fingerprint_as_given()["files"]]}
+
+    def fingerprint_as_given(self) -> dict[str, Any]:
         stats = [file.stat() for file in self._files]
         return {
             "files": [
@@ -176,7 +183,7 @@ class ImageFiles(LabeledExamples):
         return self.labels if self._reader.knows_labels else None
 
     def take(self, rows: npt.ArrayLike) -> Self:
-        return type(self)(self._reader, self.image_size, self._numbers[np.asarray(rows)], self.num_channels)
+        return type(self)(self._reader, self.image_size, self._numbers[rows_to_take(rows)], self.num_channels)
 
     def join(self, other: Self) -> Self:
         check_kind(self, other)
@@ -221,24 +228,30 @@ class ImageFiles(LabeledExamples):
         """Decodes the centre squares of all pictures into `LabeledImages`.
 
         Raises:
-            ValueError: if a picture cannot be read, or `image_size` is None and the sizes differ.
+            ValueError: if there are none, one cannot be read, or `image_size` is None and the sizes differ.
         """
         return self.load_rows(range(len(self)))
 
     def load_rows(self, rows: range) -> LabeledImages:
         """Decodes some rows, as `load` does all."""
-        if self.threads == 1:
-            read = [self.read(row) for row in rows]
-        else:
-            with ThreadPoolExecutor(self.threads) as pool:
-                read = list(pool.map(self.read, rows))
-        shapes = {image.shape for image, _ in read}
+        if not rows:
+            raise ValueError(f"Sets must have at least one picture to be loaded. Received: {self!r}")
+        images, labels = np.empty(0, np.uint8), np.empty(len(rows), np.int64)
+        shapes: set[tuple[int, ...]] = set()
+        # No list of pictures, which would take as much memory as the array.
+        with ThreadPoolExecutor(self.threads) as pool:
+            for place, (image, label) in enumerate((map if self.threads == 1 else pool.map)(self.read, rows)):
+                if not shapes:
+                    images = np.empty((len(rows), *image.shape), np.uint8)
+                shapes.add(image.shape)
+                if len(shapes) == 1:
+                    images[place], labels[place] = image, label
         if len(shapes) > 1:
             raise ValueError(
                 "`image_size` must be given for pictures of different sizes. "
                 f"Received: image_size=None with shapes {sorted(shapes)[:3]}"
             )
-        return LabeledImages(np.stack([image for image, _ in read]), np.array([label for _, label in read]))
+        return LabeledImages(images, labels)
 
     def unreadable_rows(self) -> list[int]:
         """Decodes all pictures once, and returns the rows of those that cannot be read."""
@@ -267,6 +280,10 @@ class ImageFiles(LabeledExamples):
     def fingerprint(self) -> dict[str, Any]:
         """Returns JSON values that change when the result of `load` does."""
         return self._described(self._reader.fingerprint())
+
+    def fingerprint_as_given(self) -> dict[str, Any]:
+        """Returns what earlier versions gave as `fingerprint`: paths are spelled as they were given."""
+        return self._described(self._reader.fingerprint_as_given())
 
     def digest(self) -> str:
         """Returns a hexadecimal digest of the names, sizes and some contents of the files, and of the labels.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from keras_igpt.data.batches import EndlessBatches
 from keras_igpt.data.epoch_orders import EpochOrders
 from keras_igpt.data.token_source import Augmentation, PictureExamples, TokenSource
-from keras_igpt.palette.color_palette import ColorPalette, TokenIds
+from keras_igpt.palette.color_palette import ColorPalette, TokenIds, check_color_palette
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.randomness import random_bits
 
@@ -93,9 +93,7 @@ class MixedBatches(EndlessBatches):
         first_step: int = 0,
         workers: int | None = None,
     ) -> None:
-        if not isinstance(palette, ColorPalette):
-            raise ValueError(f"`palette` must be a ColorPalette. Received: {type(palette).__name__}")
-        self._sources, self._palette = _check_sources(sources), palette
+        self._sources, self._palette = _check_sources(sources), check_color_palette(palette)
         self._readers = [
             TokenSource(source.examples, palette, source.augmentation, f"sources[{name!r}]")
             for name, source in self._sources.items()

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_igpt.data.examples import LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
-from keras_igpt.palette.color_palette import ColorPalette, token_dtype
+from keras_igpt.palette.color_palette import ColorPalette, check_color_palette, token_dtype
 from keras_igpt.support.files import new_mapped_array, remove, remove_partial, write_json
 
 # Version of the file layout; caches of other versions are rebuilt.
@@ -59,7 +59,8 @@ def cache_tokens(
         `LabeledTokens`, memory-mapped.
 
     Raises:
-        ValueError: if a picture cannot be read or `folder` is not a cache.
+        ValueError: if `examples` are empty or not square, a picture cannot be read, `palette` is no `ColorPalette` of
+            the pictures' channels, or `folder` is not a cache.
         OSError: if the disk is full, or `folder` cannot be written and holds no such cache.
 
     Warns:
@@ -72,16 +73,24 @@ def cache_tokens(
     """
     if not isinstance(examples, (ImageFiles, LabeledImages)):
         raise ValueError(f"`examples` must be ImageFiles or LabeledImages. Received: {type(examples).__name__}")
+    if not len(examples):
+        raise ValueError("`examples` must not be empty. Received: 0 examples")
+    channels = examples.num_channels if isinstance(examples, ImageFiles) else examples.images.shape[-1]
+    check_color_palette(palette, channels)
     target = Path(folder).resolve()
     key = _key(examples, palette)
     with _one_process(target) as refusal:
         if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= _FILES):
             raise ValueError(f"`folder` must be a token cache or not exist yet. Received: {target}")
         fault = _fault(target, key)
+        if fault is not None and target.exists() and isinstance(examples, ImageFiles):
+            # Caches of earlier versions know paths as they were given.
+            earlier = {**key, "examples": _digest_of_files(examples.fingerprint_as_given())}
+            fault = fault if _fault(target, earlier) else None
         if fault is not None:
             if refusal is not None:
                 raise OSError(refusal.errno, f"{refusal.strerror}, and there is no such cache ({fault})", str(target))
-            if target.exists():
+            if target.exists() and any(target.iterdir()):
                 warnings.warn(f"The token cache {target} is rebuilt: {fault}.", stacklevel=2)
             _build(examples, palette, target, key)
         tokens, labels = np.load(target / "tokens.npy", mmap_mode="r"), np.load(target / "labels.npy")
@@ -94,9 +103,8 @@ def _known_labels(examples: ImageFiles | LabeledImages) -> Labels | None:
 
 
 def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[str, Any]:
-    digest = hashlib.sha256()
     if isinstance(examples, ImageFiles):
-        digest.update(json.dumps(examples.fingerprint(), sort_keys=True).encode())
+        digest = _digest_of_files(examples.fingerprint())
         size = examples.image_size
         if size is None:
             raise ValueError("`examples` must have an `image_size`. Received: ImageFiles with image_size=None")
@@ -104,15 +112,20 @@ def _key(examples: ImageFiles | LabeledImages, palette: ColorPalette) -> dict[st
         height, size = examples.images.shape[1:3]
         if height != size:
             raise ValueError(f"`examples` must be square to become tokens. Received: {height}x{size} pixels")
-        digest.update(np.ascontiguousarray(examples.images).data)
-        digest.update(np.ascontiguousarray(examples.labels).data)
+        arrays = hashlib.sha256(np.ascontiguousarray(examples.images).data)
+        arrays.update(np.ascontiguousarray(examples.labels).data)
+        digest = arrays.hexdigest()
     return {
         "version": _VERSION,
-        "examples": digest.hexdigest(),
+        "examples": digest,
         "palette": hashlib.sha256(palette.centroids.tobytes()).hexdigest(),
         "count": len(examples),
         "image_size": size,
     }
+
+
+def _digest_of_files(fingerprint: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
 
 def _fault(folder: Path, key: dict[str, Any]) -> str | None:

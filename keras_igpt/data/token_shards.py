@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.data.examples import check_square_tokens
-from keras_igpt.palette.color_palette import ColorPalette, token_dtype
+from keras_igpt.palette.color_palette import ColorPalette, check_color_palette, token_dtype
 from keras_igpt.support.checks import check_integer
 from keras_igpt.support.files import whole_file, write_json
 from keras_igpt.support.progress import told
@@ -35,12 +35,14 @@ class TokenShard:
         rows: int. Number of pictures.
         crc32: int. Checksum of the tokens.
         report: dict. Any other JSON values, such as origin and counts.
+        num_colors: int. Size of the palette of the tokens; None if it is not known.
     """
 
     file: str
     rows: int
     crc32: int
     report: dict[str, Any] = field(default_factory=dict)
+    num_colors: int | None = None
 
 
 def write_token_shard(
@@ -51,6 +53,8 @@ def write_token_shard(
     report: dict[str, Any] | None = None,
 ) -> TokenShard:
     """Writes one shard atomically. Call `write_token_manifest` after the last one.
+
+    A manifest that is in the folder is removed first: the set can be opened again when the next one is written.
 
     Args:
         folder: folder of the set.
@@ -63,7 +67,8 @@ def write_token_shard(
         `TokenShard`, for the manifest.
 
     Raises:
-        ValueError: if `file` is not a plain `.npy` name, or the tokens have another shape or are out of range.
+        ValueError: if `file` is not a plain `.npy` name, the tokens have another shape or are out of range,
+            `num_colors` is no integer, or `report` is not JSON.
 
     Example:
     ```python
@@ -71,17 +76,19 @@ def write_token_shard(
     ```
     """
     _check_file("file", file)
-    tokens = np.asarray(token_ids)
-    check_square_tokens(tokens, num_colors)
-    tokens = np.ascontiguousarray(tokens, token_dtype(num_colors))
+    num_colors = check_integer("num_colors", num_colors)
+    _check_report(report)
+    tokens = np.ascontiguousarray(check_square_tokens(token_ids, num_colors), token_dtype(num_colors))
+    # Killed before the next manifest, the folder would be opened under the old one.
+    (Path(folder) / _MANIFEST).unlink(missing_ok=True)
     with whole_file(Path(folder) / file) as partial:
         np.save(partial, tokens)
-    return TokenShard(file, len(tokens), _checksum(tokens), report or {})
+    return TokenShard(file, len(tokens), _checksum(tokens), report or {}, num_colors)
 
 
 def write_token_manifest(
     folder: str | os.PathLike[str],
-    shards: Sequence[TokenShard],
+    shards: Iterable[TokenShard],
     palette: ColorPalette,
     image_size: int,
     report: dict[str, Any] | None = None,
@@ -96,30 +103,48 @@ def write_token_manifest(
         report: dict. Any other JSON values.
 
     Raises:
-        ValueError: if a file is listed twice or missing, or all shards are empty.
+        ValueError: if a file is listed twice, is missing, or has pictures of another size or tokens of another palette
+            (the number of colours is compared), if all shards are empty, `palette` is no `ColorPalette`, or `report` is
+            not JSON.
 
     Example:
     ```python
     write_token_manifest("web", shards, palette, image_size=32)
     ```
     """
+    shards = tuple(shards)
     image_size = check_integer("image_size", image_size)
+    check_color_palette(palette)
+    _check_report(report)
     names = [_check_file("shards", shard.file) for shard in shards]
     if len(set(names)) < len(names) or not sum(shard.rows for shard in shards):
         raise ValueError(
             "`shards` must be different files with at least one row. "
             f"Received: {len(names)} shards, {len(set(names))} files, {sum(shard.rows for shard in shards)} rows"
         )
-    for name in names:
-        if not (Path(folder) / name).is_file():
-            raise ValueError(f"`shards` must be in `folder`. Received: {Path(folder) / name}, which is missing")
+    for shard in shards:
+        path = Path(folder) / shard.file
+        if not path.is_file():
+            raise ValueError(f"`shards` must be in `folder`. Received: {path}, which is missing")
+        try:
+            with open(path, "rb", buffering=0) as file:
+                _find_tokens(file, (shard.rows, image_size**2), token_dtype(palette.num_colors))
+            if shard.num_colors not in (None, palette.num_colors):
+                raise ValueError(f"tokens of {shard.num_colors} colours, not {palette.num_colors}")
+        except ValueError as error:
+            raise ValueError(
+                f"`shards` must be whole files of `image_size`={image_size} and of the {palette.num_colors} colours of "
+                f"`palette`. Received: {path} ({error})"
+            ) from error
+    # The palette tells the number of colours.
+    entries = [{name: value for name, value in asdict(shard).items() if name != "num_colors"} for shard in shards]
     content = {
         "format": _FORMAT,
         "version": _VERSION,
         "image_size": image_size,
         "palette": palette.get_config(),
         "report": report or {},
-        "shards": [asdict(shard) for shard in shards],
+        "shards": entries,
     }
     write_json(Path(folder) / _MANIFEST, content)
 
@@ -166,7 +191,7 @@ class TokenShards:
         try:
             self.palette = ColorPalette.from_config(content["palette"])
             self.image_size = check_integer("image_size", content["image_size"])
-            self.shards = tuple(TokenShard(**shard) for shard in content["shards"])
+            self.shards = tuple(TokenShard(**shard, num_colors=self.palette.num_colors) for shard in content["shards"])
             self.report: dict[str, Any] = content["report"]
             counts = [check_integer("rows", shard.rows, 0) for shard in self.shards]
             self._files = [os.path.join(folder, _check_file("shards", shard.file)) for shard in self.shards]
@@ -304,23 +329,36 @@ class TokenShards:
     def _offset(self, shard: int, file: FileIO) -> int:
         """Returns where the tokens begin in a file; checks the file the first time."""
         if not self._offsets[shard]:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"`.npy` version {version}, not (1, 0)")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            expected = (self.shards[shard].rows, self.shape[1])
-            if (shape, fortran, dtype) != (expected, False, self.dtype):
-                raise ValueError(f"{dtype} of shape {shape}, not {self.dtype} of shape {expected}")
-            size, whole = os.fstat(file.fileno()).st_size, file.tell() + expected[0] * expected[1] * dtype.itemsize
-            if size != whole:
-                raise ValueError(f"{size:,} bytes, not {whole:,}")
-            self._offsets[shard] = file.tell()
+            self._offsets[shard] = _find_tokens(file, (self.shards[shard].rows, self.shape[1]), self.dtype)
         return int(self._offsets[shard])
+
+
+def _find_tokens(file: FileIO, expected: tuple[int, int], expected_dtype: np.dtype[Any]) -> int:
+    """Returns where the tokens begin in a file; raises `ValueError` unless they have this shape and type."""
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"`.npy` version {version}, not (1, 0)")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if (shape, fortran, dtype) != (expected, False, expected_dtype):
+        raise ValueError(f"{dtype} of shape {shape}, not {expected_dtype} of shape {expected}")
+    size, whole = os.fstat(file.fileno()).st_size, file.tell() + expected[0] * expected[1] * dtype.itemsize
+    if size != whole:
+        raise ValueError(f"{size:,} bytes, not {whole:,}")
+    return file.tell()
 
 
 def _checksum(tokens: npt.NDArray[np.integer[Any]]) -> int:
     # Flattened first, since empty arrays cannot be viewed as bytes in their shape.
     return zlib.crc32(tokens.reshape(-1).view(np.uint8).data)
+
+
+def _check_report(report: Any) -> None:
+    try:
+        text = json.dumps(report, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"`report` must be a dictionary of JSON values. Received: {error}") from error
+    if not isinstance(report, (dict, type(None))):
+        raise ValueError(f"`report` must be a dictionary of JSON values. Received: {text}")
 
 
 def _check_file(name: str, file: Any) -> str:

@@ -11,7 +11,7 @@ from keras_igpt.data.augmentation import PaddedCrop, RandomResizedCrop
 from keras_igpt.data.examples import LabeledExamples, LabeledImages, LabeledTokens, Labels
 from keras_igpt.data.image_files import ImageFiles
 from keras_igpt.data.unlabeled import UnlabeledImages, UnlabeledTokens
-from keras_igpt.palette.color_palette import ColorPalette, TokenIds
+from keras_igpt.palette.color_palette import ColorPalette, TokenIds, check_color_palette
 from keras_igpt.support.checks import check_integer
 
 LabeledPictureExamples = LabeledImages | LabeledTokens | ImageFiles
@@ -145,6 +145,8 @@ class TokenSource:
 def _check_palette(
     examples: PictureExamples, files: ImageFiles | None, palette: ColorPalette | None, name: str
 ) -> None:
+    if palette is not None:
+        check_color_palette(palette, None if files is None else files.num_channels)
     if isinstance(examples, (LabeledTokens, UnlabeledTokens)):
         if palette is not None and palette.num_colors != examples.num_colors:
             raise ValueError(
@@ -158,7 +160,3 @@ def _check_palette(
         raise ValueError("`palette` must be given to encode images. Received: None")
     if files is not None and files.image_size is None:
         raise ValueError(f"`{name}` must have an `image_size`. Received: ImageFiles with image_size=None")
-    if files is not None and palette.num_channels != files.num_channels:
-        raise ValueError(
-            f"`palette` must have the examples' {files.num_channels} channel(s). Received: {palette.num_channels}"
-        )

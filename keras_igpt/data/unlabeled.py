@@ -18,11 +18,15 @@ from keras_igpt.data.examples import (
     check_square_tokens,
     digest_of,
     encode_images,
+    rows_to_take,
 )
 from keras_igpt.data.image_files import ImageFiles
 from keras_igpt.data.token_shards import TokenShards
-from keras_igpt.palette.color_palette import ColorPalette, UInt8Images
+from keras_igpt.palette.color_palette import ColorPalette, UInt8Images, check_color_palette, token_dtype
 from keras_igpt.support.checks import check_integer
+
+# Pictures decoded before they are encoded.
+_ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,9 +75,23 @@ class UnlabeledImages(Examples):
         return type(self)(_joined(self.images, other.images))
 
     def encode(self, palette: ColorPalette) -> UnlabeledTokens:
-        """Encodes the pictures as palette tokens in memory."""
-        images = self.images.load().images if isinstance(self.images, ImageFiles) else self.images
-        return UnlabeledTokens(encode_images(images, palette), palette.num_colors)
+        """Encodes the pictures as palette tokens in memory; files are decoded part by part.
+
+        Raises:
+            ValueError: if a picture cannot be read, or they are not square, of one size and of the palette's channels.
+        """
+        files = self.images
+        if not isinstance(files, ImageFiles):
+            return UnlabeledTokens(encode_images(files, palette), palette.num_colors)
+        check_color_palette(palette, files.num_channels)
+        if files.image_size is None:
+            # Loading them all tells whether they are of one size.
+            return type(self)(files.load().images).encode(palette)
+        token_ids = np.empty((len(files), files.image_size**2), token_dtype(palette.num_colors))
+        for start in range(0, len(files), _ROWS_AT_ONCE):
+            rows = range(start, min(start + _ROWS_AT_ONCE, len(files)))
+            token_ids[start : rows.stop] = palette.encode(files.load_rows(rows).images)
+        return UnlabeledTokens(token_ids, palette.num_colors)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -159,7 +177,7 @@ class UnlabeledTokens(Examples):
 
 def _taken(rows_of: Any, rows: npt.ArrayLike) -> Any:
     """Takes rows of an array, files or shards."""
-    return rows_of[np.asarray(rows)] if isinstance(rows_of, np.ndarray) else rows_of.take(rows)
+    return rows_of[rows_to_take(rows)] if isinstance(rows_of, np.ndarray) else rows_of.take(rows)
 
 
 def _joined(first: Any, second: Any) -> Any:

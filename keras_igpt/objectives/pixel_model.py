@@ -14,7 +14,7 @@ from keras_igpt.backend.whole_steps import compile_options
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.preset_weights import open_preset
 from keras_igpt.objectives.token_model import TokenModel, per_image, token_ids_of
-from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.palette.color_palette import ColorPalette, check_color_palette
 
 
 class PixelModel(TokenModel):
@@ -73,11 +73,7 @@ class PixelModel(TokenModel):
 
     @palette.setter
     def palette(self, palette: ColorPalette | None) -> None:
-        if palette is not None and not isinstance(palette, ColorPalette):
-            raise ValueError(
-                f"`palette` must be a ColorPalette (`ColorPalette.load` reads one). Received: {type(palette).__name__}"
-            )
-        if palette is not None and palette.num_colors != self.backbone.vocabulary_size:
+        if palette is not None and check_color_palette(palette).num_colors != self.backbone.vocabulary_size:
             raise ValueError(
                 f"`palette` must have the backbone's vocabulary_size={self.backbone.vocabulary_size} colours. "
                 f"Received: {palette.num_colors} colours"

@@ -5,8 +5,17 @@ from keras_igpt.palette.color_palette import (
     QuantizationReport,
     TokenIds,
     UInt8Images,
+    check_color_palette,
     check_images,
     check_token_ids,
 )
 
-__all__ = ["ColorPalette", "QuantizationReport", "TokenIds", "UInt8Images", "check_images", "check_token_ids"]
+__all__ = [
+    "ColorPalette",
+    "QuantizationReport",
+    "TokenIds",
+    "UInt8Images",
+    "check_color_palette",
+    "check_images",
+    "check_token_ids",
+]

@@ -23,6 +23,8 @@ TokenIds = npt.NDArray[np.int32]
 _COLORS_BEFORE_TABLE = 1 << 16
 # Threads of one data pipeline share a palette and build its table once. (A lock of its own could not be copied.)
 _BUILDING = threading.Lock()
+# Pixels encoded at once, since each takes 56 bytes until it is one token of four.
+_PIXELS_AT_ONCE = 1 << 18
 # Centroids this close to a whole 8-bit value are that value: float32 on [-1, 1] does not hold it exactly.
 _WHOLE_VALUE_TOLERANCE = 1e-3
 # ITU-R BT.601 luma, which orders a fitted palette from dark to bright.
@@ -85,7 +87,7 @@ class ColorPalette:
     """
 
     def __init__(self, centroids: npt.ArrayLike) -> None:
-        array = np.asarray(centroids)
+        array = check_array("centroids", centroids, "colours")
         if array.ndim != 2 or array.shape[-1] not in (1, 3) or len(array) < 1:
             raise ValueError(
                 f"`centroids` must have shape (V, 3) for colour or (V, 1) for grey. Received: shape {array.shape}"
@@ -128,7 +130,7 @@ class ColorPalette:
         Raises:
             ValueError: if `colors` is not uint8 or has another shape, or a colour occurs twice.
         """
-        array = np.asarray(colors)
+        array = check_array("colors", colors, "colours")
         if array.dtype != np.uint8:
             raise ValueError(f"`colors` must be uint8. Received: dtype {array.dtype}")
         return cls(array / 127.5 - 1.0)
@@ -268,7 +270,12 @@ class ColorPalette:
                 f"`images` must have the palette's {self.num_channels} channel(s). Received: shape {array.shape}"
             )
         height, width = array.shape[-3:-1]
-        return self._look_up(pack_colors(array)).reshape(*array.shape[:-3], height * width)
+        pixels = array.reshape(-1, self.num_channels)
+        token_ids = np.empty(len(pixels), np.int32)
+        for start in range(0, len(pixels), _PIXELS_AT_ONCE):
+            part = slice(start, start + _PIXELS_AT_ONCE)
+            token_ids[part] = self._look_up(pack_colors(pixels[part]))
+        return token_ids.reshape(*array.shape[:-3], height * width)
 
     def decode(self, token_ids: npt.ArrayLike, image_shape: tuple[int, int] | None = None) -> UInt8Images:
         """Turns token ids back into pixels.
@@ -329,18 +336,31 @@ class ColorPalette:
         """Makes the palette of a configuration."""
         return cls(np.asarray(config["centroids"], np.float32))
 
-    def _look_up(self, packed: npt.NDArray[np.int64]) -> TokenIds:
+    def _look_up(self, packed: npt.NDArray[np.int64]) -> npt.NDArray[np.integer[Any]]:
         if self._table is None:
             distinct, places = np.unique(packed, return_inverse=True)
             self._colors_looked_up += len(distinct)
             if self._colors_looked_up <= _COLORS_BEFORE_TABLE:
                 nearest = nearest_colors(unpack_colors(distinct, self.num_channels), self._positions)
-                return nearest.astype(np.int32)[places]
+                return nearest[places]
             with _BUILDING:
                 if self._table is None:
                     self._table = build_color_table(self._positions)
         # All indices are in range; `clip` only skips the check.
-        return self._table.take(packed, mode="clip").astype(np.int32)
+        return self._table.take(packed, mode="clip")
+
+
+def check_color_palette(palette: Any, num_channels: int | None = None) -> ColorPalette:
+    """Returns a palette; raises `ValueError` unless it is a `ColorPalette`, with the examples' channels where given."""
+    if not isinstance(palette, ColorPalette):
+        raise ValueError(
+            f"`palette` must be a ColorPalette (`ColorPalette.load` reads one). Received: {type(palette).__name__}"
+        )
+    if num_channels not in (None, palette.num_channels):
+        raise ValueError(
+            f"`palette` must have the examples' {num_channels} channel(s). Received: {palette.num_channels}"
+        )
+    return palette
 
 
 def check_images(images: npt.ArrayLike, name: str = "images") -> UInt8Images:

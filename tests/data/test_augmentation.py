@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 import keras_igpt as igpt
 
@@ -58,3 +59,9 @@ def test_a_random_resized_crop_stays_inside_and_has_the_papers_sizes():
     assert abs((top / (375 - side)).mean() - 0.5) < 0.03
     assert crop.window(500, 375, 0, 2, 9) == tuple(windows[9])
     assert crop.window(500, 375, 0, 3, 9) != tuple(windows[9])
+
+
+def test_mirroring_is_true_or_false():
+    assert repr(igpt.PaddedCrop(1, np.True_)) == "PaddedCrop(padding=1, mirror=True)"
+    with pytest.raises(ValueError, match="`mirror` must be True or False"):
+        igpt.PaddedCrop(1, "no")

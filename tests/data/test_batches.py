@@ -183,6 +183,14 @@ def test_images_in_memory_are_encoded_as_they_are_moved():
     assert (np.sort(plain[0]) != np.sort(moved[0])).any() or (plain != moved).any()
 
 
+def test_a_palettes_path_is_no_palette(examples):
+    images = LabeledImages(np.zeros((COUNT, 4, 4, 3), "uint8"), np.arange(COUNT))
+    for given in (examples, images):
+        for use in (igpt.TrainingBatches, igpt.EvaluationBatches):
+            with pytest.raises(ValueError, match=r"`palette` must be a ColorPalette .*reads one.* Received: str"):
+                use(given, "palette.npy", 4)
+
+
 def test_items_out_of_range_and_endless_sets_are_refused(examples):
     training, evaluation = igpt.TrainingBatches(examples, None, 4), igpt.EvaluationBatches(examples, None, 4)
     for batches, index in ((training, -1), (evaluation, -1), (evaluation, 6)):

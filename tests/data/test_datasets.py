@@ -322,3 +322,15 @@ def test_digests_of_arrays_are_what_searches_on_disk_have(monkeypatch):
     expected = hashlib.sha256(images.labels.tobytes() + images.images.tobytes()).hexdigest()
     assert images.digest() == expected
     assert images.take([0, 1]).digest() != images.take([1, 0]).digest()
+
+
+def test_sets_of_arrays_are_pairs():
+    images = np.zeros((9, 4, 4, 3), "uint8")
+    pair, examples = (images, np.zeros(9, int)), LabeledImages(images, np.zeros(9, int))
+    for name, sets in {"train": (examples, pair), "test": (pair, examples)}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be a pair, images and labels. Received: LabeledImages"):
+            load_arrays(*sets)
+    with pytest.raises(ValueError, match="`images` must be one array"):
+        load_arrays(([images[0], images[0, :2]], [0, 1]), pair)
+    with pytest.raises(ValueError, match="`labels` must be one array"):
+        load_arrays((images, [[0], [0, 1]]), pair)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_igpt.data.folders import files_in, pictures_in
+from keras_igpt.data.folders import check_no_picture_twice, files_in, pictures_in
 
 
 def write(path):
@@ -35,6 +35,8 @@ def test_where_files_have_no_numbers_none_is_passed_over(tmp_path, monkeypatch):
         lambda path, **options: SimpleNamespace(**{"st_mode": stat(path, **options).st_mode, "st_size": 1, **without}),
     )
     assert [path.name for path in pictures_in(tmp_path, "folder")] == ["1.png", "2.png", "3.png"]
+    one, two = ([(tmp_path / name, pictures_in(tmp_path / name, "folder"))] for name in ("1", "2"))
+    check_no_picture_twice(one, two)
 
 
 def test_files_that_are_hidden_or_lead_nowhere(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,25 @@ def test_pictures_of_many_sizes_need_one(tmp_path):
     palette = igpt.ColorPalette.from_colors(np.eye(3, dtype="uint8"))
     with pytest.raises(ValueError, match="image_size"):
         igpt.TrainingBatches(files, palette, 1)
+
+
+def test_loading_takes_little_more_memory_than_its_result(tmp_path):
+    for index in range(40):
+        Image.fromarray(np.full((128, 128, 3), index, "uint8")).save(tmp_path / f"{index}.png")
+    files = open_files(*sorted(tmp_path.iterdir()), size=128)
+    files.read(0)
+    tracemalloc.start()
+    images = files.load().images
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * images.nbytes
+
+
+def test_leaving_out_what_is_damaged_is_true_or_false(tmp_path):
+    write_pictures(tmp_path, ["cats", "dogs"])
+    for load in (igpt.load_image_folder, igpt.load_unlabeled_folder):
+        with pytest.raises(ValueError, match="`skip_unreadable` must be True or False"):
+            load(tmp_path, 4, skip_unreadable="no")
 
 
 def test_rows_of_rows(tmp_path):

@@ -145,8 +145,9 @@ def test_what_does_not_fit_is_refused(sources, palette):
     }.values():
         with pytest.raises(ValueError, match=message):
             igpt.MixedBatches(given, palette, 4)
-    with pytest.raises(ValueError, match="`palette` must be a ColorPalette"):
-        igpt.MixedBatches(sources, None, 4)
+    for no_palette in (None, "palette.npy"):
+        with pytest.raises(ValueError, match="`palette` must be a ColorPalette"):
+            igpt.MixedBatches(sources, no_palette, 4)
     with pytest.raises(ValueError, match="`batch_size` must be a positive multiple of the 3"):
         igpt.MixedBatches(sources, palette, 8, shard=(0, 3))
     with pytest.raises(ValueError, match="`weight` must be a finite number above 0"):

@@ -330,6 +330,40 @@ def test_a_disk_too_small_is_found_before_anything_is_encoded(palette, small_dis
     assert [path.name for path in small_disk.iterdir()] == [".cache.tokens-lock"]
 
 
+def test_a_cache_is_of_the_pictures_however_their_paths_are_spelled(tmp_path, files, palette, reads, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = ImageFiles(FolderReader(sorted(Path("pictures").iterdir()), list(range(10))), 4)
+    assert relative.digest() == files.digest()
+    igpt.cache_tokens(relative, palette, "cache")
+    reads.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_right(igpt.cache_tokens(files, palette, "cache"), relative, palette)
+    assert reads == []
+
+
+def test_what_cannot_be_cached_leaves_nothing(tmp_path, files, palette):
+    grey = igpt.ColorPalette.from_colors(np.array([[0], [255]], "uint8"))
+    images = files.load()
+    for examples, colors, message in (
+        (files.take([]), palette, "`examples` must not be empty"),
+        (files, grey, r"`palette` must have the examples' 3 channel\(s\). Received: 1"),
+        (images, grey, r"`palette` must have the examples' 3 channel\(s\). Received: 1"),
+        (files, "palette.npy", "`palette` must be a ColorPalette .* Received: str"),
+        (images, None, "`palette` must be a ColorPalette .* Received: NoneType"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            igpt.cache_tokens(examples, colors, tmp_path / "new" / "cache")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_an_empty_folder_is_no_cache_that_is_rebuilt(tmp_path, files, palette):
+    (tmp_path / "cache").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_right(igpt.cache_tokens(files, palette, tmp_path / "cache"), files, palette)
+
+
 def make_cache(files, palette, folder, reads):
     original = ImageFiles.read
 

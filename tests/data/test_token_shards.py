@@ -213,3 +213,53 @@ def test_what_is_not_a_shard_is_not_written(tmp_path, file, tokens, message):
     with pytest.raises(ValueError, match=message):
         write_token_shard(tmp_path, file, tokens, 300)
     assert not list(tmp_path.iterdir())
+
+
+def test_writing_a_shard_ends_the_set_first(folder, monkeypatch):
+    """A kill before the next manifest leaves no rows to be read under the old one."""
+    with pytest.raises(ValueError, match="`token_ids`"):
+        write_token_shard(folder, "0.npy", TOKENS[:3] + 300, 300)
+    assert len(TokenShards(folder)) == 10
+    monkeypatch.setattr(token_shards.np, "save", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_token_shard(folder, "0.npy", TOKENS[:3][::-1], 300)
+    with pytest.raises(FileNotFoundError, match="which is written last"):
+        TokenShards(folder)
+
+
+def test_a_manifest_is_of_what_the_shards_hold(tmp_path, many_colors):
+    shards = [write_token_shard(tmp_path, f"{number}.npy", TOKENS, 300) for number in (0, 1)]
+    others = {
+        "another size": (ColorPalette(many_colors.centroids), 8),
+        "tokens of another type": (ColorPalette(many_colors.centroids[:256]), 4),
+        "as many bytes a token": (ColorPalette(many_colors.centroids[:299]), 4),
+    }
+    for palette, image_size in others.values():
+        with pytest.raises(ValueError, match=r"`shards` must be .*`image_size`=.*`palette`\. Received: .*0\.npy"):
+            write_token_manifest(tmp_path, shards, palette, image_size)
+    with pytest.raises(ValueError, match="`palette` must be a ColorPalette"):
+        write_token_manifest(tmp_path, shards, "palette.npy", 4)
+    assert not (tmp_path / "manifest.json").exists()
+    # Entries as earlier versions have them, from anything that yields them.
+    write_token_manifest(tmp_path, (TokenShard(shard.file, 10, shard.crc32) for shard in shards), many_colors, 4)
+    opened = TokenShards(tmp_path)
+    assert len(opened) == 20
+    assert list(opened.shards) == shards
+    entry = json.loads((tmp_path / "manifest.json").read_text())["shards"][0]
+    assert entry.keys() == {"file", "rows", "crc32", "report"}  # what earlier versions read
+
+
+def test_a_number_of_colors_is_an_integer(tmp_path):
+    with pytest.raises(ValueError, match="`num_colors` must be an integer"):
+        write_token_shard(tmp_path, "0.npy", TOKENS, 300.0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("report", [{"counted": np.int64(3)}, {"share": float("nan")}, ["kept"]])
+def test_reports_that_are_no_json_are_named(tmp_path, many_colors, report):
+    with pytest.raises(ValueError, match="`report` must be a dictionary of JSON values"):
+        write_token_shard(tmp_path, "0.npy", TOKENS, 300, report)
+    assert not list(tmp_path.iterdir())
+    shard = write_token_shard(tmp_path, "0.npy", TOKENS, 300)
+    with pytest.raises(ValueError, match="`report` must be a dictionary of JSON values"):
+        write_token_manifest(tmp_path, [shard], many_colors, 4, report)

@@ -74,6 +74,8 @@ def test_what_does_not_fit_is_refused(shards, palette):
         lambda: shards.join(igpt.UnlabeledTokens(TOKENS, 17)): "`other` must have tokens of 16 colours",
         lambda: igpt.TrainingBatches(shards, other, 4): "`palette` must be the one that `examples` were encoded with",
         lambda: igpt.TrainingBatches(igpt.UnlabeledImages(IMAGES), None, 4): "`palette` must be given",
+        lambda: igpt.UnlabeledImages(IMAGES).encode(None): "`palette` must be a ColorPalette .* Received: NoneType",
+        lambda: igpt.LabeledImages(IMAGES, range(6)).encode("palette.npy"): "`palette` must be a ColorPalette",
         lambda: igpt.TrainingBatches(UNLABELED, None, 4, augmentation=igpt.RandomResizedCrop()): "for ImageFiles only",
         lambda: igpt.TrainingBatches(TOKENS, None, 4): "`examples` must be .* UnlabeledImages or UnlabeledTokens",
     }.items():
@@ -101,6 +103,45 @@ def test_pictures_in_folders_need_no_classes(folder, palette):
         igpt.load_unlabeled_folder(folder / "empty", image_size=4)
     with pytest.raises(FileNotFoundError, match="`folder` must be an existing folder"):
         igpt.load_unlabeled_folder(folder / "none", image_size=4)
+
+
+def test_files_are_encoded_part_by_part(folder, palette, monkeypatch):
+    files = igpt.load_unlabeled_folder(folder, image_size=4)
+    read, load_rows = [], igpt.ImageFiles.load_rows
+
+    def counted(self, rows):
+        read.append(len(rows))
+        return load_rows(self, rows)
+
+    monkeypatch.setattr(igpt.ImageFiles, "load_rows", counted)
+    monkeypatch.setattr("keras_igpt.data.unlabeled._ROWS_AT_ONCE", 4)
+    token_ids = files.encode(palette).token_ids
+    assert read == [4, 2]
+    assert token_ids.dtype == np.uint8
+    np.testing.assert_array_equal(token_ids, palette.encode(IMAGES))
+    # Of stored sizes, which must be one: known when all are read.
+    of_any_size = igpt.UnlabeledImages(igpt.ImageFiles(files.images._reader, None))
+    np.testing.assert_array_equal(of_any_size.encode(palette).token_ids, token_ids)
+    pytest.importorskip("PIL.Image").fromarray(IMAGES[0, :3, :3]).save(folder / "5.png")
+    with pytest.raises(ValueError, match="`image_size` must be given for pictures of different sizes"):
+        igpt.UnlabeledImages(igpt.ImageFiles(igpt.load_unlabeled_folder(folder, 4).images._reader, None)).encode(
+            palette
+        )
+    with pytest.raises(ValueError, match="`palette` must be a ColorPalette"):
+        files.encode(None)
+    assert len(files.take([]).encode(palette)) == 0
+
+
+def test_no_rows_can_be_taken_of_what_may_be_empty(folder, shards):
+    for examples in (shards, UNLABELED, LABELED, igpt.load_unlabeled_folder(folder, 4)):
+        assert len(examples.take([])) == len(examples.take(np.array([], int))) == 0
+    files = igpt.load_unlabeled_folder(folder, 4).images.take([])
+    assert len(files) == 0
+    with pytest.raises(ValueError, match=r"at least one picture.*Received: ImageFiles"):
+        files.load()
+    for examples in (igpt.UnlabeledImages(IMAGES), igpt.LabeledImages(IMAGES, range(6))):
+        with pytest.raises(ValueError, match="`images` must hold at least one pixel"):
+            examples.take([])
 
 
 def test_digests_change_with_the_tokens(shards):

@@ -1,7 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
 import keras_igpt as igpt
+from keras_igpt.palette import color_palette
 from keras_igpt.palette import nearest_color as color_table
 
 
@@ -180,3 +183,35 @@ def test_quantization_report_measures_what_is_lost():
     assert "PSNR" in str(report)
     lossless = palette.quantization_report(np.array([[[0], [255]]], "uint8"))
     assert lossless.peak_signal_to_noise_ratio == float("inf")
+
+
+def test_encoding_takes_little_more_memory_than_its_result():
+    palette = igpt.ColorPalette.from_colors(np.array([[0], [255]], "uint8"))
+    images = np.random.default_rng(0).integers(0, 2, (2, 1024, 1024, 1)).astype("uint8") * 255
+    tracemalloc.start()
+    token_ids = palette.encode(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(token_ids, images.reshape(2, -1) // 255)
+    assert peak < 4 * token_ids.nbytes
+
+
+@pytest.mark.parametrize("with_table", [False, True])
+def test_encoding_part_by_part_gives_the_same(monkeypatch, with_table):
+    images = random_images(5)[:, :, ::-1]
+    palette = igpt.ColorPalette.fit(images, 7)
+    expected = palette.encode(images)
+    monkeypatch.setattr(color_palette, "_PIXELS_AT_ONCE", 9)
+    monkeypatch.setattr(color_palette, "_COLORS_BEFORE_TABLE", 100 if with_table else 1 << 16)
+    token_ids = palette.encode(images)
+    assert (palette._table is not None) == with_table
+    assert token_ids.dtype == expected.dtype
+    np.testing.assert_array_equal(token_ids, expected)
+    assert palette.encode(images[0]).shape == (64,)
+
+
+def test_colors_of_several_lengths_are_named():
+    with pytest.raises(ValueError, match="`centroids` must be one array"):
+        igpt.ColorPalette([[0.1, 0.2, 0.3], [0.1]])
+    with pytest.raises(ValueError, match="`colors` must be one array"):
+        igpt.ColorPalette.from_colors([[1, 2, 3], [1]])
