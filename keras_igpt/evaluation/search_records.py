@@ -198,8 +198,8 @@ class Ledger:
         trial = self._trials[index]
         if trial.values != values:
             raise ValueError(
-                "`oracle` must propose what it proposed before the search was stopped, so it needs a seed: trial "
-                f"{index} was {trial.values}. Received: {values}"
+                "`oracle` must propose what it proposed before the search was stopped, so it needs a seed, and not 0, "
+                f"which KerasTuner takes for none: trial {index} was {trial.values}. Received: {values}"
             )
         return trial
 

@@ -117,11 +117,11 @@ class ImageGPTImageClassifier(TokenModel):
         )
 
         if generative_weight:
-            self.generative_loss = keras.metrics.Mean(name="generative_loss")
+            self.generative_loss = keras.metrics.Mean(name="generative_loss", dtype="float32")
         # Not in the model's files. The first replaces Keras' mean loss. In evaluation it has L_CLF alone and the second
         # L_GEN, as each has its own weights; in training the second stays zero.
-        self._mean_loss = Untracked(keras.metrics.Mean(name="loss"))
-        self._mean_generative_loss = Untracked(keras.metrics.Mean(name="mean_generative_loss"))
+        self._mean_loss = Untracked(keras.metrics.Mean(name="loss", dtype="float32"))
+        self._mean_generative_loss = Untracked(keras.metrics.Mean(name="mean_generative_loss", dtype="float32"))
 
         # === Config ===
         self.num_classes = num_classes
@@ -397,14 +397,20 @@ class ImageGPTImageClassifier(TokenModel):
     @property
     def metrics(self) -> list[Any]:
         """Keras' own, but for its mean loss, which counts rows that only fill a batch up."""
-        metrics = [self._mean_loss.value if metric.name == "loss" else metric for metric in super().metrics]
+        metrics: list[Any] = super().metrics
+        if self._adds_nothing():
+            metrics = [self._mean_loss.value if metric.name == "loss" else metric for metric in metrics]
         return [*metrics, self._mean_generative_loss.value]
+
+    def _adds_nothing(self) -> bool:
+        """Whether the loss is this class's, with nothing that the `compute_loss` of a subclass adds."""
+        return type(self).compute_loss is ImageGPTImageClassifier.compute_loss
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the metrics by name; in evaluation the loss is the mean over all images that have a weight."""
         results: dict[str, Any] = super().get_metrics_result()
         generative_loss = results.pop(self._mean_generative_loss.value.name)
-        if "loss" in results:
+        if "loss" in results and self._adds_nothing():
             results["loss"] = results["loss"] + self.generative_weight * generative_loss
         return results
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import keras
 from keras import ops
 
-from keras_igpt.backend.processes import sum_over_replicas
+from keras_igpt.backend.processes import replica_count, sum_over_replicas
 from keras_igpt.backend.whole_steps import compile_options
 from keras_igpt.model.backbone import ImageGPTBackbone
 from keras_igpt.model.preset_weights import open_preset
@@ -61,7 +61,8 @@ class PixelModel(TokenModel):
             dtype="float32",
             name="pixel_head",
         )
-        self.bits_per_pixel = keras.metrics.Mean(name="bits_per_pixel")
+        self.bits_per_pixel = keras.metrics.Mean(name="bits_per_pixel", dtype="float32")
+        self._layers_add_losses = False
 
         # === Config ===
         self.palette = palette
@@ -200,7 +201,10 @@ class PixelModel(TokenModel):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Computes the objective in nats per token; targets are the inputs, and `y` is ignored."""
+        """Computes the objective in nats per token; targets are the inputs, and `y` is ignored.
+
+        What layers add (`regularizer`s, `add_loss`) is added to it, as in all models of Keras.
+        """
         if isinstance(y_pred, dict):
             logits, position_mask = y_pred["logits"], y_pred["position_mask"]
         else:
@@ -210,15 +214,21 @@ class PixelModel(TokenModel):
         self.bits_per_pixel.update_state(losses / math.log(2), sample_weight=weights)
         if training:
             self.advance_step()
-        return weighted_mean(losses, weights)
+        loss = weighted_mean(losses, weights)
+        for added in self.losses:
+            self._layers_add_losses = True
+            loss = loss + ops.sum(ops.cast(added, loss.dtype)) / replica_count()
+        return loss
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the metrics by name; the loss is the mean over all images by their weights.
 
-        Keras' own is a mean over batches by their rows, those included that only fill a batch up.
+        Keras' own is a mean over batches by their rows, those included that only fill a batch up. It stays where
+        layers, or the `compute_loss` of a subclass, add to the objective.
         """
         results: dict[str, Any] = super().get_metrics_result()
-        if "loss" in results:
+        objective_alone = type(self).compute_loss is PixelModel.compute_loss and not self._layers_add_losses
+        if "loss" in results and objective_alone:
             results["loss"] = results["bits_per_pixel"] * math.log(2)
         return results
 

@@ -295,3 +295,38 @@ def test_grey_digits_from_pixels_to_pictures():
     completed = model.complete(digits[:2], keep_rows=4, num_samples=2)
     assert completed.shape == (2, 2, 8, 8, 1)
     np.testing.assert_array_equal(completed[:, 0, :4], digits[:2, :4])
+
+
+@pytest.mark.parametrize("make", [make_causal_lm, make_masked_lm])
+def test_what_layers_add_is_trained_and_told(make):
+    token_ids = random_tokens(4)
+    plain, regularized = (compiled(randomize(make(num_layers=1)), learning_rate=0.1) for _ in range(2))
+    kernel = to_numpy(regularized.pixel_head.kernel)
+    regularized.pixel_head.kernel.regularizer = keras.regularizers.L2(0.5)
+    penalty = 0.5 * np.square(kernel).sum()
+    evaluated = [model.evaluate(token_ids, verbose=0, return_dict=True) for model in (plain, regularized)]
+    trained = [model.fit(token_ids, verbose=0).history for model in (plain, regularized)]
+    assert evaluated[1]["loss"] == pytest.approx(evaluated[0]["loss"] + penalty, rel=1e-5)
+    assert trained[1]["loss"][0] == pytest.approx(trained[0]["loss"][0] + penalty, rel=1e-5)
+    assert trained[1]["bits_per_pixel"][0] == pytest.approx(trained[0]["bits_per_pixel"][0], rel=1e-5)
+    moved = to_numpy(regularized.pixel_head.kernel) - to_numpy(plain.pixel_head.kernel)
+    np.testing.assert_allclose(moved, -0.1 * kernel, atol=1e-5)
+
+
+def test_what_a_subclass_adds_is_told():
+    def adding(kind):
+        class Adding(kind):
+            def compute_loss(self, *arguments, **options):
+                return super().compute_loss(*arguments, **options) + 3.0
+
+        return Adding
+
+    token_ids, labels = random_tokens(8), np.arange(8) % 4
+    lm = adding(igpt.ImageGPTCausalLM)(make_causal_lm(num_layers=1).backbone)
+    classifier = adding(igpt.ImageGPTImageClassifier)(make_causal_lm(num_layers=1), num_classes=4)
+    classifier.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for model, targets, own in ((compiled(lm), [], math.log(16)), (classifier, [labels], math.log(16) + math.log(4))):
+        told = model.evaluate(token_ids, *targets, batch_size=4, verbose=0, return_dict=True)
+        assert told["loss"] == pytest.approx(own + 3.0, abs=1e-5)
+        history = model.fit(token_ids, *targets, batch_size=4, verbose=0).history
+        assert history["loss"] == pytest.approx([own + 3.0], abs=1e-5)
