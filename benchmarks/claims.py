@@ -64,13 +64,17 @@ def _pixels(*runs: str) -> Classifier:
 
 AR_8, BERT_8, SMALL_8 = ([f"cifar10_8x8/seeds/{kind}_{seed}" for seed in range(3)] for kind in ("ar", "bert", "small"))
 AR_16, BERT_16 = "cifar10_16x16/ar", "cifar10_16x16/bert"
-AR_16_SEEDS, LARGE_16 = (f"{AR_16}/probe", "cifar10_16x16/seeds/ar_1"), "cifar10_16x16/seeds/large_0"
+AR_16_SEEDS, BERT_16_SEEDS = (
+    [f"cifar10_16x16/{kind}/probe", *(f"cifar10_16x16/seeds/{kind}_{seed}" for seed in (1, 2))]
+    for kind in ("ar", "bert")
+)
+LARGE_16 = "cifar10_16x16/seeds/large_0"
 # What is said to be better, and than what.
 CLAIMS = {
     "best depth − last depth, AR, 16×16": (_probe(*AR_16_SEEDS), _probe(*AR_16_SEEDS, depth=-1)),
     "best depth − last depth, larger AR model, 16×16": (_probe(LARGE_16), _probe(LARGE_16, depth=-1)),
     "best depth − last depth, AR, 8×8": (_probe(*AR_8), _probe(*AR_8, depth=-1)),
-    "AR − BERT, probes, 16×16": (_probe(f"{AR_16}/probe"), _probe(f"{BERT_16}/probe")),
+    "AR − BERT, probes, 16×16": (_probe(*AR_16_SEEDS), _probe(*BERT_16_SEEDS)),
     "AR − BERT, probes, 8×8": (_probe(*AR_8), _probe(*BERT_8)),
     "larger − smaller AR model, probes, 8×8": (_probe(*AR_8), _probe(*SMALL_8)),
     "larger − smaller AR model, probes, 16×16": (_probe(LARGE_16), _probe(f"{AR_16}/probe")),
@@ -89,7 +93,8 @@ CLAIMS = {
         _finetuned(f"{AR_16}/finetuned"),
         _finetuned(f"{AR_16}/finetuned_on_classes_alone"),
     ),
-    "AR probe − raw pixels, 16×16": (_probe(f"{AR_16}/probe"), _pixels(f"{AR_16}/probe")),
+    # All probes at 16×16 have the same pictures, so one regression on pixels is that of each seed.
+    "AR probe − raw pixels, 16×16": (_probe(*AR_16_SEEDS), _pixels(*[f"{AR_16}/probe"] * 3)),
     "AR probe − raw pixels, 8×8": (_probe(*AR_8), _pixels(*AR_8)),
 }
 
