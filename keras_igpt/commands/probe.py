@@ -40,8 +40,8 @@ from keras_igpt.support.files import remove, write_json
 
 # Few would make the similarities too high, more take long.
 _PICTURES_COMPARED = 5000
+_DEPTH_CURVE, _SIMILARITY = "depth_curve.png", "depth_similarity.png"
 # Written after the report, some of them only where asked for: those of an earlier probe are of another report.
-_SIMILARITY = "depth_similarity.png"
 _BESIDE_THE_REPORT = ("config.json", "accuracies.json", "nearest_neighbors.json", "attention.json", _SIMILARITY)
 
 
@@ -89,18 +89,11 @@ def run(options: argparse.Namespace) -> None:
     report = probe.report
     print(report, flush=True)
     # Before the other ways to judge: what takes long is kept, whatever becomes of them.
-    report.save(options.output / "report.json")
-    for name in _BESIDE_THE_REPORT:
-        remove(options.output / name)
-    depth_curve = options.output / "depth_curve.png"
-    report.plot().savefig(depth_curve)
-    if len(validation) > 1:
-        similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
-        plot_depth_similarity(similarity, extractor.depths).savefig(options.output / _SIMILARITY)
+    _write_report(options.output, report, validation, extractor.depths)
     others: dict[str, igpt.MeasuredAccuracy] = {}
     if not options.no_pixels:
         others[RAW_PIXELS] = _raw_pixels(model, data)
-        report.plot({RAW_PIXELS: others[RAW_PIXELS].interval}).savefig(depth_curve)
+        report.plot({RAW_PIXELS: others[RAW_PIXELS].interval}).savefig(options.output / _DEPTH_CURVE)
     if "nearest-neighbors" in options.also:
         others |= _nearest_neighbors(extractor.depths, (train, validation, test), options.output)
     if "attention" in options.also:
@@ -113,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
     written = [name for name in ("report.json", *_BESIDE_THE_REPORT) if (options.output / name).is_file()]
     say_what_next(
-        f"{', '.join(written)} and depth_curve.png to {options.output}/",
+        f"{', '.join(written)} and {_DEPTH_CURVE} to {options.output}/",
         "finetune",
         "--model",
         options.model,
@@ -128,6 +121,19 @@ def _load_pictures(options: argparse.Namespace, model: Any) -> igpt.DataSplits[A
         return data
     train, validation = spread(data.train, options.pictures), spread(data.validation, -(-options.pictures // 5))
     return igpt.DataSplits(train, validation, data.test, data.class_names)
+
+
+def _write_report(
+    output: Path, report: igpt.ProbeReport, validation: igpt.LabeledFeatures, depths: Sequence[int]
+) -> None:
+    """Writes the report, its depth curve and how depths resemble each other; removes what an earlier probe left."""
+    report.save(output / "report.json")
+    for name in _BESIDE_THE_REPORT:
+        remove(output / name)
+    report.plot().savefig(output / _DEPTH_CURVE)
+    if len(validation) > 1:
+        similarity = igpt.depth_similarity(validation.features[:: -(-len(validation) // _PICTURES_COMPARED)])
+        plot_depth_similarity(similarity, depths).savefig(output / _SIMILARITY)
 
 
 def _attention_probe(model: Any, layer: int, options: argparse.Namespace) -> igpt.AttentionProbe:

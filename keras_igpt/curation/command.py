@@ -116,11 +116,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     curating.add_argument("--threshold", type=float, help="least score; that of --quantile by default")
     curating.add_argument("--share", type=float, help="share of pictures to keep, in place of a threshold")
-    for flag, kind, what in (
-        ("--quantile", float, "share of the reference's own pictures below the threshold"),
-        ("--min-side", int, "least shorter side in pixels"),
-        ("--max-pixels", int, "most pixels of a picture"),
-    ):
-        by_default = getattr(Rules, flag.removeprefix("--").replace("-", "_"))
-        curating.add_argument(flag, type=kind, help=f"{what}; {by_default} by default")
+    curating.add_argument(
+        "--quantile",
+        type=float,
+        help=f"share of the reference's own pictures below the threshold; {Rules.quantile} by default",
+    )
+    curating.add_argument("--min-side", type=int, help=f"least shorter side in pixels; {Rules.min_side} by default")
+    curating.add_argument("--max-pixels", type=int, help=f"most pixels of a picture; {Rules.max_pixels} by default")
     curating.set_defaults(pipeline_options=())
