@@ -20,7 +20,6 @@ from keras_igpt.commands.run_folder import (
     EpochLog,
     exact_resume,
     has_checkpoints,
-    held,
     make_output_folder,
     other_run,
     settings_of_run,
@@ -44,7 +43,7 @@ from keras_igpt.commands.shared import (
 from keras_igpt.evaluation.intervals import HIGH_END, LOW_END, interval_of_share
 from keras_igpt.evaluation.probe_report import describe_probed
 from keras_igpt.model.weight_digests import digest_of_weights
-from keras_igpt.support.files import read_log, remove, write_json
+from keras_igpt.support.files import held, read_log, remove, write_json
 
 # The digest of the weights that a run starts from among its settings, which those of earlier versions lack.
 _START = "language_model_weights"
@@ -123,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
         "layer": classifier.layer,
         "augmentation": repr(augmentation),
     }
-    with held(options.output):
+    with held(options.output, "--output"):
         if not has_checkpoints(options.output):
             # What they say is of another run, which left nothing to go on with.
             remove(log)

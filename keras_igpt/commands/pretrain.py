@@ -22,7 +22,6 @@ from keras_igpt.commands.run_folder import (
     EpochLog,
     exact_resume,
     has_checkpoints,
-    held,
     make_output_folder,
     other_run,
     settings_of_run,
@@ -43,7 +42,7 @@ from keras_igpt.commands.shared import (
     set_seed,
 )
 from keras_igpt.model.cost import BYTES_BY_POLICY
-from keras_igpt.support.files import read_log
+from keras_igpt.support.files import held, read_log
 
 _PALETTE = "palette.npy"
 # The digest of the pictures' tokens among the settings of a run.
@@ -92,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep-epochs", action="store_true", help="also write the model of each epoch, to epochs/")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003], help="falling; several are searched")
-    parser.add_argument("--search-epochs", type=int, default=1, help="length of each trial of the search")
+    parser.add_argument("--search-epochs", type=int, default=1, help="of each trial where rates are searched")
     add_output_argument(parser, "pretrain_output")
 
 
@@ -117,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
         f"{len(train):,} pictures of {size}x{size} pixels", f"{options.epochs} epochs", steps, model, options.batch_size
     )
     make_output_folder(options)
-    with held(options.output):
+    with held(options.output, "--output"):
         model = _train(options, (train, validation), architecture, palette, epoch_steps)
         _write_results(options, model)
 

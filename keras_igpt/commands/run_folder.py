@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +47,6 @@ class ConfigOnceAccepted(keras.callbacks.Callback):
         if self._write is not None:
             self._write()
             self._write = None
-
-
-@contextmanager
-def held(output: Path) -> Iterator[None]:
-    """Holds the folder of a run while it is trained; raises ValueError where another process does."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with open(output / ".lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"--output must be a folder that no other process is training in. Received: {output}"
-            ) from error
-        except OSError:
-            # Some network file systems have no locks.
-            pass
-        yield
 
 
 def make_run_folder(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import keras_igpt as igpt
-from keras_igpt.commands.run_folder import held, make_run_folder, write_config
+from keras_igpt.commands.run_folder import make_run_folder, write_config
 from keras_igpt.commands.shared import (
     TimeLeft,
     add_data_arguments,
@@ -31,6 +31,7 @@ from keras_igpt.commands.shared import (
     use_of_classifier,
 )
 from keras_igpt.evaluation.probe_report import describe_probed
+from keras_igpt.support.files import held
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         callbacks=[TimeLeft("left of this training at most")],
     )
-    with held(options.output), named_by_flags(folder="--output", learning_rate="--rates"):
+    with held(options.output, "--output"), named_by_flags(folder="--output", learning_rate="--rates"):
         how_many = f"at most {len(options.rates)} rates and a refit, each at most {options.epochs} epochs"
         say_plan(describe_data(data, size), how_many, steps, make_model(oracle.get_space()), options.batch_size)
         study.search(

@@ -24,9 +24,9 @@ from keras_igpt.curation.similarity import Similarity
 from keras_igpt.data.examples import LabeledImages
 from keras_igpt.data.image_files import ImageFiles
 from keras_igpt.data.token_shards import write_token_manifest
-from keras_igpt.palette.color_palette import ColorPalette
+from keras_igpt.palette.color_palette import ColorPalette, check_color_palette
 from keras_igpt.support.checks import check_integer
-from keras_igpt.support.files import remove, remove_partial, write_json
+from keras_igpt.support.files import held, remove, remove_partial, write_json
 
 Pathname = str | os.PathLike[str]
 
@@ -76,7 +76,8 @@ def curate(
         The report, as it is in `report.json`.
 
     Raises:
-        ValueError: if an argument is not as described, `output` was begun with other settings, or nothing is kept.
+        ValueError: if an argument is not as described, `output` was begun with other settings or is being written by
+            another process, or nothing is kept.
         RuntimeError: if the pipeline fails.
         ImportError: if the extra `web` is absent.
 
@@ -96,14 +97,15 @@ def curate(
     found = find_shards(shards)
     settings = check_settings(job, found)
     start = time.perf_counter()
-    if not (Path(output) / "manifest.json").is_file():
-        job.work.mkdir(exist_ok=True)
-        with _progress(job, len(found)):
-            done = run_pipeline(job, found, pipeline_options)
-        _finish(job, found, settings, {"seconds": round(time.perf_counter() - start, 1), **done})
-    # What a kill has left, which is nothing of the set's.
-    remove(job.work)
-    remove_partial(job.output)
+    with held(Path(job.output), "`output`"):
+        if not (Path(output) / "manifest.json").is_file():
+            job.work.mkdir(exist_ok=True)
+            with _progress(job, len(found)):
+                done = run_pipeline(job, found, pipeline_options)
+            _finish(job, found, settings, {"seconds": round(time.perf_counter() - start, 1), **done})
+        # What a kill has left, which is nothing of the set's.
+        remove(job.work)
+        remove_partial(job.output)
     report: dict[str, Any] = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))
     return report
 
@@ -116,8 +118,7 @@ def _make_job(
     exclude: Sequence[Pictures],
     rules: Rules,
 ) -> Job:
-    if not isinstance(palette, ColorPalette) or palette.centroids.shape[1] != 3:
-        raise ValueError(f"`palette` must be a ColorPalette of colours. Received: {palette!r}")
+    check_color_palette(palette, 3)
     for name, value, kind in (("similarity", similarity, Similarity), ("rules", rules, Rules)):
         if not isinstance(value, kind):
             raise ValueError(f"`{name}` must be {kind.__name__}. Received: {type(value).__name__}")

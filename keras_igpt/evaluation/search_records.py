@@ -22,8 +22,8 @@ class Trial:
 
     Attributes:
         values: hyperparameters by name.
-        objective: float. Value on validation at `epochs`; None if training diverged.
-        epochs: int. Epochs up to that value; 0 if training diverged.
+        objective: float. Value on validation at `epochs`; None if training diverged or was not good enough.
+        epochs: int. Epochs up to that value; 0 if there is none.
         history: one value per epoch of each metric, None if not finite; empty if the training loss was not finite.
     """
 
@@ -74,7 +74,7 @@ class Search:
     def __str__(self) -> str:
         lines = [f"{self.objective} of each trial (to beat: {self.to_beat:.4f})"]
         for trial in self.trials:
-            shown = "diverged"
+            shown = why_without_score(trial, self.objective, self.to_beat)
             if trial.objective is not None:
                 value = _shown(self.objective, trial.objective, self.num_validation)
                 shown = f"{value} after {trial.epochs} epoch(s)"
@@ -263,6 +263,12 @@ def _shown(name: str, value: float, count: int) -> str:
         return f"{value:.4f}"
     interval = interval_of_share(value, count)
     return f"{value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+
+
+def why_without_score(trial: Trial, objective: str, to_beat: float) -> str:
+    """Says what became of a trial that counts as diverged."""
+    finite = [value for value in trial.history.get(objective, ()) if value is not None]
+    return f"{finite[-1]:.4f}, no better than {to_beat:.4f}" if finite else "diverged"
 
 
 def name_of(values: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from keras_igpt.evaluation.search_records import (
     finite_metrics,
     name_of,
     read_report,
+    why_without_score,
 )
 from keras_igpt.model.weight_digests import weight_digests
 from keras_igpt.objectives.image_classifier import ImageGPTImageClassifier
@@ -425,7 +426,9 @@ def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any]
             # Models contain reference cycles; this frees their memory.
             gc.collect()
             ledger.record(trial)
-            shown = "diverged" if trial.objective is None else f"{objective} {trial.objective:.6g}"
+            shown = why_without_score(trial, objective, ledger.bound)
+            if trial.objective is not None:
+                shown = f"{objective} {trial.objective:.6g}"
             print(f"Trial {len(trials)}: {name_of(values)}: {shown}", flush=True)
         trials.append(trial)
         if trial.objective is not None:

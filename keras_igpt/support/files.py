@@ -24,6 +24,8 @@ _PARTIAL = ".partial-"
 _RANDOM = "[a-z0-9_]{8}"
 # A file in each temporary folder, locked as long as the process lives.
 _MARK = ".being-written"
+# A file in each folder that a process holds.
+_LOCK = ".lock"
 # Bytes written at once where the system cannot reserve space.
 _ZEROS = 1 << 24
 # Folders whose abandoned files this process has removed.
@@ -162,6 +164,35 @@ def _abandoned(parent: Path, name: str) -> Iterator[Path]:
             except OSError:  # still being written
                 continue
             yield folder
+
+
+@contextmanager
+def held(folder: Path, name: str) -> Iterator[None]:
+    """Holds a folder that one process at a time writes to.
+
+    Args:
+        folder: the folder, which gets an empty file `.lock`.
+        name: str. The argument, for the error.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with open(folder / _LOCK, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{name} must be a folder that no other process is writing to. Received: {folder}"
+            ) from error
+        except OSError:
+            # Some network file systems have no locks.
+            pass
+        yield
 
 
 def is_partial(path: Path) -> bool:

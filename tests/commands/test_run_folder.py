@@ -12,8 +12,9 @@ from tiny import SIZES, make_folders
 
 import keras_igpt as igpt
 from keras_igpt.commands.main import main
-from keras_igpt.commands.run_folder import ConfigOnceAccepted, held
+from keras_igpt.commands.run_folder import ConfigOnceAccepted
 from keras_igpt.commands.shared import has_classes, load_training_pictures
+from keras_igpt.support.files import held
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +108,11 @@ def test_one_process_trains_in_a_folder(name, command, finished, folders, tmp_pa
         pytest.importorskip("keras_tuner")
     labelled = [*("--images", folders.classes, "--batch-size", "8"), *("--model", str(finished / "igpt.keras"))]
     words = command if name == "pretrain" else [name, *labelled]
-    with held(tmp_path), pytest.raises(SystemExit, match="--output must be a folder that no other process is training"):
+    refused = pytest.raises(SystemExit, match="--output must be a folder that no other process is writing to")
+    with held(tmp_path, "--output"), refused:
         main([*words, "--output", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with held(tmp_path):  # it was let go
+    with held(tmp_path, "--output"):  # it was let go
         pass
 
 

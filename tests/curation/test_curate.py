@@ -197,6 +197,22 @@ def test_what_cannot_be_begun_is_refused_before_any_work(web, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_one_process_writes_a_set(web, tmp_path, monkeypatch):
+    seen = []
+
+    def run_second(*arguments):
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        with pytest.raises(ValueError, match="`output` must be a folder that no other process is writing to"):
+            small.run(web, tmp_path)
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_igpt.curation.pipeline.run_pipeline", run_second)
+    with pytest.raises(KeyboardInterrupt):
+        small.run(web, tmp_path)
+    assert seen[0] == seen[1] == [".lock", "settings.json", "work"]
+
+
 def test_where_nothing_is_kept_is_said(web, tmp_path):
     # As a process leaves it that is killed while it writes the settings of a new folder.
     (tmp_path / "none" / ".partial-settings.json-abc").mkdir(parents=True)

@@ -146,6 +146,9 @@ def test_the_best_rate_is_chosen_on_validation(finished):
     assert search.to_beat == pytest.approx(np.log(16), rel=1e-5)
     assert result.values == {"learning_rate": 0.03}
     assert result.steps == 8
+    first, second = str(search).splitlines()[1:3]
+    assert first.endswith("learning_rate=100: diverged")
+    assert ", no better than 2.77" in second
 
 
 def test_the_refit_sees_train_and_validation_and_the_test_set_is_read_once(finished):
