@@ -63,7 +63,7 @@ JUDGED_JUNK = (Outcome.PLAIN, Outcome.ROUGH, Outcome.GRAPHIC, Outcome.DISSIMILAR
 
 def similarity(data_dir: str, features: partial | object) -> Similarity:
     computed = features().of(data_set(prepared(data_dir, "imagenet2012", "train"), range(REFERENCE), 64))
-    return Similarity(Reference.fit(computed, CENTROIDS), features)
+    return Similarity(Reference.fit(computed, CENTROIDS, source=features), features)
 
 
 def evaluation(data_dir: str, cifar: int) -> list[igpt.ImageFiles]:

@@ -548,13 +548,18 @@ def hide(image: UInt8Images, hidden: npt.NDArray[np.bool_]) -> UInt8Images:
     return np.where(hidden[..., None], np.uint8(_HIDDEN), image)
 
 
-def _figure(width: float, height: float) -> Figure:
+def import_figure() -> type[Figure]:
+    """Imports Matplotlib's figures; raises ImportError that names the extra if it is absent."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Plots need Matplotlib: pip install 'keras_igpt[plot]'") from error
+    return Figure
+
+
+def _figure(width: float, height: float) -> Figure:
     # Without gaps between pictures, whose shape is fixed.
-    return Figure(figsize=(width, height), dpi=150, layout="compressed")
+    return import_figure()(figsize=(width, height), dpi=150, layout="compressed")
 
 
 def _color(number: int) -> str:

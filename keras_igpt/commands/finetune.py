@@ -47,6 +47,8 @@ from keras_igpt.support.files import held, read_log, remove, write_json
 
 # The digest of the weights that a run starts from among its settings, which those of earlier versions lack.
 _START = "language_model_weights"
+# The model of the best epoch, tested.
+_RESULT = "classifier.keras"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +74,42 @@ class StopAfterBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if epoch - best_epoch(self._log) >= self._patience:
             self.model.stop_training = True
+
+
+class BestEpochs(keras.callbacks.Callback):
+    """Saves the model of each epoch that is the best so far, before the log calls it so.
+
+    The best one before stays: after a kill an epoch may have to be trained again, and end as another one on a GPU.
+    """
+
+    def __init__(self, output: Path, log: Path) -> None:
+        super().__init__()
+        self._output, self._log = output, log
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if not self._begun:
+            # Of epochs that are trained again.
+            self._keep([best for best in self._saved() if best < epoch])
+        self._begun = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        before = [line["val_accuracy"] for line in read_log(self._log).values()]
+        if logs["val_accuracy"] > max(before, default=-1.0):
+            self.model.save(best_model(self._output, epoch))
+            self._keep(self._saved()[-2:])
+
+    def _saved(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("best-")) for path in self._output.glob("best-*.keras"))
+
+    def _keep(self, epochs: list[int]) -> None:
+        for other in set(self._saved()) - set(epochs):
+            remove(best_model(self._output, other))
+
+
+def best_model(output: Path, epoch: int) -> Path:
+    """Returns the file of an epoch's model."""
+    return output / f"best-{epoch:04d}.keras"
 
 
 def best_epoch(log: Path) -> int:
@@ -102,7 +140,7 @@ def run(options: argparse.Namespace) -> None:
     set_seed(options)
     language_model = load_language_model(options.model)
     start = digest_of_weights(language_model)
-    log, best = options.output / "log.csv", options.output / "best.keras"
+    log = options.output / "log.csv"
     _check_run_there(options, start, log)
     palette, size = language_model.palette, language_model.backbone.image_size
     data = load_data(options, size, palette.num_channels, in_memory=True)
@@ -124,27 +162,26 @@ def run(options: argparse.Namespace) -> None:
     }
     with held(options.output, "--output"):
         if not has_checkpoints(options.output):
-            # What they say is of another run, which left nothing to go on with.
+            # Of another run, which left nothing to go on with.
             remove(log)
-            remove(best)
         with named_by_flags(folder="--output"):
             classifier.fit(
                 batches,
                 epochs=epochs_to_train(log, options.epochs, options.patience),
                 validation_data=igpt.EvaluationBatches(data.validation, palette, options.batch_size),
-                callbacks=[ConfigOnceAccepted(options, **found), *_callbacks(options, log, best, epoch_steps)],
+                callbacks=[ConfigOnceAccepted(options, **found), *_callbacks(options, log, epoch_steps)],
                 verbose=2,
             )
         print(why_it_stopped(log, options.patience), flush=True)
-        chosen = keras.saving.load_model(best)
         epoch = best_epoch(log)
+        chosen = keras.saving.load_model(best_model(options.output, epoch))
         accuracy = read_log(log)[epoch]["val_accuracy"]
         measured = _tested(options, chosen, data.test.encode(palette))
-        chosen.save(options.output / "classifier.keras")
+        chosen.save(options.output / _RESULT)
         _report(options.output, epoch, interval_of_share(accuracy, len(data.validation)), measured)
     say_what_next(
-        f"classifier.keras, log.csv, results.json and accuracies.json to {options.output}/",
-        *use_of_classifier(options, options.output / "classifier.keras"),
+        f"{_RESULT}, log.csv, results.json and accuracies.json to {options.output}/",
+        *use_of_classifier(options, options.output / _RESULT),
     )
 
 
@@ -152,6 +189,11 @@ def _check_run_there(options: argparse.Namespace, start: str, log: Path) -> None
     """Raises `ValueError` unless the command goes on with the run in its folder, if there is one."""
     run = settings_of_run(options)
     if not has_checkpoints(options.output):
+        if (options.output / _RESULT).exists():
+            raise ValueError(
+                "--output must be a new folder, or that of a run with its checkpoints. "
+                f"Received: {options.output}, where {_RESULT} is and no checkpoint"
+            )
         return
     if run.get(_START, start) != start:
         # Its checkpoints would take the place of these weights.
@@ -178,14 +220,11 @@ def _make_classifier(
     return classifier
 
 
-def _callbacks(options: argparse.Namespace, log: Path, best: Path, epoch_steps: int) -> list[Any]:
-    so_far = max((line["val_accuracy"] for line in read_log(log).values()), default=None)
+def _callbacks(options: argparse.Namespace, log: Path, epoch_steps: int) -> list[Any]:
     return [
         TimeLeft("left at most"),
-        # Before the log, so that what it calls the best is in the file.
-        keras.callbacks.ModelCheckpoint(
-            str(best), "val_accuracy", mode="max", save_best_only=True, initial_value_threshold=so_far
-        ),
+        # Before the log, so that what it calls the best is in a file.
+        BestEpochs(options.output, log),
         EpochLog(log),
         StopAfterBest(log, options.patience),
         exact_resume(options.output, epoch_steps),

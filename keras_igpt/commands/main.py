@@ -112,5 +112,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(make_parser(), arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"keras-igpt {options.command}: {error}")

@@ -64,6 +64,9 @@ _DECIDES = (
     "seed",
 )
 
+# Without float16: the gradients' and the optimizer's numbers are too small for it, and Keras scales no loss there.
+_POLICIES = tuple(policy for policy in BYTES_BY_POLICY if policy != "float16")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
@@ -79,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalization", choices=("layer_norm", "rms_norm"), default="layer_norm", help="rms_norm for transformers"
     )
-    parser.add_argument("--dtype", choices=tuple(BYTES_BY_POLICY), default="float32", help="dtype policy")
+    parser.add_argument("--dtype", choices=_POLICIES, default="float32", help="dtype policy")
     parser.add_argument("--remat", action="store_true", help="less memory, a third more time")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures of a step")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the pictures, or of --epoch-steps each")

@@ -34,8 +34,10 @@ from keras_igpt.commands.shared import (
     spread,
 )
 from keras_igpt.data.inputs import as_pictures
+from keras_igpt.evaluation.intervals import import_scipy
 from keras_igpt.evaluation.low_data import RAW_PIXELS, pixel_features
-from keras_igpt.plotting import plot_depth_similarity
+from keras_igpt.evaluation.nearest_neighbors import import_neighbors
+from keras_igpt.plotting import import_figure, plot_depth_similarity
 from keras_igpt.support.files import remove, write_json
 
 # Few would make the similarities too high, more take long.
@@ -80,6 +82,7 @@ def run(options: argparse.Namespace) -> None:
         # Before anything is computed; the depth does not matter.
         with named_by_flags(folder="--features"):
             _attention_probe(model, 0, options).check_memory(len(data.train) + len(data.validation))
+    _check_extras(options)
     make_run_folder(options)
     train, validation, test = (
         extractor.extract_labeled(data[name], options.batch_size, None if folder is None else folder / f"{name}.npy")
@@ -101,9 +104,9 @@ def run(options: argparse.Namespace) -> None:
         accuracy = attention.fit(data.train, data.validation).score(data.test)
         others[f"attention pooling at depth {report.best_layer}"] = accuracy
         attention.report.save(options.output / "attention.json")
-    _say(report, others)
     write_config(options, **{f"{name}{TEST_ACCURACY}": measured.accuracy for name, measured in others.items()})
     write_json(options.output / "accuracies.json", {name: asdict(measured) for name, measured in others.items()})
+    _say(report, others)
     written = [name for name in ("report.json", *_BESIDE_THE_REPORT) if (options.output / name).is_file()]
     say_what_next(
         f"{', '.join(written)} and {_DEPTH_CURVE} to {options.output}/",
@@ -112,6 +115,14 @@ def run(options: argparse.Namespace) -> None:
         options.model,
         *data_words(options),
     )
+
+
+def _check_extras(options: argparse.Namespace) -> None:
+    """Raises ImportError, before anything is computed, where what the end of the work needs is absent."""
+    import_figure()
+    import_scipy("stats")
+    if "nearest-neighbors" in options.also:
+        import_neighbors()
 
 
 def _load_pictures(options: argparse.Namespace, model: Any) -> igpt.DataSplits[Any]:

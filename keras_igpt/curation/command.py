@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     if options.step == "fit":
         loaded = features()
         computed = np.concatenate([loaded.of(path) for path in options.pictures])
-        Reference.fit(computed, options.centroids, options.seed).save(options.output)
+        Reference.fit(computed, options.centroids, options.seed, features).save(options.output)
         print(f"{len(computed):,} pictures in {options.centroids} centroids: {options.output}")
         return
     _check_pipeline_options(options.pipeline_options)

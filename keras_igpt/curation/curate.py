@@ -83,7 +83,8 @@ def curate(
 
     Example:
     ```python
-    reference = Reference.fit(load_features("igpt.keras").of(imagenet.train), num_centroids=1000)
+    features = load_features("igpt.keras").of(imagenet.train)
+    reference = Reference.fit(features, num_centroids=1000, source="igpt.keras")
     similarity = Similarity(reference, "igpt.keras")
     report = curate("web/*.tar", "web-tokens", palette, 64, similarity, exclude=[imagenet.test])
     tokens = TokenShards("web-tokens")

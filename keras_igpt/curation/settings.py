@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from keras_igpt.curation.duplicates import Hashes
 from keras_igpt.curation.shards import Shard
-from keras_igpt.curation.similarity import Similarity
+from keras_igpt.curation.similarity import Similarity, describe_function
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.files import is_partial, write_json
@@ -141,21 +140,6 @@ def check_settings(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
     else:
         write_json(path, here)
     return here
-
-
-def describe_function(function: Any) -> str:
-    """Says which function a loader is, the same in every process; files it is given are told by their content."""
-    if isinstance(function, partial):
-        keywords = [f"{name}={_describe_argument(value)}" for name, value in sorted(function.keywords.items())]
-        return f"{describe_function(function.func)}({', '.join([*map(_describe_argument, function.args), *keywords])})"
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '')}.{name}"
-
-
-def _describe_argument(value: Any) -> str:
-    if isinstance(value, (str, Path)) and Path(value).is_file():
-        return f"{Path(value).name} {_digest(Path(value).read_bytes())}"
-    return repr(value)
 
 
 def _digest(content: bytes) -> str:

@@ -20,6 +20,9 @@ _FILES_A_SHARD = 10_000
 # An encoded picture larger than this is not read. It is more than any honest one of the largest size allowed.
 _MOST_BYTES = 1 << 28
 
+# Zeros that an archive may end with: two blocks, and what fills up the last record.
+_MOST_ZEROS = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -206,10 +209,14 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Member:
 
 
 def _check_end(archive: tarfile.TarFile, reading: Reading) -> None:
-    """Notes where an archive ends without the zeros that all end with: tarfile says nothing of it."""
+    """Notes where an archive ends without the zeros that all end with, or goes on behind them: tarfile does not."""
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
-    block = archive.fileobj.read(tarfile.BLOCKSIZE)
-    if block != bytes(tarfile.BLOCKSIZE):
-        what = "damaged" if len(block) == tarfile.BLOCKSIZE else "cut off"
-        reading.fault = f"{what} at byte {archive.offset:,}"
+    rest = archive.fileobj.read(_MOST_ZEROS + 1)
+    if len(rest) < tarfile.BLOCKSIZE:
+        reading.fault = f"cut off at byte {archive.offset:,}"
+    elif any(rest[: tarfile.BLOCKSIZE]):
+        reading.fault = f"damaged at byte {archive.offset:,}"
+    # A download that reserved its space, or a copy with a hole, has zeros in place of pictures.
+    elif len(rest) > _MOST_ZEROS or any(rest):
+        reading.fault = f"zeros in place of files from byte {archive.offset:,} on"

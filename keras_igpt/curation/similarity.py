@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
@@ -26,6 +27,9 @@ from keras_igpt.support.randomness import check_seed, permutation
 Float32Array = npt.NDArray[np.float32]
 # A `FeatureExtractor`, a Keras model, which has no static type, or a function.
 Extractor: TypeAlias = Any
+
+# Where features come from: a preset's name or a model's file, or a function that loads them.
+FeatureSource: TypeAlias = "str | os.PathLike[str] | Callable[[], PictureFeatures]"
 
 # Part of the reference's pictures that the centroids do not see. Their scores say what is similar.
 _HELD_OUT = 0.2
@@ -155,6 +159,7 @@ class Reference:
     Args:
         centroids: float32 array `(K, D)`, of length 1.
         held_out_scores: float32 array. Scores of pictures of the set that the centroids have not seen, sorted.
+        source: str. Where the features came from; empty if that is not known.
 
     Example:
     ```python
@@ -165,12 +170,15 @@ class Reference:
 
     centroids: Float32Array
     held_out_scores: Float32Array
+    source: str = ""
 
     def __repr__(self) -> str:
         return f"Reference({len(self.centroids)} centroids of {self.centroids.shape[1]} features)"
 
     @classmethod
-    def fit(cls, features: npt.ArrayLike, num_centroids: int, seed: int = 0) -> Reference:
+    def fit(
+        cls, features: npt.ArrayLike, num_centroids: int, seed: int = 0, source: FeatureSource | None = None
+    ) -> Reference:
         """Clusters the features of a reference set with k-means.
 
         A fifth of the pictures, chosen at random, is held out; the features of the others are scaled to length 1 and
@@ -180,6 +188,8 @@ class Reference:
             features: float array `(B, D)`.
             num_centroids: int. Clusters, at most four fifths of the pictures.
             seed: int. Equal features and seed give equal centroids.
+            source: where the features came from, as `Similarity` takes it, which then refuses another one. The scores
+                of other features say nothing.
 
         Returns:
             `Reference`.
@@ -204,7 +214,8 @@ class Reference:
         clustering = MiniBatchKMeans(count, random_state=seed % 2**32, batch_size=4096, n_init=3)
         clustering.fit(_of_length_one(given[np.sort(order[held_out:])]))
         reference = cls(_of_length_one(clustering.cluster_centers_.astype(np.float32)), np.empty(0, np.float32))
-        return cls(reference.centroids, np.sort(reference.scores(given[np.sort(order[:held_out])])))
+        scores = np.sort(reference.scores(given[np.sort(order[:held_out])]))
+        return cls(reference.centroids, scores, "" if source is None else _describe_source(_loader_of(source)))
 
     def scores(self, features: npt.ArrayLike) -> Float32Array:
         """Returns the cosine similarity of each picture to its nearest centroid.
@@ -240,7 +251,7 @@ class Reference:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the reference as one `.npz` file, whole or not at all."""
         with whole_file(path) as partial_path, open(partial_path, "wb") as file:
-            np.savez(file, centroids=self.centroids, held_out_scores=self.held_out_scores)
+            np.savez(file, centroids=self.centroids, held_out_scores=self.held_out_scores, source=np.array(self.source))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Reference:
@@ -257,7 +268,9 @@ class Reference:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(file["centroids"], file["held_out_scores"])
+                # Earlier versions did not know the source.
+                source = str(file["source"]) if "source" in file else ""
+                return cls(file["centroids"], file["held_out_scores"], source)
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"`path` must be a file of `Reference.save`. Received: {path} ({error})") from error
 
@@ -273,7 +286,7 @@ class Similarity:
             does functions of a module and `functools.partial` of these.
 
     Raises:
-        ValueError: if `features` is neither.
+        ValueError: if `features` is neither, or not where the reference's came from.
 
     Example:
     ```python
@@ -282,17 +295,17 @@ class Similarity:
     """
 
     reference: Reference | str | os.PathLike[str]
-    features: str | os.PathLike[str] | Callable[[], PictureFeatures]
+    features: FeatureSource
 
     def __post_init__(self) -> None:
         if not isinstance(self.reference, Reference):
             object.__setattr__(self, "reference", Reference.load(self.reference))
-        if isinstance(self.features, (str, os.PathLike)):
-            object.__setattr__(self, "features", partial(load_features, os.fspath(self.features)))
-        if isinstance(self.features, PictureFeatures) or not callable(self.features):
+        object.__setattr__(self, "features", _loader_of(self.features))
+        there, here = self.loaded_reference.source, _describe_source(self.features)
+        if there not in ("", here):
             raise ValueError(
-                "`features` must be a model's file or preset, or a function that returns PictureFeatures. "
-                f"Received: {type(self.features).__name__}"
+                f"`features` must be those that the reference was made with, {there}: scores of others say nothing. "
+                f"Received: {here}"
             )
 
     @property
@@ -310,6 +323,51 @@ class Similarity:
                 f"`features` must be a function that returns PictureFeatures. Received: {type(features).__name__}"
             )
         return features
+
+
+def _loader_of(source: FeatureSource) -> Callable[[], PictureFeatures]:
+    if isinstance(source, (str, os.PathLike)):
+        return partial(load_features, os.fspath(source))
+    if isinstance(source, PictureFeatures) or not callable(source):
+        raise ValueError(
+            "`features` must be a model's file or preset, or a function that returns PictureFeatures. "
+            f"Received: {type(source).__name__}"
+        )
+    return source
+
+
+def describe_function(function: Any, by_name: bool = True) -> str:
+    """Says which function a loader is, the same in every process; files it is given are told by their content.
+
+    Args:
+        function: a function, or a `functools.partial` of one.
+        by_name: bool. Whether names of files are told, too.
+
+    Returns:
+        str.
+    """
+    if isinstance(function, partial):
+        arguments = [_describe_argument(value, by_name) for value in function.args]
+        keywords = sorted(function.keywords.items())
+        arguments += [f"{name}={_describe_argument(value, by_name)}" for name, value in keywords]
+        return f"{describe_function(function.func)}({', '.join(arguments)})"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}.{name}"
+
+
+def _describe_argument(value: Any, by_name: bool) -> str:
+    if isinstance(value, (str, Path)) and Path(value).is_file():
+        digest = hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
+        return f"{Path(value).name} {digest}" if by_name else f"file {digest}"
+    return repr(value)
+
+
+def _describe_source(function: Any) -> str:
+    """Describes a loader wherever its files lie; an argument that is None is as good as none."""
+    if isinstance(function, partial):
+        given = {name: value for name, value in function.keywords.items() if value is not None}
+        function = partial(function.func, *function.args, **given)
+    return describe_function(function, by_name=False)
 
 
 def _of_length_one(features: Float32Array) -> Float32Array:

@@ -27,11 +27,11 @@ class LabeledFeatures(LabeledExamples):
     """Features of pictures at one or more depths, and labels; in memory or memory-mapped.
 
     Args:
-        features: float32 array `(B, depths, D)`.
+        features: float32 array `(B, depths, D)`; of another float type it is converted.
         labels: integer array `(B,)`.
 
     Raises:
-        ValueError: if the arrays have other shapes.
+        ValueError: if the arrays have other shapes or types.
 
     Example:
     ```python
@@ -51,6 +51,13 @@ class LabeledFeatures(LabeledExamples):
                 "`features` must have shape (B, depths, D), and `labels` (B,). "
                 f"Received: shapes {self.features.shape} and {self.labels.shape}"
             )
+        if self.features.dtype.kind != "f" or self.labels.dtype.kind not in "iu":
+            raise ValueError(
+                "`features` must be floats, and `labels` integers. "
+                f"Received: {self.features.dtype} and {self.labels.dtype}"
+            )
+        # Of float32, in files too, nothing is copied.
+        object.__setattr__(self, "features", self.features.astype(np.float32, copy=False))
 
     def __repr__(self) -> str:
         count, *shape = self.features.shape

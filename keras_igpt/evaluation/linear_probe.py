@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import keras
+import numpy as np
 import numpy.typing as npt
 
 from keras_igpt.data.inputs import LabeledPictures, Pictures, as_labeled_examples
@@ -179,9 +181,19 @@ class LinearProbe:
 
         Raises:
             ValueError: if the probe is not fitted, or inputs do not fit the model or the labels.
+
+        Warns:
+            UserWarning: if `test` has classes that the probe was not fitted to.
         """
         fits = self._fitted()
-        examples = self._extract("test", self._checked("test", test))
+        source = self._checked("test", test)
+        unknown = np.setdiff1d(source.labels, next(iter(fits.values())).classes)
+        if len(unknown):
+            warnings.warn(
+                f"`test` has classes that the probe was not fitted to, whose pictures count as wrong: {unknown}",
+                stacklevel=2,
+            )
+        examples = self._extract("test", source)
         measured = {
             layers: measure_accuracy(fitted.predict(examples.at(*self._positions(layers))), examples.labels)
             for layers, fitted in fits.items()

@@ -96,7 +96,8 @@ class LowDataTable:
                 str(line.labels_per_class * self.num_classes),
                 line.features,
                 "" if line.layer is None else str(line.layer),
-                f"{line.interval.as_percentages()} ± {line.deviation:.1%} ({len(line.seeds)} subsets)",
+                f"{line.interval.as_percentages()} ± {line.deviation:.1%} ({len(line.seeds)} subsets)"
+                f"{'' if line.converged else ', not converged'}",
             ]
             for line in self.lines
         ]

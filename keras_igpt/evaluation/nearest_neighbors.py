@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from keras_igpt.evaluation.logistic_regression import check_examples
 from keras_igpt.support.checks import check_integers
 
 _CANDIDATES = (1, 5, 10, 20, 50, 100, 200)
+# Below any feature's size that means something.
+_SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,29 @@ def nearest_neighbors(
     return tuple(results)
 
 
+def import_neighbors() -> Any:
+    """Imports scikit-learn's module of neighbours; raises ImportError that names the extra if it is absent."""
+    try:
+        return import_module("sklearn.neighbors")
+    except ImportError as error:
+        raise ImportError("Neighbours need scikit-learn: pip install 'keras_igpt[palette]'") from error
+
+
+def _on_sphere(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scales rows to length 1; rows of zeros stay."""
+    # Twice, since the squares of large features would be infinite.
+    scaled = features / np.maximum(np.abs(features).max(axis=1, keepdims=True), _SMALLEST)
+    lengths = np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), _SMALLEST)
+    return np.asarray(scaled / lengths, np.float32)
+
+
 def _votes(
     known: npt.NDArray[np.float32], labels: npt.NDArray[Any], queries: npt.NDArray[np.float32], numbers: Sequence[int]
 ) -> list[npt.NDArray[Any]]:
     """Returns the queries' classes `(B,)` for each number of neighbours."""
-    try:
-        from sklearn.neighbors import NearestNeighbors
-        from sklearn.preprocessing import normalize
-    except ImportError as error:
-        raise ImportError("Neighbours need scikit-learn: pip install 'keras_igpt[palette]'") from error
     # On the unit sphere, distances order like cosines, and scikit-learn computes them faster.
-    index = NearestNeighbors(n_neighbors=numbers[-1], algorithm="brute").fit(normalize(known))
-    neighbors = index.kneighbors(normalize(queries), return_distance=False)
+    index = import_neighbors().NearestNeighbors(n_neighbors=numbers[-1], algorithm="brute").fit(_on_sphere(known))
+    neighbors = index.kneighbors(_on_sphere(queries), return_distance=False)
     classes, numbered = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(queries), len(classes)), np.int64)
     rows, votes, start = np.arange(len(queries))[:, None], [], 0

@@ -14,7 +14,8 @@ from keras_igpt.evaluation.intervals import Interval, import_scipy
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.randomness import check_seed
 
-# The law has five coefficients.
+_NUM_COEFFICIENTS = 5
+# One more than coefficients: what is left over is all that says how far runs stray from the law.
 _FEWEST_RUNS = 6
 # Two sizes leave E, A and alpha open, as two numbers of tokens do E, B and beta.
 _FEWEST_VALUES = 3
@@ -44,7 +45,7 @@ class ScalingRun:
 
 @dataclass(frozen=True, eq=False)
 class ScalingLaw:
-    """The law `L(N, D) = E + A / N^alpha + B / D^beta`, with a bootstrap over the runs.
+    """The law `L(N, D) = E + A / N^alpha + B / D^beta`, with a bootstrap.
 
     Attributes:
         irreducible_loss: float. E, in nats per token.
@@ -116,10 +117,14 @@ def fit_scaling_law(
 ) -> ScalingLaw:
     """Fits `L(N, D) = E + A / N^alpha + B / D^beta` to runs with a Huber loss of log-losses.
 
+    Hoffmann et al. resample runs, of which they have hundreds. Intervals of a dozen would be too narrow: resamples lack
+    what determines a coefficient. Here all runs stay, and their log-losses are drawn around the law, with a variance
+    that is drawn too: few runs leave it open.
+
     Args:
-        runs: sequence of `ScalingRun`, at least six, of at least three sizes and three numbers of tokens, which must
-            not all lie on one curve `D = c * N^k`.
-        resamples: int. Bootstrap resamples of the runs, for the intervals.
+        runs: sequence of `ScalingRun`, at least six different ones, of at least three sizes and three numbers of
+            tokens, which must not all lie on one curve `D = c * N^k`.
+        resamples: int. Resamples of the losses, for the intervals.
         confidence: float in (0, 1).
         seed: int. Seed of the bootstrap.
 
@@ -148,12 +153,14 @@ def fit_scaling_law(
         for below_n, below_d, below_e in product((1.0, 3.0), (1.0, 3.0), (0.3, 0.05))
     ]
     best = _best_fit(logs, starts)
+    fitted = _log_losses(best, logs)
+    squares = float(((logs[:, 2] - fitted) ** 2).sum())
     random = np.random.default_rng(seed)
     resampled: list[tuple[float, ...]] = []
-    while len(resampled) < resamples:
-        chosen = logs[random.integers(0, len(logs), len(logs))]
-        if min(_num_values(chosen)) >= _FEWEST_VALUES and _correlation(chosen) <= _LARGEST_CORRELATION:
-            resampled.append(_coefficients(_best_fit(chosen, [best], logs), logs))
+    for _ in range(resamples):
+        variance = squares / random.chisquare(len(logs) - _NUM_COEFFICIENTS)
+        drawn = fitted + np.sqrt(variance) * random.standard_normal(len(logs))
+        resampled.append(_coefficients(_best_fit(np.column_stack([logs[:, :2], drawn]), [best]), logs))
     return ScalingLaw(*_coefficients(best, logs), resampled=np.array(resampled), confidence=confidence)
 
 
@@ -165,11 +172,12 @@ def check_runs(runs: Sequence[ScalingRun]) -> Float64Array:
         raise ValueError(f"`runs` must be a sequence of ScalingRun. Received: runs={reprlib.repr(runs)}") from error
     sizes, tokens = _num_values(table)
     fewest = min(sizes, tokens)
-    if len(table) < _FEWEST_RUNS or fewest < _FEWEST_VALUES or not (np.isfinite(table) & (table > 0)).all():
+    different = len(np.unique(table[:, :2], axis=0))
+    if different < _FEWEST_RUNS or fewest < _FEWEST_VALUES or not (np.isfinite(table) & (table > 0)).all():
         raise ValueError(
-            f"`runs` must be at least {_FEWEST_RUNS} with finite, positive losses, of at least {_FEWEST_VALUES} sizes "
-            f"and {_FEWEST_VALUES} numbers of tokens. "
-            f"Received: {len(table)} runs of {sizes} sizes and {tokens} numbers of tokens"
+            f"`runs` must be at least {_FEWEST_RUNS} different ones with finite, positive losses, of at least "
+            f"{_FEWEST_VALUES} sizes and {_FEWEST_VALUES} numbers of tokens. "
+            f"Received: {different} different runs of {sizes} sizes and {tokens} numbers of tokens"
         )
     correlation = _correlation(np.log(table))
     if correlation > _LARGEST_CORRELATION:
@@ -192,24 +200,27 @@ def _correlation(logs: Float64Array) -> float:
     return float(abs(n @ d) / np.sqrt((n @ n) * (d @ d)))
 
 
-def _best_fit(
-    logs: Float64Array, starts: Sequence[npt.ArrayLike], centred_on: Float64Array | None = None
-) -> Float64Array:
-    """Returns the best minimum over the starts, with logarithms centred on the runs'."""
-    # Centring decorrelates the factor and the exponent of a term.
-    centre = (logs if centred_on is None else centred_on)[:, :2].mean(axis=0)
-    n, d = (logs[:, :2] - centre).T
-    observed = logs[:, 2]
+def _terms(at: Float64Array, logs: Float64Array) -> Float64Array:
+    """Returns the logarithms of the law's three terms; centred ones decorrelate a term's factor and its exponent."""
+    n, d = (logs[:, :2] - logs[:, :2].mean(axis=0)).T
+    return np.stack([at[0] - at[1] * n, at[2] - at[3] * d, np.full_like(n, at[4])])
 
-    def terms_of(at: Float64Array) -> Float64Array:
-        return np.stack([at[0] - at[1] * n, at[2] - at[3] * d, np.full_like(n, at[4])])
+
+def _log_losses(at: Float64Array, logs: Float64Array) -> Float64Array:
+    """Returns the logarithm of the law's loss for each run."""
+    losses: Float64Array = np.logaddexp.reduce(_terms(at, logs))
+    return losses
+
+
+def _best_fit(logs: Float64Array, starts: Sequence[npt.ArrayLike]) -> Float64Array:
+    """Returns the best minimum over the starts: each term's logarithm at the mean run and, but for E, its exponent."""
+    n, d = (logs[:, :2] - logs[:, :2].mean(axis=0)).T
 
     def residuals(at: Float64Array) -> Float64Array:
-        errors: Float64Array = np.logaddexp.reduce(terms_of(at)) - observed
-        return errors
+        return _log_losses(at, logs) - logs[:, 2]
 
     def jacobian(at: Float64Array) -> Float64Array:
-        terms = terms_of(at)
+        terms = _terms(at, logs)
         first, second, third = np.exp(terms - np.logaddexp.reduce(terms))
         return np.stack([first, -first * n, second, -second * d, third], axis=1)
 

@@ -136,6 +136,7 @@ def scaling_study(
         "seed": seed,
         "train": train.digest(),
         "validation": validation.digest(),
+        "dtype_policy": keras.config.dtype_policy().name,
     }
     path = Path(folder) / "runs.json"
     finished = _finished_runs(path, settings)
@@ -177,8 +178,9 @@ def _finished_runs(path: Path, settings: Mapping[str, Any]) -> dict[str, Scaling
         runs = {key: ScalingRun(**run) for key, run in record["runs"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, what, remedy, "not what was written there") from error
-    if recorded != settings:
-        differing = sorted(name for name, value in settings.items() if recorded.get(name) != value)
+    # Earlier versions did not record them all.
+    differing = sorted(name for name, value in settings.items() if recorded.get(name, value) != value)
+    if differing:
         raise ValueError(
             f"`folder` must be new, or have runs of the same settings. Received: {path} with other {differing}"
         )

@@ -124,12 +124,15 @@ class Ledger:
     def __init__(self, path: Path, description: dict[str, Any], settings: Any, bound: float) -> None:
         self._path, self._description, self._settings = path, json.loads(json.dumps(description)), settings
         self._trials: list[Trial] = []
+        # Digests of the settings of each trial's model; None of older files.
+        self._made: list[str | None] = []
         # Reused from the file, since on a GPU the last bit may differ between runs.
         self.bound = bound
         if path.is_file():
             content = self._read(path)
             self._compare(content)
             self._trials, self.bound = content["trials"], content["bound"]
+            self._made = [*content.get("made", []), *[None] * len(self._trials)][: len(self._trials)]
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
@@ -139,6 +142,7 @@ class Ledger:
             whole = (
                 isinstance(content["search"]["start"], dict)
                 and isinstance(content["bound"], (int, float))
+                and isinstance(content.get("made", []), list)
                 and all(
                     isinstance(trial.values, dict)
                     and isinstance(trial.objective, (int, float, type(None)))
@@ -191,8 +195,17 @@ class Ledger:
             f"`folder` must hold this search: {difference}. Use another folder for other settings. Received: {received}"
         )
 
-    def recorded(self, index: int, values: dict[str, Any]) -> Trial | None:
-        """Returns the finished trial of an index, or None."""
+    def recorded(self, index: int, values: dict[str, Any], made: str) -> Trial | None:
+        """Returns the finished trial of an index, or None.
+
+        Args:
+            index: int.
+            values: the hyperparameters that the oracle proposes.
+            made: str. Digest of the settings of the model that `make_model` makes of them.
+
+        Raises:
+            ValueError: if the trial had other hyperparameters, or its model other settings.
+        """
         if index >= len(self._trials):
             return None
         trial = self._trials[index]
@@ -201,12 +214,22 @@ class Ledger:
                 "`oracle` must propose what it proposed before the search was stopped, so it needs a seed, and not 0, "
                 f"which KerasTuner takes for none: trial {index} was {trial.values}. Received: {values}"
             )
+        if self._made[index] not in (None, made):
+            raise self._other_search(
+                f"the model of {name_of(values)} has other settings here", f"those of trial {index} in {self._path}"
+            )
         return trial
 
-    def record(self, trial: Trial) -> None:
-        """Adds a finished trial."""
+    def record(self, trial: Trial, made: str) -> None:
+        """Adds a finished trial, with the digest of its model's settings."""
         self._trials.append(trial)
-        content = {"search": self._description, "settings": self._settings, "bound": self.bound}
+        self._made.append(made)
+        content = {
+            "search": self._description,
+            "settings": self._settings,
+            "bound": self.bound,
+            "made": self._made,
+        }
         write_json(self._path, {**content, "trials": [asdict(trial) for trial in self._trials]})
 
 

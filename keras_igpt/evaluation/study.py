@@ -27,6 +27,7 @@ from keras_igpt.evaluation.search_records import (
     TunedResult,
     finite_metrics,
     name_of,
+    read_json,
     read_report,
     why_without_score,
 )
@@ -189,10 +190,13 @@ class Study:
         ledger = self._ledger(search, training, to_beat, start, settings)
         search = replace(search, to_beat=ledger.bound)
 
-        def train(hyperparameters: Any) -> Trial:
-            return training.run(self._make(hyperparameters, start), dict(hyperparameters.values), search)
-
-        trials = _run_trials(oracle, self._folder, ledger, train)
+        trials = _run_trials(
+            oracle,
+            self._folder,
+            ledger,
+            lambda hyperparameters: self._make(hyperparameters, start),
+            lambda model, values: training.run(model, values, search),
+        )
         self._searched, self._start = replace(search, trials=trials), start
         return self._searched
 
@@ -307,6 +311,11 @@ class Study:
         metrics = {f"val_{name}": value for name, value in _evaluate(model, held_out).items()}
         if objective not in metrics:
             raise ValueError(f"`objective` must be one of {', '.join(metrics)}. Received: {objective!r}")
+        if not np.isfinite(metrics[objective]):
+            raise ValueError(
+                f"`make_model` must return a model with a finite {objective} before it is trained; its weights have "
+                f"diverged. Received: {metrics[objective]}"
+            )
         return metrics[objective], weight_digests(model), _settings(model)
 
     def _make(self, hyperparameters: Any, start: dict[str, str]) -> keras.Model:
@@ -339,7 +348,7 @@ class Study:
             "train": _fingerprint(self._data.train),
             "validation": _fingerprint(self._data.validation),
             "test": _fingerprint(self._data.test),
-            "model": hashlib.sha256(settings.encode()).hexdigest(),
+            "model": _digest(settings),
             "start": start,
         }
         readable = dict(zip(("model", "compile"), json.loads(settings), strict=True))
@@ -352,7 +361,8 @@ class Study:
         model = self._make(_hyperparameters(chosen.values), self._start)
         # A folder for each choice, since an extended search may choose another setting.
         choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
-        checkpoints = self._folder / f"refit-{hashlib.sha256(choice.encode()).hexdigest()[:12]}"
+        checkpoints = self._folder / f"refit-{_digest(choice)[:12]}"
+        self._check_start(checkpoints / "start.json")
         model.fit(
             self._training_batches(examples),
             epochs=chosen.epochs,
@@ -361,6 +371,17 @@ class Study:
             verbose=verbose,
         )
         return model
+
+    def _check_start(self, path: Path) -> None:
+        """Writes which weights a refit starts from, or compares them: checkpoints would take the place of others."""
+        if not path.exists():
+            # Earlier versions wrote none.
+            write_json(path, self._start)
+        elif read_json(path, "the refit's first weights", f"Remove {path.parent}, and it starts over") != self._start:
+            raise ValueError(
+                "`folder` must hold this search: the refit there began with other weights. "
+                f"Use another folder for other models. Received: {path.parent}"
+            )
 
 
 @dataclass(frozen=True)
@@ -407,7 +428,13 @@ class _Training:
         return Trial(values, value, epoch + 1, written) if better else Trial(values, None, 0, written)
 
 
-def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any], Trial]) -> tuple[Trial, ...]:
+def _run_trials(
+    oracle: Any,
+    folder: Path,
+    ledger: Ledger,
+    make: Callable[[Any], keras.Model],
+    train: Callable[[keras.Model, dict[str, Any]], Trial],
+) -> tuple[Trial, ...]:
     """Trains what the oracle proposes, or replays it from the ledger, until the oracle stops."""
     # KerasTuner's own files are not written atomically, so finished trials are replayed from the ledger instead.
     # KerasTuner's tuners set the folder by this private method too.
@@ -419,17 +446,21 @@ def _run_trials(oracle: Any, folder: Path, ledger: Ledger, train: Callable[[Any]
     trials: list[Trial] = []
     while (proposed := oracle.create_trial("search")).status == "RUNNING":
         values = dict(proposed.hyperparameters.values)
-        trial = ledger.recorded(len(trials), values)
+        # Of a recorded trial too: what `make_model` makes of its values may have changed since.
+        model = make(proposed.hyperparameters)
+        made = _digest(_settings(model))
+        trial = ledger.recorded(len(trials), values, made)
         if trial is None:
             print(f"Trial {len(trials)}: {name_of(values)}", flush=True)
-            trial = train(proposed.hyperparameters)
-            # Models contain reference cycles; this frees their memory.
-            gc.collect()
-            ledger.record(trial)
+            trial = train(model, values)
+            ledger.record(trial, made)
             shown = why_without_score(trial, objective, ledger.bound)
             if trial.objective is not None:
                 shown = f"{objective} {trial.objective:.6g}"
             print(f"Trial {len(trials)}: {name_of(values)}: {shown}", flush=True)
+        # Models contain reference cycles; this frees their memory.
+        del model
+        gc.collect()
         trials.append(trial)
         if trial.objective is not None:
             oracle.update_trial(proposed.trial_id, {objective: trial.objective}, step=trial.epochs - 1)
@@ -497,8 +528,12 @@ def _settings(model: keras.Model) -> str:
     config = {name: value for name, value in model.get_config().items() if name != "class_names"}
     settings = json.dumps([config, model.get_compile_config()], sort_keys=True, default=str)
     settings = re.sub(r'"module": "([^"]*)", "registered_name": "keras_igpt>(\w+)"', as_in_ledgers, settings)
-    # Keras appends a counter to names.
-    return re.sub(r'_\d+(?=")', "", settings)
+    # Keras appends a counter to names; an object without settings is shown with its place in memory.
+    return re.sub(r'_\d+(?=")| at 0x[0-9a-f]+', "", settings)
+
+
+def _digest(settings: str) -> str:
+    return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def _hyperparameters(values: dict[str, Any]) -> Any:

@@ -53,9 +53,11 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
             loss = self._losses.pop(batch)
             if not math.isfinite(loss):
                 optimizer = self.model.optimizer
+                half = self.model.dtype_policy.name == "float16"
+                advice = " So may the policy mixed_float16, whose loss is scaled." if half else ""
                 raise FloatingPointError(
                     f"The loss became {loss} in batch {batch + 1} of epoch {self._epoch + 1}, at optimizer step "
                     f"{int(keras.ops.convert_to_numpy(optimizer.iterations))} or just before it, with learning rate "
                     f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.3g}. A smaller rate, a longer "
-                    "warm-up or `clip_norm` may help."
+                    f"warm-up or `clip_norm` may help.{advice}"
                 )

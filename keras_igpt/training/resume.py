@@ -143,7 +143,7 @@ class ExactResume(keras.callbacks.Callback):
         self._description = {**batches.description, "steps_per_epoch": steps}
         self._first_step, self._data = batches.first_step, batches.fingerprint
         # As compiled: a callback may change the learning rate meanwhile, which a checkpoint then puts back.
-        self._settings = training_settings(model)
+        self._settings = training_settings(model, options.get("class_weight"))
         self._warned, self._last_step = False, -1
         epoch, skipped = self._restore(model) or (options.get("initial_epoch", 0), 0)
         self._first_epoch, self._skipped = epoch, skipped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -27,11 +28,12 @@ _LEFT_OUT = {
 Settings = dict[str, Any]
 
 
-def training_settings(model: keras.Model) -> Settings:
+def training_settings(model: keras.Model, class_weight: Mapping[int, float] | None = None) -> Settings:
     """Returns how a compiled model is trained, to be compared with other processes.
 
     Args:
         model: a compiled model.
+        class_weight: that of `fit`.
 
     Returns:
         Strings, numbers, booleans and None by dotted names, such as `"optimizer.learning_rate"`.
@@ -43,6 +45,7 @@ def training_settings(model: keras.Model) -> Settings:
         "optimizer": {"class_name": type(model.optimizer).__name__, **model.optimizer.get_config()},
         "loss": compiled.get("loss"),
         "loss_weights": compiled.get("loss_weights"),
+        "class_weight": class_weight,
     }
     settings: Settings = {}
     _flatten(json.loads(json.dumps(described, default=str)), "", settings)

@@ -13,12 +13,12 @@ from tiny import SIZES, make_folders, next_command, noted
 
 import keras_igpt as igpt
 from keras_igpt import plotting
-from keras_igpt.commands.finetune import StopAfterBest, best_epoch, epochs_to_train, why_it_stopped
+from keras_igpt.commands.finetune import BestEpochs, StopAfterBest, best_epoch, epochs_to_train, why_it_stopped
 from keras_igpt.commands.main import COMMANDS, main, make_parser
 from keras_igpt.commands.shared import TimeLeft, named_by_flags, with_flags
 from keras_igpt.model.weight_digests import digest_of_weights
 from keras_igpt.support import progress
-from keras_igpt.support.files import read_log
+from keras_igpt.support.files import drop_epochs, read_log
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,14 @@ def test_pretraining_on_a_flat_folder(pretrained, folders, capsys):
     assert next_command(said) == ["demo", "--model", str(pretrained / "igpt.keras")]
     with pytest.raises(SystemExit, match="keras-igpt pretrain: --colors must be that of the run"):
         main(["pretrain", "--images", folders.flat, *SIZES, "--colors", "9", "--output", str(pretrained)])
+
+
+def test_a_run_that_diverges_says_so(folders, tmp_path):
+    with pytest.raises(SystemExit, match=r"keras-igpt pretrain: The loss became (nan|inf) in batch \d of epoch"):
+        main(["pretrain", "--images", folders.flat, *SIZES, "--rates", "1e30", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--images", folders.flat, "--dtype", "float16", "--output", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_warm_up_too_long_is_refused_before_the_search(folders, tmp_path):
@@ -150,7 +158,8 @@ def test_from_a_model_to_depth_curve_classifier_and_completions(
     found = json.loads(results)
     # Not the last.
     assert found["best epoch"] == 1
-    best, saved = (keras.saving.load_model(tmp_path / "finetune" / f"{name}.keras") for name in ("best", "classifier"))
+    names = ("best-0000", "classifier")
+    best, saved = (keras.saving.load_model(tmp_path / "finetune" / f"{name}.keras") for name in names)
     assert tested == [(3, digest_of_weights(best))]
     assert digest_of_weights(saved) == digest_of_weights(best)
     accuracies = json.loads((tmp_path / "finetune" / "accuracies.json").read_text())
@@ -305,6 +314,18 @@ def test_low_data_takes_what_the_smallest_class_has(pretrained, folders, tmp_pat
     assert next_command(said)[0] == "finetune"
     with pytest.raises(SystemExit, match=r"low-data: --labels must be at most 16, .* Received: --labels 400"):
         main([*few, "--labels", "4", "400"])
+
+
+@pytest.mark.parametrize("absent", ["import_scipy", "import_figure", "import_neighbors"])
+def test_a_probe_misses_no_package_at_its_end(absent, pretrained, folders, tmp_path, monkeypatch):
+    def missing(*names):
+        raise ImportError("there is none")
+
+    monkeypatch.setattr(f"keras_igpt.commands.probe.{absent}", missing)
+    probe = ["probe", "--images", folders.classes, "--model", str(pretrained / "igpt.keras")]
+    with pytest.raises(SystemExit, match="keras-igpt probe: there is none"):
+        main([*probe, "--also", "nearest-neighbors", "--output", str(tmp_path / "probe")])
+    assert not (tmp_path / "probe").exists()
 
 
 def test_what_an_earlier_probe_wrote_is_not_left_beside_the_report(pretrained, folders, tmp_path, capsys):
@@ -534,6 +555,33 @@ def test_stopping_survives_a_kill(tmp_path):
     assert why_it_stopped(log, patience=2) == f"{patient} {best}"
     done = "Finished: all 4 epochs are done, and a larger --epochs goes on."
     assert why_it_stopped(log, patience=3) == f"{done} {best}"
+
+
+def test_the_best_epoch_survives_a_kill(tmp_path):
+    """Its model is that of the run in the log, though an epoch that is trained again ends as another one."""
+    log = tmp_path / "log.csv"
+
+    def saved():
+        return {path.name: path.read_text() for path in tmp_path.glob("*.keras")}
+
+    def train(*epochs, first=0):
+        best = BestEpochs(tmp_path, log)
+        for epoch, accuracy in enumerate(epochs, first):
+            best.set_model(SimpleNamespace(save=lambda path, accuracy=accuracy: path.write_text(str(accuracy))))
+            best.on_epoch_begin(epoch)
+            drop_epochs(log, epoch)
+            best.on_epoch_end(epoch, {"val_accuracy": accuracy})
+            lines = log.read_text() if log.exists() else "epoch,val_accuracy\n"
+            log.write_text(f"{lines}{epoch},{accuracy}\n")
+
+    train(0.0, 0.5, 0.4, 0.7)
+    assert saved() == {"best-0001.keras": "0.5", "best-0003.keras": "0.7"}
+    train(0.3, first=3)  # again, and worse
+    assert saved() == {"best-0001.keras": "0.5"}
+    train(0.5, 0.8, 0.9, first=4)
+    assert saved() == {"best-0005.keras": "0.8", "best-0006.keras": "0.9"}
+    train(first=7)
+    assert best_epoch(log) == 6
 
 
 def test_the_time_left_is_told(capsys):

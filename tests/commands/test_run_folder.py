@@ -123,6 +123,9 @@ def test_a_fine_tuning_takes_nothing_of_one_without_checkpoints(finished, folder
     finetune += ["--epochs", "1", "--output", str(output)]
     main([*finetune, "--rate", "0.01"])
     shutil.rmtree(output / "checkpoints")
+    with pytest.raises(SystemExit, match=r"that of a run with its checkpoints.*where classifier\.keras is"):
+        main([*finetune, "--rate", "1e-07"])
+    (output / "classifier.keras").unlink()
     # Nothing would be better.
     log = (output / "log.csv").read_text().splitlines()
     log[1] = ",".join("1.0" if name == "val_accuracy" else "0" for name in log[0].split(","))

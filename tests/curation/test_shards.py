@@ -78,6 +78,23 @@ def test_a_tar_file_that_is_damaged_or_empty_says_so(tar, tmp_path):
     assert reading.fault
 
 
+@pytest.mark.parametrize("where", ["in the middle", "to the end", "behind the end"])
+def test_zeros_in_place_of_files_are_noticed(tar, where):
+    """As in a download that had reserved its space, or in the copy of a sparse file; or where two tars are joined."""
+    _, members, reading = read(tar)
+    assert not reading.fault
+    content = tar.read_bytes()
+    start = members[2].offset - 512
+    if where == "behind the end":
+        tar.write_bytes(content + content)
+    else:
+        zeros = bytes((len(content) if where == "to the end" else members[3].offset) - start)
+        tar.write_bytes(content[:start] + zeros + content[start + len(zeros) :])
+    _, some, reading = read(tar)
+    assert len(some) == (5 if where == "behind the end" else 2)
+    assert reading.fault.startswith("zeros in place of files from byte ")
+
+
 def test_a_folder_is_cut_into_shards(tmp_path, monkeypatch):
     monkeypatch.setattr("keras_igpt.curation.shards._FILES_A_SHARD", 2)
     for number in range(5):

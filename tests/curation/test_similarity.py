@@ -1,3 +1,4 @@
+import shutil
 from functools import partial
 
 import keras
@@ -120,6 +121,17 @@ def test_models_are_loaded_by_name_and_from_files(tmp_path, palette):
     assert load_features(tmp_path / "other.keras").image_size == 6
     with pytest.raises(ValueError, match="`layer` must be None"):
         load_features(tmp_path / "other.keras", layer=1)
+
+
+def test_a_reference_knows_its_features(tmp_path):
+    make_causal_lm().save(tmp_path / "lm.keras")
+    shutil.copy(tmp_path / "lm.keras", tmp_path / "renamed.keras")
+    Reference.fit(clusters(), 4, source=tmp_path / "lm.keras").save(tmp_path / "reference.npz")
+    for same in (tmp_path / "renamed.keras", partial(load_features, str(tmp_path / "lm.keras"), layer=None)):
+        Similarity(tmp_path / "reference.npz", same)
+    for other in ("igpt_cifar10_8x8", partial(load_features, str(tmp_path / "lm.keras"), layer=1)):
+        with pytest.raises(ValueError, match="`features` must be those that the reference was made with"):
+            Similarity(tmp_path / "reference.npz", other)
 
 
 def test_similarity_takes_loaders(tmp_path):

@@ -125,6 +125,8 @@ def errors(palette):
         "too few labels": ("labels", lambda: FeatureExtractor(model).extract_labeled((tokens, [0, 1]))),
         "no depth axis": ("features", lambda: LabeledFeatures(np.zeros((2, 4)), np.zeros(2, int))),
         "ragged features": ("features", lambda: LabeledFeatures([[[1.0], [1.0, 2.0]]], [0])),
+        "features that are integers": ("features", lambda: LabeledFeatures(np.zeros((2, 1, 4), int), [0, 1])),
+        "labels that are floats": ("labels", lambda: LabeledFeatures(three.features, np.zeros(3))),
         "ragged labels": ("labels", lambda: LabeledFeatures(three.features, [0, [1]])),
         "no features": ("other", lambda: three.join(twice)),
         "unlike features": ("other", lambda: three.join(LabeledFeatures(three.features[:, :1], three.labels))),

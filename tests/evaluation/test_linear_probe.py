@@ -189,6 +189,16 @@ def test_labels_are_checked_before_features_are_computed(monkeypatch):
             probe.fit(train, validation)
 
 
+def test_classes_that_a_fit_has_not_seen_are_told(fitted, parts):
+    probe = fitted[2]
+    inputs, labels = parts["test"]
+    before = probe.report
+    with pytest.warns(UserWarning, match=r"`test` has classes .*count as wrong: \[3\]"):
+        accuracies = probe.score((inputs, labels + 1))
+    assert max(accuracies.values()) < 0.2
+    probe._report = before
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_number_of_depths_without_a_centre_is_refused(count):
     with pytest.raises(ValueError, match=r"^`concatenate` .*Received"):

@@ -37,6 +37,16 @@ def test_the_vote_is_scikit_learns():
     assert results[0].measured.low > results[1].measured.high  # the second depth is noise
 
 
+@pytest.mark.parametrize(("dtype", "factor"), [("float16", 1000), ("float32", 1e30), ("float32", 1e-25)])
+def test_the_size_and_the_type_of_features_change_no_vote(dtype, factor):
+    """Whose squares are infinite, or zero."""
+    given = parts(noise=0.01)
+    scaled = [igpt.LabeledFeatures((part.features * factor).astype(dtype), part.labels) for part in given]
+    for result, expected in zip(igpt.nearest_neighbors(*scaled)[:1], igpt.nearest_neighbors(*given)[:1], strict=True):
+        assert result.num_neighbors == expected.num_neighbors
+        assert result.test_accuracy == expected.test_accuracy == 1
+
+
 def test_more_neighbours_than_pictures_are_refused():
     train, validation, test = parts()
     with pytest.raises(ValueError, match="`candidates` must be an integer in 1…200"):

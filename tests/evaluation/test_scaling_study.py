@@ -1,5 +1,6 @@
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -57,6 +58,12 @@ def test_finished_runs_are_not_repeated_and_others_are_added(tmp_path, monkeypat
     assert len(study(tmp_path, budgets=(1e9, 4e9, 8e9)).runs["width 8"]) == 3
     assert len(made) == 7 + 3
     assert len(report.plot().axes) == 1
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        with pytest.raises(ValueError, match=r"other \['dtype_policy'\]"):
+            study(tmp_path)
+    finally:
+        keras.config.set_dtype_policy("float32")
     with pytest.raises(ValueError, match=r"other \['learning_rate'\]"):
         study(tmp_path, learning_rate=0.001)
 

@@ -259,7 +259,23 @@ def test_a_kill_in_the_refit_is_resumed(finished, tmp_path):
     # By this name a refit finds its checkpoint again.
     assert [path.name for path in tmp_path.glob("refit-*")] == ["refit-32b23f699654"]
     assert not (tmp_path / "report.json").exists()
+    start = tmp_path / "refit-32b23f699654" / "start.json"
+    written = start.read_text()
+    start.write_text(written.replace(': "', ': "0'))
+    with pytest.raises(ValueError, match="the refit there began with other weights"):
+        run(tmp_path, checkpoint_every=2)
+    start.write_text(written)
     assert run(tmp_path, checkpoint_every=2) == finished[1]
+
+
+def test_a_model_that_has_diverged_before_it_is_trained_is_refused(tmp_path):
+    def spoiled(hyperparameters):
+        model = make_model(hyperparameters)
+        model.pixel_head.kernel.assign(np.full(model.pixel_head.kernel.shape, np.nan))
+        return model
+
+    with pytest.raises(ValueError, match=r"with a finite val_loss before it is trained; its weights have diverged"):
+        run(tmp_path, make_model=spoiled)
 
 
 def test_every_trial_must_begin_with_the_same_weights(tmp_path):
@@ -433,9 +449,20 @@ def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
     fewer = replace(make_data(), validation=make_data().validation.take(range(8)))
     assert "the number of pictures of data.validation is 8 here" in message(data=fewer)
 
+    def model_of_values(hyperparameters):
+        """Another one of some values alone: not of those with which the search begins."""
+        model = make_model(hyperparameters)
+        if hyperparameters.get("learning_rate") == RATES[1]:
+            model.compile(keras.optimizers.SGD(0.5))
+        return model
+
+    said = message(make_model=model_of_values)
+    assert "the model of learning_rate=30 has other settings here" in said
+    assert "those of trial 1 in " in said
+
     # A ledger of an earlier version: the hash alone, and nothing of what is described since.
     ledger = json.loads((folder / "trials.json").read_text())
-    del ledger["settings"], ledger["search"]["batches"]["seed"], ledger["search"]["test"]
+    del ledger["settings"], ledger["made"], ledger["search"]["batches"]["seed"], ledger["search"]["test"]
     (tmp_path / "trials.json").write_text(json.dumps(ledger))
     assert "model has other settings here" in message(tmp_path, make_model=other_model)
 
@@ -461,6 +488,7 @@ def test_what_differs_from_the_search_in_the_folder_is_said(finished, tmp_path):
         ("trials.json", {"search": []}),
         ("trials.json", {"search": {}}),
         ("trials.json", {"bound": None}),
+        ("trials.json", {"made": None}),
         ("report.json", "[]"),
         ("report.json", "{}"),
         ("report.json", "{"),

@@ -65,7 +65,7 @@ def train(model, callbacks=(), batches=None, **options):
     return model.fit(batches or make_batches(), callbacks=[*callbacks], **options).history
 
 
-def visit(model, folder, batches=None, meanwhile=lambda: None):
+def visit(model, folder, batches=None, meanwhile=lambda: None, **more):
     """Goes on from the checkpoints in a folder and saves the state of step 3, without any training."""
     resume = igpt.ExactResume(folder, every=1)
 
@@ -76,7 +76,7 @@ def visit(model, folder, batches=None, meanwhile=lambda: None):
         for batch in (2, 3):
             resume.on_train_batch_begin(batch)
 
-    options = {"callbacks": [resume], "steps_per_epoch": STEPS, "epochs": 3}
+    options = {"callbacks": [resume], "steps_per_epoch": STEPS, "epochs": 3, **more}
     resume.fit(fit, model, batches or make_batches(), options)
 
 
@@ -672,6 +672,14 @@ def test_other_settings_are_refused(change, message, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_other_weights_of_classes_are_refused(tmp_path):
+    visit(make_model("ar"), tmp_path, class_weight={0: 1.0, 1: 2.0})
+    visit(make_model("ar"), tmp_path, class_weight={0: 1, 1: 2})
+    for other in (None, {0: 1.0, 1: 3.0}):
+        with pytest.raises(ValueError, match=r"class_weight\.1 is (None|3\.0) here and was 2\.0"):
+            visit(make_model("ar"), tmp_path, class_weight=other)
+
+
 def test_a_rate_that_a_callback_has_changed_goes_on(tmp_path):
     """In a model compiled as the run was, and in the same model again."""
 
@@ -788,3 +796,9 @@ def test_a_loss_that_is_no_number_is_named():
 
     with pytest.raises(FloatingPointError, match="The loss became nan in batch 3 of epoch 1"):
         make_model("ar").fit(random_tokens(4 * STEPS), batch_size=4, callbacks=[Spoil()], verbose=0)
+    keras.config.set_dtype_policy("float16")
+    try:
+        with pytest.raises(FloatingPointError, match=r"may help\. So may the policy mixed_float16"):
+            make_model("ar").fit(random_tokens(4 * STEPS), batch_size=4, callbacks=[Spoil()], verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
