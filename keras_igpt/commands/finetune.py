@@ -47,6 +47,8 @@ from keras_igpt.support.files import held, read_log, remove, write_json
 
 # The digest of the weights that a run starts from among its settings, which those of earlier versions lack.
 _START = "language_model_weights"
+# Epochs of which the best one so far is kept.
+_BEST_KEPT = 4
 # The model of the best epoch, tested.
 _RESULT = "classifier.keras"
 
@@ -79,7 +81,8 @@ class StopAfterBest(keras.callbacks.Callback):
 class BestEpochs(keras.callbacks.Callback):
     """Saves the model of each epoch that is the best so far, before the log calls it so.
 
-    The best one before stays: after a kill an epoch may have to be trained again, and end as another one on a GPU.
+    Those before stay, but for a few: after a kill the last epochs may have to be trained again, and end as others on a
+    GPU. How many depends on the checkpoint: its file may be a save behind, or damaged.
     """
 
     def __init__(self, output: Path, log: Path) -> None:
@@ -97,10 +100,11 @@ class BestEpochs(keras.callbacks.Callback):
         before = [line["val_accuracy"] for line in read_log(self._log).values()]
         if logs["val_accuracy"] > max(before, default=-1.0):
             self.model.save(best_model(self._output, epoch))
-            self._keep(self._saved()[-2:])
+            self._keep(self._saved()[-_BEST_KEPT:])
 
     def _saved(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("best-")) for path in self._output.glob("best-*.keras"))
+        numbers = [path.stem.removeprefix("best-") for path in self._output.glob("best-*.keras")]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def _keep(self, epochs: list[int]) -> None:
         for other in set(self._saved()) - set(epochs):

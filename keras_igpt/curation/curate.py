@@ -98,15 +98,20 @@ def curate(
     found = find_shards(shards)
     settings = check_settings(job, found)
     start = time.perf_counter()
-    with held(Path(job.output), "`output`"):
-        if not (Path(output) / "manifest.json").is_file():
-            job.work.mkdir(exist_ok=True)
-            with _progress(job, len(found)):
-                done = run_pipeline(job, found, pipeline_options)
-            _finish(job, found, settings, {"seconds": round(time.perf_counter() - start, 1), **done})
-        # What a kill has left, which is nothing of the set's.
-        remove(job.work)
-        remove_partial(job.output)
+    manifest = Path(job.output) / "manifest.json"
+    # A finished set may be read-only.
+    if not manifest.is_file() or job.work.exists():
+        with held(Path(job.output), "`output`"):
+            # Another process may have begun at the same moment.
+            check_settings(job, found)
+            if not manifest.is_file():
+                job.work.mkdir(exist_ok=True)
+                with _progress(job, len(found)):
+                    done = run_pipeline(job, found, pipeline_options)
+                _finish(job, found, settings, {"seconds": round(time.perf_counter() - start, 1), **done})
+            # What a kill has left, which is nothing of the set's.
+            remove_partial(job.output)
+            remove(job.work)
     report: dict[str, Any] = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))
     return report
 

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from keras_igpt.data.folders import files_in
 from keras_igpt.data.image_files import PICTURE_SUFFIXES
@@ -20,8 +20,8 @@ _FILES_A_SHARD = 10_000
 # An encoded picture larger than this is not read. It is more than any honest one of the largest size allowed.
 _MOST_BYTES = 1 << 28
 
-# Zeros that an archive may end with: two blocks, and what fills up the last record.
-_MOST_ZEROS = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
+# Bytes of the records that archives are made of, but for the usual ones: `tar -b 32` to `tar -b 2048`.
+_LARGE_RECORDS = tuple(1 << power for power in range(14, 21))
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,17 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Member:
 
 def _check_end(archive: tarfile.TarFile, reading: Reading) -> None:
     """Notes where an archive ends without the zeros that all end with, or goes on behind them: tarfile does not."""
-    assert archive.fileobj is not None
-    archive.fileobj.seek(archive.offset)
-    rest = archive.fileobj.read(_MOST_ZEROS + 1)
+    file = cast("IO[bytes]", archive.fileobj)
+    size = file.seek(0, os.SEEK_END)
+    # Two blocks, and what fills up the last record.
+    records = [tarfile.RECORDSIZE, *(record for record in _LARGE_RECORDS if size % record == 0)]
+    most = 2 * tarfile.BLOCKSIZE + max(records)
+    file.seek(archive.offset)
+    rest = file.read(most + 1)
     if len(rest) < tarfile.BLOCKSIZE:
         reading.fault = f"cut off at byte {archive.offset:,}"
     elif any(rest[: tarfile.BLOCKSIZE]):
         reading.fault = f"damaged at byte {archive.offset:,}"
     # A download that reserved its space, or a copy with a hole, has zeros in place of pictures.
-    elif len(rest) > _MOST_ZEROS or any(rest):
+    elif len(rest) > most or any(rest):
         reading.fault = f"zeros in place of files from byte {archive.offset:,} on"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,9 +196,10 @@ class Reference:
             `Reference`.
 
         Raises:
-            ValueError: if the features are not such or too few.
+            ValueError: if the features are not such or too few, or `source` is none.
             ImportError: if scikit-learn is absent.
         """
+        known = "" if source is None else _describe_source(_loader_of(source, "source"))
         given = np.asarray(features, np.float32)
         if given.ndim != 2 or not np.isfinite(given).all():
             raise ValueError(f"`features` must be finite and of shape (B, D). Received: shape {given.shape}")
@@ -215,7 +217,7 @@ class Reference:
         clustering.fit(_of_length_one(given[np.sort(order[held_out:])]))
         reference = cls(_of_length_one(clustering.cluster_centers_.astype(np.float32)), np.empty(0, np.float32))
         scores = np.sort(reference.scores(given[np.sort(order[:held_out])]))
-        return cls(reference.centroids, scores, "" if source is None else _describe_source(_loader_of(source)))
+        return cls(reference.centroids, scores, known)
 
     def scores(self, features: npt.ArrayLike) -> Float32Array:
         """Returns the cosine similarity of each picture to its nearest centroid.
@@ -300,12 +302,12 @@ class Similarity:
     def __post_init__(self) -> None:
         if not isinstance(self.reference, Reference):
             object.__setattr__(self, "reference", Reference.load(self.reference))
-        object.__setattr__(self, "features", _loader_of(self.features))
+        object.__setattr__(self, "features", _loader_of(self.features, "features"))
         there, here = self.loaded_reference.source, _describe_source(self.features)
         if there not in ("", here):
             raise ValueError(
-                f"`features` must be those that the reference was made with, {there}: scores of others say nothing. "
-                f"Received: {here}"
+                f"`features` must be described as those that the reference was made with, {there}: scores of others "
+                f"say nothing. Received: {here}"
             )
 
     @property
@@ -325,12 +327,12 @@ class Similarity:
         return features
 
 
-def _loader_of(source: FeatureSource) -> Callable[[], PictureFeatures]:
+def _loader_of(source: FeatureSource, name: str) -> Callable[[], PictureFeatures]:
     if isinstance(source, (str, os.PathLike)):
         return partial(load_features, os.fspath(source))
     if isinstance(source, PictureFeatures) or not callable(source):
         raise ValueError(
-            "`features` must be a model's file or preset, or a function that returns PictureFeatures. "
+            f"`{name}` must be a model's file or preset, or a function that returns PictureFeatures. "
             f"Received: {type(source).__name__}"
         )
     return source
@@ -363,10 +365,11 @@ def _describe_argument(value: Any, by_name: bool) -> str:
 
 
 def _describe_source(function: Any) -> str:
-    """Describes a loader wherever its files lie; an argument that is None is as good as none."""
+    """Describes a loader wherever its files lie and however its arguments are given; None is as good as none."""
     if isinstance(function, partial):
-        given = {name: value for name, value in function.keywords.items() if value is not None}
-        function = partial(function.func, *function.args, **given)
+        given = inspect.signature(function.func).bind_partial(*function.args, **function.keywords).arguments
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+        function = partial(function.func, **{name: value for name, value in plain.items() if value is not None})
     return describe_function(function, by_name=False)
 
 

@@ -20,7 +20,7 @@ LEARNING_RATES = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003)
 class DescendingLearningRateOracle(keras_tuner.Oracle):
     """Tries learning rates from large to small and stops when the objective is worse than at the previous rate.
 
-    Diverged trials have no score and are skipped. The hyperparameter is called `learning_rate`. If `beside` is given,
+    Trials without a score are skipped. The hyperparameter is called `learning_rate`. If `beside` is given,
     the descent is repeated for each setting that it proposes, and scored by its best result.
 
     Args:

@@ -165,11 +165,13 @@ def fit_scaling_law(
 
 
 def check_runs(runs: Sequence[ScalingRun]) -> Float64Array:
-    """Returns N, D and loss of each run, or says why no law can be fitted to them."""
+    """Returns N, D and loss of each run, once, or says why no law can be fitted to them."""
     try:
         table = np.array([(run.parameters, run.tokens, run.loss) for run in runs], np.float64).reshape(-1, 3)
     except (AttributeError, TypeError, ValueError) as error:  # no sequence, or no run in it
         raise ValueError(f"`runs` must be a sequence of ScalingRun. Received: runs={reprlib.repr(runs)}") from error
+    # A run that is given twice says nothing more.
+    table = table[np.sort(np.unique(table, axis=0, return_index=True)[1])]
     sizes, tokens = _num_values(table)
     fewest = min(sizes, tokens)
     different = len(np.unique(table[:, :2], axis=0))

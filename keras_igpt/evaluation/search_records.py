@@ -40,7 +40,7 @@ class Search:
     Attributes:
         objective: str. Name of the metric.
         direction: `"min"` or `"max"`.
-        to_beat: float. Trials with no better objective count as diverged.
+        to_beat: float. Trials with no better objective have no score.
         trials: tuple of `Trial`, in order.
         steps_per_epoch: int.
         seed: int. Seed of random initial weights.
@@ -61,7 +61,7 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The trial with the best objective, the first in a tie; raises `ValueError` if all diverged."""
+        """The trial with the best objective, the first in a tie; raises `ValueError` if none has a score."""
         sign = 1 if self.direction == "max" else -1
         scored = [(sign * trial.objective, trial) for trial in self.trials if trial.objective is not None]
         if not scored:
@@ -289,9 +289,9 @@ def _shown(name: str, value: float, count: int) -> str:
 
 
 def why_without_score(trial: Trial, objective: str, to_beat: float) -> str:
-    """Says what became of a trial that counts as diverged."""
-    finite = [value for value in trial.history.get(objective, ()) if value is not None]
-    return f"{finite[-1]:.4f}, no better than {to_beat:.4f}" if finite else "diverged"
+    """Says what became of a trial without a score."""
+    last = (trial.history.get(objective) or [None])[-1]
+    return "diverged" if last is None else f"{last:.4f}, no better than {to_beat:.4f}"
 
 
 def name_of(values: Mapping[str, Any]) -> str:

@@ -135,8 +135,8 @@ class Study:
         (`DescendingLearningRateOracle`). Other KerasTuner oracles work too, except `Hyperband`, whose trials continue
         earlier ones.
 
-        A trial whose loss is not finite, or whose objective is not better than `to_beat`, has diverged: it has no score
-        and is skipped by a descent of rates. Other errors are raised. Trials save no weights.
+        A trial whose loss is not finite, or whose objective is not better than `to_beat`, has no score and is skipped
+        by a descent of rates. Other errors are raised. Trials save no weights.
 
         Args:
             epochs: int. Maximum number of epochs of each trial.
@@ -153,8 +153,9 @@ class Study:
 
         Raises:
             ValueError: if the objective is not among the metrics, two models start with different weights, the three
-                sets differ in image size or number of colours, validation cannot be joined to train, or `folder` holds
-                another search, such as one of other pictures in any of the three sets.
+                sets differ in image size or number of colours, validation cannot be joined to train, the objective is
+                not finite before training, or `folder` holds another search, such as one of other pictures in any of
+                the three sets, or of trials whose models `make_model` makes otherwise now.
             ImportError: if KerasTuner is absent.
 
         Example:
@@ -222,8 +223,8 @@ class Study:
             A `TunedResult`.
 
         Raises:
-            ValueError: before `search`, if every trial diverged, `folder` holds another search's report, or a metric is
-                not a finite number.
+            ValueError: before `search`, if no trial has a score, `folder` holds another search's report or a refit that
+                began with other weights, or a metric is not a finite number.
 
         Example:
         ```python
@@ -362,7 +363,7 @@ class Study:
         # A folder for each choice, since an extended search may choose another setting.
         choice = json.dumps([chosen.values, chosen.epochs], sort_keys=True)
         checkpoints = self._folder / f"refit-{_digest(choice)[:12]}"
-        self._check_start(checkpoints / "start.json")
+        _check_start(checkpoints / "start.json", weight_digests(model))
         model.fit(
             self._training_batches(examples),
             epochs=chosen.epochs,
@@ -371,17 +372,6 @@ class Study:
             verbose=verbose,
         )
         return model
-
-    def _check_start(self, path: Path) -> None:
-        """Writes which weights a refit starts from, or compares them: checkpoints would take the place of others."""
-        if not path.exists():
-            # Earlier versions wrote none.
-            write_json(path, self._start)
-        elif read_json(path, "the refit's first weights", f"Remove {path.parent}, and it starts over") != self._start:
-            raise ValueError(
-                "`folder` must hold this search: the refit there began with other weights. "
-                f"Use another folder for other models. Received: {path.parent}"
-            )
 
 
 @dataclass(frozen=True)
@@ -501,6 +491,18 @@ def _batches(name: str, make: Callable[[Any], BatchesT], examples: Any, kind: ty
     if not isinstance(batches, kind):
         raise ValueError(f"`{name}` must return {kind.__name__}. Received: {type(batches).__name__}")
     return batches
+
+
+def _check_start(path: Path, start: dict[str, str]) -> None:
+    """Writes which weights a refit starts from, or compares them: checkpoints would take the place of others."""
+    if not path.exists():
+        # Earlier versions wrote none.
+        write_json(path, start)
+    elif read_json(path, "the refit's first weights", f"Remove {path.parent}, and it starts over") != start:
+        raise ValueError(
+            "`folder` must hold this search: the refit there began with other weights. "
+            f"Use another folder for other models. Received: {path.parent}"
+        )
 
 
 def _bound(untrained: float, objective: str, validation: Any) -> float:

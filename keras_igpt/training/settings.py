@@ -25,6 +25,8 @@ _LEFT_OUT = {
     "remat",
 }
 
+_CLASS_WEIGHT = "class_weight"
+
 Settings = dict[str, Any]
 
 
@@ -45,7 +47,8 @@ def training_settings(model: keras.Model, class_weight: Mapping[int, float] | No
         "optimizer": {"class_name": type(model.optimizer).__name__, **model.optimizer.get_config()},
         "loss": compiled.get("loss"),
         "loss_weights": compiled.get("loss_weights"),
-        "class_weight": class_weight,
+        # Labels and weights of NumPy are no JSON.
+        _CLASS_WEIGHT: {int(label): float(weight) for label, weight in class_weight.items()} if class_weight else None,
     }
     settings: Settings = {}
     _flatten(json.loads(json.dumps(described, default=str)), "", settings)
@@ -55,13 +58,19 @@ def training_settings(model: keras.Model, class_weight: Mapping[int, float] | No
 def differences(there: Settings, here: Settings) -> list[str]:
     """Describes each setting that differs between an earlier run and this one.
 
-    None equals absence, so that options which a later version of Keras adds do not differ.
+    None equals absence, so that options which a later version of Keras adds do not differ. Of weights of classes
+    earlier versions said nothing.
     """
+    weighted = any(_of_classes(name) for name in there)
     return [
         f"{name} is {here.get(name)!r} here and was {there.get(name)!r}"
         for name in {**there, **here}
-        if there.get(name) != here.get(name)
+        if there.get(name) != here.get(name) and (weighted or not _of_classes(name))
     ]
+
+
+def _of_classes(name: str) -> bool:
+    return name.partition(".")[0] == _CLASS_WEIGHT
 
 
 def _flatten(value: Any, name: str, settings: Settings) -> None:

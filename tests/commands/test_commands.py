@@ -575,13 +575,18 @@ def test_the_best_epoch_survives_a_kill(tmp_path):
             log.write_text(f"{lines}{epoch},{accuracy}\n")
 
     train(0.0, 0.5, 0.4, 0.7)
-    assert saved() == {"best-0001.keras": "0.5", "best-0003.keras": "0.7"}
+    assert saved() == {"best-0000.keras": "0.0", "best-0001.keras": "0.5", "best-0003.keras": "0.7"}
     train(0.3, first=3)  # again, and worse
-    assert saved() == {"best-0001.keras": "0.5"}
-    train(0.5, 0.8, 0.9, first=4)
-    assert saved() == {"best-0005.keras": "0.8", "best-0006.keras": "0.9"}
-    train(first=7)
-    assert best_epoch(log) == 6
+    assert saved() == {"best-0000.keras": "0.0", "best-0001.keras": "0.5"}
+    (tmp_path / "best-model.keras").write_text("mine")
+    train(0.51, 0.8, 0.85, 0.9, 0.95, first=4)
+    kept = {f"best-000{epoch}.keras": value for epoch, value in ((5, "0.8"), (6, "0.85"), (7, "0.9"), (8, "0.95"))}
+    assert saved() == {**kept, "best-model.keras": "mine"}
+    train(first=9)
+    assert best_epoch(log) == 8
+    train(0.1, first=6)  # again from an earlier epoch
+    assert best_epoch(log) == 5
+    assert saved() == {"best-0005.keras": "0.8", "best-model.keras": "mine"}
 
 
 def test_the_time_left_is_told(capsys):

@@ -94,6 +94,7 @@ def test_tokens_are_those_of_the_kept_centre_squares(whole):
 def test_a_finished_set_is_left_alone(web, whole, monkeypatch):
     before = contents(whole)
     monkeypatch.setattr("keras_igpt.curation.pipeline.run_pipeline", lambda *arguments: pytest.fail("ran"))
+    monkeypatch.setattr("keras_igpt.curation.curate.held", lambda *arguments: pytest.fail("wrote"))  # it is read-only
     report = small.run(web, whole)
     assert contents(whole) == before
     assert report["counts"]["kept"] == SHARDS * PHOTOGRAPHS

@@ -95,6 +95,16 @@ def test_zeros_in_place_of_files_are_noticed(tar, where):
     assert reading.fault.startswith("zeros in place of files from byte ")
 
 
+@pytest.mark.parametrize("record", [512, 1 << 15, 1 << 20])
+def test_tars_of_other_records_are_whole(tar, record):
+    content = tar.read_bytes()
+    end = len(content.rstrip(b"\0"))
+    end += -end % 512 + 1024
+    tar.write_bytes(content[:end] + bytes(-end % record))
+    _, members, reading = read(tar)
+    assert (len(members), reading.fault) == (5, "")
+
+
 def test_a_folder_is_cut_into_shards(tmp_path, monkeypatch):
     monkeypatch.setattr("keras_igpt.curation.shards._FILES_A_SHARD", 2)
     for number in range(5):

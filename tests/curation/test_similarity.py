@@ -129,8 +129,12 @@ def test_a_reference_knows_its_features(tmp_path):
     Reference.fit(clusters(), 4, source=tmp_path / "lm.keras").save(tmp_path / "reference.npz")
     for same in (tmp_path / "renamed.keras", partial(load_features, str(tmp_path / "lm.keras"), layer=None)):
         Similarity(tmp_path / "reference.npz", same)
+    by_place = Reference.fit(clusters(), 4, source=partial(load_features, tmp_path / "lm.keras", np.int64(1)))
+    Similarity(by_place, partial(load_features, model=tmp_path / "lm.keras", layer=1))
+    with pytest.raises(ValueError, match="`source` must be a model's file or preset, or a function"):
+        Reference.fit(clusters(), 4, source=PictureFeatures(means, 4))
     for other in ("igpt_cifar10_8x8", partial(load_features, str(tmp_path / "lm.keras"), layer=1)):
-        with pytest.raises(ValueError, match="`features` must be those that the reference was made with"):
+        with pytest.raises(ValueError, match="`features` must be described as those that the reference was made with"):
             Similarity(tmp_path / "reference.npz", other)
 
 

@@ -72,6 +72,7 @@ def test_few_runs_give_wide_intervals(noisy):
     for found in (interval, many):
         assert found.low <= PLANTED[0] <= found.high
     assert interval.high - interval.low > 2 * (many.high - many.low)
+    assert igpt.fit_scaling_law(few * 2, resamples=30).intervals()["irreducible_loss"] == interval
 
 
 def test_runs_that_say_little_of_the_sizes_give_finite_forecasts():

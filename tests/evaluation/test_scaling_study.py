@@ -71,7 +71,7 @@ def test_finished_runs_are_not_repeated_and_others_are_added(tmp_path, monkeypat
 def test_budgets_too_small_or_too_few_are_refused_before_any_run(tmp_path):
     with pytest.raises(ValueError, match="`budgets` must pay for two steps"):
         study(tmp_path, budgets=(1e9, 1e3))
-    with pytest.raises(ValueError, match=r"`runs` must be at least 6 .*3 runs of 3 sizes"):
+    with pytest.raises(ValueError, match=r"`runs` must be at least 6 .*3 different runs of 3 sizes"):
         study(tmp_path, budgets=(1e9,))
     assert not list(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ from tuning_process import RATES, evaluation_batches, make_data, make_model, run
 
 import keras_igpt as igpt
 from keras_igpt.backend.traced_gradients import traced_gradients_dropped
-from keras_igpt.evaluation.search_records import read_report
+from keras_igpt.evaluation.search_records import Trial, read_report, why_without_score
 
 keras_tuner = pytest.importorskip("keras_tuner")
 
@@ -146,9 +146,19 @@ def test_the_best_rate_is_chosen_on_validation(finished):
     assert search.to_beat == pytest.approx(np.log(16), rel=1e-5)
     assert result.values == {"learning_rate": 0.03}
     assert result.steps == 8
-    first, second = str(search).splitlines()[1:3]
-    assert first.endswith("learning_rate=100: diverged")
-    assert ", no better than 2.77" in second
+    assert str(search).splitlines()[1].endswith("learning_rate=100: diverged")
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        ({}, "diverged"),
+        ({"val_loss": [2.1, None]}, "diverged"),
+        ({"val_loss": [2.1, 3.0]}, "3.0000, no better than 2.8000"),
+    ],
+)
+def test_a_trial_without_a_score_says_why(history, said):
+    assert why_without_score(Trial({}, None, 0, history), "val_loss", 2.8) == said
 
 
 def test_the_refit_sees_train_and_validation_and_the_test_set_is_read_once(finished):

@@ -18,6 +18,7 @@ from keras_igpt.data import ImageFiles, LabeledTokens
 from keras_igpt.data.image_files import FolderReader
 from keras_igpt.training import checkpoint_file
 from keras_igpt.training.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from keras_igpt.training.settings import differences, training_settings
 
 STEPS = 5
 
@@ -674,10 +675,17 @@ def test_other_settings_are_refused(change, message, tmp_path):
 
 def test_other_weights_of_classes_are_refused(tmp_path):
     visit(make_model("ar"), tmp_path, class_weight={0: 1.0, 1: 2.0})
-    visit(make_model("ar"), tmp_path, class_weight={0: 1, 1: 2})
+    visit(make_model("ar"), tmp_path, class_weight={np.int64(0): np.float32(1), np.int64(1): 2})
     for other in (None, {0: 1.0, 1: 3.0}):
         with pytest.raises(ValueError, match=r"class_weight\.1 is (None|3\.0) here and was 2\.0"):
             visit(make_model("ar"), tmp_path, class_weight=other)
+    visit(make_model("ar"), tmp_path / "without")
+    with pytest.raises(ValueError, match=r"class_weight\.0 is 1\.0 here and was None"):
+        visit(make_model("ar"), tmp_path / "without", class_weight={0: 1.0})
+    # An earlier version kept none.
+    now, earlier = ({**training_settings(make_model("ar"), weights)} for weights in ({0: 1.0}, None))
+    del earlier["class_weight"]
+    assert differences(earlier, now) == []
 
 
 def test_a_rate_that_a_callback_has_changed_goes_on(tmp_path):
