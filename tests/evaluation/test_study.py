@@ -146,7 +146,6 @@ def test_the_best_rate_is_chosen_on_validation(finished):
     assert search.to_beat == pytest.approx(np.log(16), rel=1e-5)
     assert result.values == {"learning_rate": 0.03}
     assert result.steps == 8
-    assert str(search).splitlines()[1].endswith("learning_rate=100: diverged")
 
 
 @pytest.mark.parametrize(
