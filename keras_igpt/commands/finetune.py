@@ -88,13 +88,10 @@ class BestEpochs(keras.callbacks.Callback):
     def __init__(self, output: Path, log: Path) -> None:
         super().__init__()
         self._output, self._log = output, log
-        self._begun = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if not self._begun:
-            # Of epochs that are trained again.
-            self._keep([best for best in self._saved() if best < epoch])
-        self._begun = True
+        # Not those of epochs that are trained again.
+        self._keep([best for best in self._saved() if best < epoch])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         before = [line["val_accuracy"] for line in read_log(self._log).values()]

@@ -96,14 +96,15 @@ def curate(
     rules = Rules() if rules is None else rules
     job = _make_job(output, palette, image_size, similarity, exclude, rules)
     found = find_shards(shards)
-    settings = check_settings(job, found)
+    settings = job.describe(found)
+    check_settings(job.output, settings)
     start = time.perf_counter()
     manifest = Path(job.output) / "manifest.json"
     # A finished set may be read-only.
     if not manifest.is_file() or job.work.exists():
         with held(Path(job.output), "`output`"):
             # Another process may have begun at the same moment.
-            check_settings(job, found)
+            check_settings(job.output, settings)
             if not manifest.is_file():
                 job.work.mkdir(exist_ok=True)
                 with _progress(job, len(found)):

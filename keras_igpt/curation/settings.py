@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from keras_igpt.curation.descriptions import describe_function, short_digest
 from keras_igpt.curation.duplicates import Hashes
 from keras_igpt.curation.shards import Shard
-from keras_igpt.curation.similarity import Similarity, describe_function
+from keras_igpt.curation.similarity import Similarity
 from keras_igpt.palette.color_palette import ColorPalette
 from keras_igpt.support.checks import check_integer, check_number
 from keras_igpt.support.files import is_partial, write_json
@@ -103,44 +103,36 @@ class Job:
         listed = json.dumps([shard.describe() for shard in shards])
         return {
             "version": _VERSION,
-            "shards": f"{len(shards)} shards, {_digest(listed.encode())}",
-            "palette": _digest(self.palette.centroids.tobytes()),
+            "shards": f"{len(shards)} shards, {short_digest(listed.encode())}",
+            "palette": short_digest(self.palette.centroids.tobytes()),
             "image_size": self.image_size,
             "reference": self.similarity.loaded_reference.digest(),
             "features": describe_function(self.similarity.features),
-            "exclude": f"{len(self.evaluation)} pictures, {_digest(self.evaluation.tobytes())}",
+            "exclude": f"{len(self.evaluation)} pictures, {short_digest(self.evaluation.tobytes())}",
             **{f"rules.{field.name}": asdict(self.rules)[field.name] for field in fields(self.rules)},
         }
 
 
-def check_settings(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
+def check_settings(output: str, here: dict[str, Any]) -> None:
     """Writes the settings of a new folder, or compares them with those that it was begun with.
 
     Args:
-        job: the job.
-        shards: its shards.
-
-    Returns:
-        The settings.
+        output: str. The folder.
+        here: the settings, `Job.describe`.
 
     Raises:
         ValueError: if the folder was begun with other settings or holds something else.
     """
-    path, here = Path(job.output) / "settings.json", job.describe(shards)
+    path = Path(output) / "settings.json"
     if path.is_file():
         changed = differences(json.loads(path.read_text(encoding="utf-8")), here)
         if changed:
             raise ValueError(
                 "`output` must be a new folder or one that was begun with the same settings; give another one, or "
-                f"remove it to begin again. Received: {job.output}, where {'; '.join(changed)}"
+                f"remove it to begin again. Received: {output}, where {'; '.join(changed)}"
             )
     # A process killed while it wrote the settings leaves them under a temporary name.
     elif path.parent.is_dir() and any(not is_partial(other) for other in path.parent.iterdir()):
-        raise ValueError(f"`output` must be a new folder or one of a curation. Received: {job.output}, another thing")
+        raise ValueError(f"`output` must be a new folder or one of a curation. Received: {output}, another thing")
     else:
         write_json(path, here)
-    return here
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

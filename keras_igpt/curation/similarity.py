@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_igpt.curation.descriptions import describe_source
 from keras_igpt.curation.pictures import Pictures, pictures_of
 from keras_igpt.data.image_files import resize_images
-from keras_igpt.evaluation.features import FeatureExtractor
+from keras_igpt.evaluation.features import FeatureExtractor, of_length_one
 from keras_igpt.objectives.open_model import open_model
 from keras_igpt.objectives.pixel_model import PixelModel
 from keras_igpt.palette.color_palette import UInt8Images
@@ -34,8 +33,6 @@ FeatureSource: TypeAlias = "str | os.PathLike[str] | Callable[[], PictureFeature
 
 # Part of the reference's pictures that the centroids do not see. Their scores say what is similar.
 _HELD_OUT = 0.2
-
-_SMALLEST = 1e-12
 
 
 class PictureFeatures:
@@ -196,10 +193,10 @@ class Reference:
             `Reference`.
 
         Raises:
-            ValueError: if the features are not such or too few, or `source` is none.
+            ValueError: if the features are not such or too few, or `source` is no such.
             ImportError: if scikit-learn is absent.
         """
-        known = "" if source is None else _describe_source(_loader_of(source, "source"))
+        known = "" if source is None else describe_source(_loader_of(source, "source"))
         given = np.asarray(features, np.float32)
         if given.ndim != 2 or not np.isfinite(given).all():
             raise ValueError(f"`features` must be finite and of shape (B, D). Received: shape {given.shape}")
@@ -214,8 +211,8 @@ class Reference:
             raise ImportError("Clustering features needs scikit-learn: pip install 'keras_igpt[web]'") from error
         # scikit-learn's seeds have 32 bits.
         clustering = MiniBatchKMeans(count, random_state=seed % 2**32, batch_size=4096, n_init=3)
-        clustering.fit(_of_length_one(given[np.sort(order[held_out:])]))
-        reference = cls(_of_length_one(clustering.cluster_centers_.astype(np.float32)), np.empty(0, np.float32))
+        clustering.fit(of_length_one(given[np.sort(order[held_out:])]))
+        reference = cls(of_length_one(clustering.cluster_centers_.astype(np.float32)), np.empty(0, np.float32))
         scores = np.sort(reference.scores(given[np.sort(order[:held_out])]))
         return cls(reference.centroids, scores, known)
 
@@ -237,7 +234,7 @@ class Reference:
                 f"`features` must have shape (B, {self.centroids.shape[1]}), as the reference's. "
                 f"Received: shape {given.shape}"
             )
-        scores: Float32Array = (_of_length_one(given) @ self.centroids.T).max(axis=1)
+        scores: Float32Array = (of_length_one(given) @ self.centroids.T).max(axis=1)
         return scores
 
     def threshold(self, quantile: float) -> float:
@@ -303,8 +300,9 @@ class Similarity:
         if not isinstance(self.reference, Reference):
             object.__setattr__(self, "reference", Reference.load(self.reference))
         object.__setattr__(self, "features", _loader_of(self.features, "features"))
-        there, here = self.loaded_reference.source, _describe_source(self.features)
-        if there not in ("", here):
+        there = self.loaded_reference.source
+        # Where it is known: a description reads the model's file.
+        if there and there != (here := describe_source(self.features)):
             raise ValueError(
                 f"`features` must be described as those that the reference was made with, {there}: scores of others "
                 f"say nothing. Received: {here}"
@@ -336,45 +334,3 @@ def _loader_of(source: FeatureSource, name: str) -> Callable[[], PictureFeatures
             f"Received: {type(source).__name__}"
         )
     return source
-
-
-def describe_function(function: Any, by_name: bool = True) -> str:
-    """Says which function a loader is, the same in every process; files it is given are told by their content.
-
-    Args:
-        function: a function, or a `functools.partial` of one.
-        by_name: bool. Whether names of files are told, too.
-
-    Returns:
-        str.
-    """
-    if isinstance(function, partial):
-        arguments = [_describe_argument(value, by_name) for value in function.args]
-        keywords = sorted(function.keywords.items())
-        arguments += [f"{name}={_describe_argument(value, by_name)}" for name, value in keywords]
-        return f"{describe_function(function.func)}({', '.join(arguments)})"
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '')}.{name}"
-
-
-def _describe_argument(value: Any, by_name: bool) -> str:
-    if isinstance(value, (str, Path)) and Path(value).is_file():
-        digest = hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
-        return f"{Path(value).name} {digest}" if by_name else f"file {digest}"
-    return repr(value)
-
-
-def _describe_source(function: Any) -> str:
-    """Describes a loader wherever its files lie and however its arguments are given; None is as good as none."""
-    if isinstance(function, partial):
-        given = inspect.signature(function.func).bind_partial(*function.args, **function.keywords).arguments
-        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-        function = partial(function.func, **{name: value for name, value in plain.items() if value is not None})
-    return describe_function(function, by_name=False)
-
-
-def _of_length_one(features: Float32Array) -> Float32Array:
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    # Features that are all zero resemble nothing.
-    scaled: Float32Array = features / np.maximum(lengths, np.float32(_SMALLEST))
-    return scaled

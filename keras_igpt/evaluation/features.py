@@ -21,6 +21,8 @@ from keras_igpt.support.files import new_mapped_array, whole_file
 Which = Literal["normed", "residual"]
 Float32Array = npt.NDArray[np.float32]
 
+_SMALLEST = 1e-12
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabeledFeatures(LabeledExamples):
@@ -83,6 +85,13 @@ class LabeledFeatures(LabeledExamples):
         if len(positions) == 1:
             return self.features[:, positions[0]]
         return np.concatenate([self.features[:, position] for position in positions], axis=1)
+
+
+def of_length_one(features: Float32Array) -> Float32Array:
+    """Scales features `(B, D)` to length 1; those that are all zero, which resemble nothing, stay."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    scaled: Float32Array = features / np.maximum(lengths, np.float32(_SMALLEST))
+    return scaled
 
 
 class FeatureExtractor(WholeStepModel):

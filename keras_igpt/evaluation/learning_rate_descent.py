@@ -20,8 +20,8 @@ LEARNING_RATES = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003)
 class DescendingLearningRateOracle(keras_tuner.Oracle):
     """Tries learning rates from large to small and stops when the objective is worse than at the previous rate.
 
-    Trials without a score are skipped. The hyperparameter is called `learning_rate`. If `beside` is given,
-    the descent is repeated for each setting that it proposes, and scored by its best result.
+    Trials without a score are skipped. The hyperparameter is called `learning_rate`. If `beside` is given, the descent
+    is repeated for each setting that it proposes, and scored by its best result.
 
     Args:
         objective: str or `keras_tuner.Objective`, such as `"val_loss"`.

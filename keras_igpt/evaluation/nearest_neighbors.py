@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_igpt.evaluation.features import LabeledFeatures
+from keras_igpt.evaluation.features import Float32Array, LabeledFeatures, of_length_one
 from keras_igpt.evaluation.intervals import MeasuredAccuracy, measure_accuracy
 from keras_igpt.evaluation.logistic_regression import check_examples
 from keras_igpt.support.checks import check_integers
@@ -115,12 +115,10 @@ def import_neighbors() -> Any:
         raise ImportError("Neighbours need scikit-learn: pip install 'keras_igpt[palette]'") from error
 
 
-def _on_sphere(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scales rows to length 1; rows of zeros stay."""
-    # Twice, since the squares of large features would be infinite.
-    scaled = features / np.maximum(np.abs(features).max(axis=1, keepdims=True), _SMALLEST)
-    lengths = np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), _SMALLEST)
-    return np.asarray(scaled / lengths, np.float32)
+def _on_sphere(features: Float32Array) -> Float32Array:
+    # Scaled before: the squares of large features would be infinite, those of small ones zero.
+    largest = np.abs(features).max(axis=1, keepdims=True)
+    return of_length_one(features / np.maximum(largest, np.float32(_SMALLEST)))
 
 
 def _votes(

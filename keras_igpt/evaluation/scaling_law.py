@@ -152,15 +152,16 @@ def fit_scaling_law(
         for alpha, beta in product((0.1, 0.3, 0.8), repeat=2)
         for below_n, below_d, below_e in product((1.0, 3.0), (1.0, 3.0), (0.3, 0.05))
     ]
-    best = _best_fit(logs, starts)
-    fitted = _log_losses(best, logs)
+    n, d = _centred(logs)
+    best = _best_fit(n, d, logs[:, 2], starts)
+    fitted = np.logaddexp.reduce(_terms(best, n, d))
     squares = float(((logs[:, 2] - fitted) ** 2).sum())
     random = np.random.default_rng(seed)
     resampled: list[tuple[float, ...]] = []
     for _ in range(resamples):
         variance = squares / random.chisquare(len(logs) - _NUM_COEFFICIENTS)
         drawn = fitted + np.sqrt(variance) * random.standard_normal(len(logs))
-        resampled.append(_coefficients(_best_fit(np.column_stack([logs[:, :2], drawn]), [best]), logs))
+        resampled.append(_coefficients(_best_fit(n, d, drawn, [best]), logs))
     return ScalingLaw(*_coefficients(best, logs), resampled=np.array(resampled), confidence=confidence)
 
 
@@ -196,33 +197,34 @@ def _num_values(table: Float64Array) -> tuple[int, int]:
     return len(np.unique(table[:, 0])), len(np.unique(table[:, 1]))
 
 
+def _centred(logs: Float64Array) -> Float64Array:
+    """Returns log N and log D less their means, which decorrelates the factor and the exponent of a term."""
+    centred: Float64Array = (logs[:, :2] - logs[:, :2].mean(axis=0)).T
+    return centred
+
+
 def _correlation(logs: Float64Array) -> float:
     """Returns how closely log N and log D lie on a line, in 0…1."""
-    n, d = (logs[:, :2] - logs[:, :2].mean(axis=0)).T
+    n, d = _centred(logs)
     return float(abs(n @ d) / np.sqrt((n @ n) * (d @ d)))
 
 
-def _terms(at: Float64Array, logs: Float64Array) -> Float64Array:
-    """Returns the logarithms of the law's three terms; centred ones decorrelate a term's factor and its exponent."""
-    n, d = (logs[:, :2] - logs[:, :2].mean(axis=0)).T
+def _terms(at: Float64Array, n: Float64Array, d: Float64Array) -> Float64Array:
+    """Returns the logarithms of the law's three terms for each run."""
     return np.stack([at[0] - at[1] * n, at[2] - at[3] * d, np.full_like(n, at[4])])
 
 
-def _log_losses(at: Float64Array, logs: Float64Array) -> Float64Array:
-    """Returns the logarithm of the law's loss for each run."""
-    losses: Float64Array = np.logaddexp.reduce(_terms(at, logs))
-    return losses
-
-
-def _best_fit(logs: Float64Array, starts: Sequence[npt.ArrayLike]) -> Float64Array:
+def _best_fit(
+    n: Float64Array, d: Float64Array, observed: Float64Array, starts: Sequence[npt.ArrayLike]
+) -> Float64Array:
     """Returns the best minimum over the starts: each term's logarithm at the mean run and, but for E, its exponent."""
-    n, d = (logs[:, :2] - logs[:, :2].mean(axis=0)).T
 
     def residuals(at: Float64Array) -> Float64Array:
-        return _log_losses(at, logs) - logs[:, 2]
+        errors: Float64Array = np.logaddexp.reduce(_terms(at, n, d)) - observed
+        return errors
 
     def jacobian(at: Float64Array) -> Float64Array:
-        terms = _terms(at, logs)
+        terms = _terms(at, n, d)
         first, second, third = np.exp(terms - np.logaddexp.reduce(terms))
         return np.stack([first, -first * n, second, -second * d, third], axis=1)
 

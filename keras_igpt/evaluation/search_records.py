@@ -74,8 +74,9 @@ class Search:
     def __str__(self) -> str:
         lines = [f"{self.objective} of each trial (to beat: {self.to_beat:.4f})"]
         for trial in self.trials:
-            shown = why_without_score(trial, self.objective, self.to_beat)
-            if trial.objective is not None:
+            if trial.objective is None:
+                shown = why_without_score(trial, self.objective, self.to_beat)
+            else:
                 value = _shown(self.objective, trial.objective, self.num_validation)
                 shown = f"{value} after {trial.epochs} epoch(s)"
             lines.append(f"  {name_of(trial.values)}: {shown}")

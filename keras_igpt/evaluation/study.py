@@ -444,8 +444,9 @@ def _run_trials(
             print(f"Trial {len(trials)}: {name_of(values)}", flush=True)
             trial = train(model, values)
             ledger.record(trial, made)
-            shown = why_without_score(trial, objective, ledger.bound)
-            if trial.objective is not None:
+            if trial.objective is None:
+                shown = why_without_score(trial, objective, ledger.bound)
+            else:
                 shown = f"{objective} {trial.objective:.6g}"
             print(f"Trial {len(trials)}: {name_of(values)}: {shown}", flush=True)
         # Models contain reference cycles; this frees their memory.
