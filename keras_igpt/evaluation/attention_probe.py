@@ -42,7 +42,8 @@ class AttentionReport:
         layer: int in 0…L. Depth of the features.
         num_heads: int.
         rates: tuple of float. Candidate learning rates.
-        validation_accuracies: tuple of float in 0…1, by rate, each at its best epoch, of the training on train alone.
+        validation_accuracies: tuple of float in 0…1, by rate, each at its best epoch, of the training on train alone;
+            0 where that diverged in its first epoch.
         learning_rate: float. The chosen rate.
         epochs: int. Epochs of the refit on train and validation, those of the best validation accuracy.
         num_train: int. Training pictures.
@@ -153,7 +154,8 @@ class AttentionProbe:
             The probe itself.
 
         Raises:
-            ValueError: if inputs do not fit the model or the labels, or their features do not fit into memory.
+            ValueError: if inputs do not fit the model or the labels, their features do not fit into memory, or training
+                diverges with every rate.
             OSError: if the disk is full.
         """
         language_model = self._extractor.language_model
@@ -321,7 +323,8 @@ class AttentionFit:
 
     def predict(self, features: Features, batch_size: int) -> npt.NDArray[Any]:
         """Predicts classes `(B,)` from features `(B, T, D)`, `batch_size` of them at once."""
-        return np.asarray(self.classes[_predicted(self.model, features, batch_size)])
+        logits = check_finite(_logits(self.model, features, batch_size), "predict")
+        return np.asarray(self.classes[logits.argmax(axis=-1)])
 
 
 def fit_attention_pooling(
@@ -348,6 +351,9 @@ def fit_attention_pooling(
 
     Returns:
         An `AttentionFit`.
+
+    Raises:
+        ValueError: if training diverges with every rate.
     """
     classes = check_classes(train[1], validation[1])
     parts = [(features, np.searchsorted(classes, labels)) for features, labels in (train, validation)]
@@ -365,15 +371,21 @@ def fit_attention_pooling(
         best, best_epoch = -1.0, 0
         for epoch in range(max_epochs):
             _train(model, parts[:1], batch_size, seed, epoch)
-            accuracy = float((_predicted(model, parts[1][0], held_out) == parts[1][1]).mean())
+            logits = _logits(model, parts[1][0], held_out)
+            if not np.isfinite(logits).all():
+                # What this rate reached before it diverged stands, beside the other rates.
+                break
+            accuracy = float((logits.argmax(axis=-1) == parts[1][1]).mean())
             if accuracy > best:
                 best, best_epoch = accuracy, epoch
             elif epoch - best_epoch >= patience:
                 break
         trials.append((best, best_epoch + 1))
         progress.update(len(trials))
-    accuracies = tuple(accuracy for accuracy, _ in trials)
-    chosen = int(np.argmax(accuracies))
+    if all(accuracy < 0 for accuracy, _ in trials):
+        raise ValueError(f"`rates` must have one with which training does not diverge. Received: rates={tuple(rates)}")
+    accuracies = tuple(max(accuracy, 0.0) for accuracy, _ in trials)
+    chosen = max(range(len(trials)), key=lambda trial: trials[trial][0])
     refitted, epochs = start(rates[chosen], together), trials[chosen][1]
     for epoch in range(epochs):
         _train(refitted, parts, batch_size, seed, epoch)
@@ -450,12 +462,13 @@ def _train(model: keras.Model, parts: Sequence[_Part], batch_size: int, seed: in
         model.train_on_batch(*_read(parts, order[start : start + size]))
 
 
-def _predicted(model: keras.Model, features: Features, batch_size: int) -> npt.NDArray[np.int64]:
-    """Returns the indices of the most likely classes, int array `(B,)`."""
+def _logits(model: keras.Model, features: Features, batch_size: int) -> npt.NDArray[np.float32]:
+    """Computes class logits `(B, K)`, `batch_size` of them at once."""
     part = (features, np.zeros(len(features), np.int64))
     logits = []
     for start in range(0, len(features), batch_size):
         # The last batch is filled: another size would be compiled again.
         rows = np.minimum(np.arange(start, start + batch_size), len(features) - 1)
         logits.append(model.predict_on_batch(_read([part], rows)[0]))
-    return np.asarray(check_finite(np.concatenate(logits)[: len(features)], "predict").argmax(axis=-1))
+    computed: npt.NDArray[np.float32] = np.concatenate(logits)[: len(features)]
+    return computed

@@ -106,6 +106,8 @@ class LinearProbe:
         self._max_iterations = check_integer("max_iterations", max_iterations)
         self._batch_size = check_integer("batch_size", batch_size)
         self._folder = None if folder is None else Path(folder)
+        # Of single depths, for `predict`.
+        self._extractors: dict[int, FeatureExtractor] = {}
         self._fits: dict[tuple[int, ...], LogisticFit] | None = None
         self._report: ProbeReport | None = None
 
@@ -224,7 +226,10 @@ class LinearProbe:
         layer = self.report.best_layer if layer is None else check_integer("layer", layer, 0)
         if (layer,) not in fits:
             raise ValueError(f"`layer` must be one of {list(self._extractor.depths)}. Received: layer={layer}")
-        return fits[layer,].predict(self.features(inputs)[:, self._extractor.depths.index(layer)])
+        if layer not in self._extractors:
+            extractor = self._extractor
+            self._extractors[layer] = FeatureExtractor(extractor.language_model, [layer], extractor.which)
+        return fits[layer,].predict(self._extractors[layer].extract(inputs, self._batch_size)[:, 0])
 
     def _fitted(self) -> dict[tuple[int, ...], LogisticFit]:
         if self._fits is None:

@@ -49,16 +49,26 @@ def test_rate_and_epochs_are_chosen_on_validation_and_both_parts_refitted(monkey
         lambda model, parts, *given: trained.append((float(model.optimizer.learning_rate), len(parts), given[-1])),
     )
 
-    def predicted(model, features, batch_size):
+    def logits(model, features, batch_size):
         labels = np.searchsorted(np.unique(train[1]), validation[1])
-        return np.where(np.arange(10) < next(right), labels, labels + 1)
+        return np.eye(4)[np.where(np.arange(10) < next(right), labels, labels + 1)]
 
-    monkeypatch.setattr(attention_probe, "_predicted", predicted)
+    monkeypatch.setattr(attention_probe, "_logits", logits)
     fitted = fit_attention_pooling(train, validation, 2, rates=(0.25, 0.5), max_epochs=9, patience=2)
     # With each rate until two epochs are no better, and no further than the best one at the end.
     assert trained == [(rate, 1, epoch) for rate in (0.25, 0.5) for epoch in range(4)] + [(0.5, 2, 0), (0.5, 2, 1)]
     assert fitted.validation_accuracies == (0.5, 0.6)
     assert (fitted.learning_rate, fitted.epochs) == (0.5, 2)
+
+
+def test_a_rate_that_diverges_leaves_the_choice_to_the_others():
+    train, validation = planted(100, 0), planted(50, 1)
+    options = {"num_heads": 2, "max_epochs": 3, "batch_size": 50}
+    fitted = fit_attention_pooling(train, validation, rates=(1e38, 0.03), **options)
+    assert fitted.learning_rate == 0.03
+    assert fitted.validation_accuracies[0] == 0 < fitted.validation_accuracies[1]
+    with pytest.raises(ValueError, match=r"`rates` must .* diverge.*1e\+38"):
+        fit_attention_pooling(train, validation, rates=(1e38,), **options)
 
 
 def test_features_are_standardised():
@@ -121,7 +131,7 @@ def test_rows_are_read_once_in_the_order_of_a_seed():
     assert all(len(set(epoch)) == 8 for epoch in epochs)  # the last three are left out
     assert epochs[0] == epochs[1]
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert attention_probe._predicted(Model(), parts[0][0], 4).tolist() == [*range(7)]
+    assert attention_probe._logits(Model(), parts[0][0], 4).argmax(axis=-1).tolist() == [*range(7)]
 
 
 def examples(count, seed):

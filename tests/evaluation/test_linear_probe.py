@@ -68,6 +68,20 @@ def test_each_depth_is_a_regression_on_its_features(fitted, parts):
         assert found == alone.score(*test)
 
 
+def test_predicting_computes_the_features_of_one_depth(fitted, parts, monkeypatch):
+    _, _, probe, _, _ = fitted
+    computed, extract = [], igpt.FeatureExtractor.extract
+
+    def watched(self, *given):
+        computed.append(self.depths)
+        return extract(self, *given)
+
+    monkeypatch.setattr(igpt.FeatureExtractor, "extract", watched)
+    for layer in (None, 1):
+        probe.predict(parts["test"][0], layer=layer)
+    assert computed == [(probe.report.best_layer,), (1,)]
+
+
 def test_residual_states_are_probed_where_asked(fitted, parts):
     model = fitted[0]
     probe = igpt.LinearProbe(model, layers=[1], strengths=(1.0,), which="residual", batch_size=30)
