@@ -67,6 +67,7 @@ def computed_rows(
     examples: PictureExamples | None = None,
     palette: ColorPalette | None = None,
     purpose: str = "predict",
+    told_as: str | None = None,
 ) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
     """Runs a model over rows in batches of equal size.
 
@@ -80,6 +81,7 @@ def computed_rows(
         examples: pictures or tokens, read and encoded on demand as the input `"token_ids"`.
         palette: `ColorPalette` to encode them with; may be None for tokens.
         purpose: str. The calling function's name, for errors.
+        told_as: str. What the progress is called, where one call is several passes; `purpose` by default.
 
     Returns:
         Iterator over slices of rows and their outputs, in order.
@@ -93,7 +95,7 @@ def computed_rows(
     # A multiple of the number of devices.
     divisor = batch_divisor()
     batch_size = -(-min(batch_size, rows) // divisor) * divisor
-    progress = Progress(purpose, rows, "pictures")
+    progress = Progress(purpose if told_as is None else told_as, rows, "pictures")
     together = batch_size * (1 if row_bytes is None else max(1, _SEGMENT_BYTES // (row_bytes * batch_size)))
 
     def compute(part: slice) -> Any:

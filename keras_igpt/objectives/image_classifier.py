@@ -314,6 +314,7 @@ class ImageGPTImageClassifier(TokenModel):
                 examples=examples,
                 palette=self.palette,
                 purpose=purpose,
+                told_as=f"{purpose}, mask {mask + 1} of {num_masks}" if num_masks > 1 else None,
             )
             yield np.concatenate([logits for _, logits in segments])
 

@@ -1,3 +1,4 @@
+import logging
 import math
 import warnings
 
@@ -10,6 +11,7 @@ from reference import forward, read_weights
 import keras_igpt as igpt
 from keras_igpt.data import LabeledTokens
 from keras_igpt.model.masking import vote_mask
+from keras_igpt.support import progress
 from keras_igpt.training.recipes import probing_recipe
 
 LABELS = np.arange(8) % 4
@@ -380,3 +382,11 @@ def test_class_names_may_be_an_array():
     names = igpt.ImageGPTImageClassifier(make_causal_lm(num_layers=1), 4, class_names=np.array(NAMES)).class_names
     assert names == NAMES
     assert {type(name) for name in names} == {str}
+
+
+def test_the_progress_of_a_vote_says_which_mask_it_is_of(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "keras_igpt")
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    make_classifier(make_masked_lm(), 0.0).vote(random_tokens(6), num_masks=2, batch_size=2)
+    told = [message.partition(", about")[0] for message in caplog.messages]
+    assert told == [f"vote, mask {mask} of 2: 4 of 6 pictures" for mask in (1, 2)]
