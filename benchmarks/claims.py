@@ -4,7 +4,7 @@
 
 Needs: pip install "keras_igpt[torch,palette,plot]"
 Both classifiers of a difference saw the same test pictures, which are compared one by one; its interval is of other
-pictures. Where there are runs of several seeds, the interval of their mean is of other seeds (Student's).
+pictures. Where there are runs of three seeds, the interval of their mean is of other seeds (Student's).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def _probe(*runs: str, depth: int | None = None) -> Classifier:
     return Classifier(runs, depth=depth)
 
 
-def _finetuned(run: str) -> Classifier:
-    return Classifier([run], "test accuracy")
+def _finetuned(*runs: str) -> Classifier:
+    return Classifier(runs, "test accuracy")
 
 
 def _pixels(*runs: str) -> Classifier:
@@ -68,33 +68,39 @@ AR_16_SEEDS, BERT_16_SEEDS = (
     [f"cifar10_16x16/{kind}/probe", *(f"cifar10_16x16/seeds/{kind}_{seed}" for seed in (1, 2))]
     for kind in ("ar", "bert")
 )
-LARGE_16 = "cifar10_16x16/seeds/large_0"
-# Fine-tuned at the rate, of two, that validation chose.
-AR_TUNED, BERT_TUNED, SCRATCH = f"{AR_16}/finetuned", "cifar10_16x16/rates/bert_0.003", "cifar10_16x16/scratch"
+LARGE_16, LARGE_BERT_16 = (f"cifar10_16x16/seeds/{kind}_0" for kind in ("large", "large_bert"))
+# Fine-tuned at the rate, of two, that validation chose. All seeds start from the pre-trained models of seed 0;
+# from scratch, each from random weights of its own.
+AR_TUNED, BERT_TUNED, SCRATCH = (
+    [f"cifar10_16x16/{first}", f"cifar10_16x16/seeds/{kind}_finetuned_1"]
+    for kind, first in (("ar", "ar/finetuned"), ("bert", "rates/bert_0.003"), ("scratch", "scratch"))
+)
 # What is said to be better, and than what.
 CLAIMS = {
     "best depth − last depth, AR, 16×16": (_probe(*AR_16_SEEDS), _probe(*AR_16_SEEDS, depth=-1)),
     "best depth − last depth, larger AR model, 16×16": (_probe(LARGE_16), _probe(LARGE_16, depth=-1)),
     "best depth − last depth, AR, 8×8": (_probe(*AR_8), _probe(*AR_8, depth=-1)),
     "AR − BERT, probes, 16×16": (_probe(*AR_16_SEEDS), _probe(*BERT_16_SEEDS)),
+    "AR − BERT, larger models, probes, 16×16": (_probe(LARGE_16), _probe(LARGE_BERT_16)),
     "AR − BERT, probes, 8×8": (_probe(*AR_8), _probe(*BERT_8)),
     "larger − smaller AR model, probes, 8×8": (_probe(*AR_8), _probe(*SMALL_8)),
     "larger − smaller AR model, probes, 16×16": (_probe(LARGE_16), _probe(f"{AR_16}/probe")),
+    "larger − smaller BERT model, probes, 16×16": (_probe(LARGE_BERT_16), _probe(f"{BERT_16}/probe")),
     "largest − larger AR model, probes, 8×8": (
         _probe("cifar10_8x8/seeds/large_0"),
         _probe(AR_8[0]),
     ),
-    "AR fine-tuned − its best probe, 16×16": (_finetuned(AR_TUNED), _probe(f"{AR_16}/probe")),
-    "AR fine-tuned − from scratch, 16×16": (_finetuned(AR_TUNED), _finetuned(SCRATCH)),
-    "BERT fine-tuned − from scratch, 16×16": (_finetuned(BERT_TUNED), _finetuned(SCRATCH)),
-    "BERT fine-tuned − its best probe, 16×16": (_finetuned(BERT_TUNED), _probe(f"{BERT_16}/probe")),
+    "AR fine-tuned − its best probe, 16×16": (_finetuned(*AR_TUNED), _probe(*[f"{AR_16}/probe"] * 2)),
+    "BERT fine-tuned − its best probe, 16×16": (_finetuned(*BERT_TUNED), _probe(*[f"{BERT_16}/probe"] * 2)),
+    "AR fine-tuned − from scratch, 16×16": (_finetuned(*AR_TUNED), _finetuned(*SCRATCH)),
+    "BERT fine-tuned − from scratch, 16×16": (_finetuned(*BERT_TUNED), _finetuned(*SCRATCH)),
+    "AR − BERT, fine-tuned, 16×16": (_finetuned(*AR_TUNED), _finetuned(*BERT_TUNED)),
     "vote of five masks − one mask, BERT fine-tuned, 16×16": (
-        Classifier([BERT_TUNED], "test accuracy, vote of 5 masks"),
-        _finetuned(BERT_TUNED),
+        Classifier(BERT_TUNED, "test accuracy, vote of 5 masks"),
+        _finetuned(*BERT_TUNED),
     ),
-    "AR − BERT, fine-tuned, 16×16": (_finetuned(AR_TUNED), _finetuned(BERT_TUNED)),
     "joint loss − L_CLF alone, AR, 16×16": (
-        _finetuned(AR_TUNED),
+        _finetuned(AR_TUNED[0]),
         _finetuned(f"{AR_16}/finetuned_on_classes_alone"),
     ),
     # All probes at 16×16 have the same pictures, so one regression on pixels is that of each seed.
@@ -111,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     options = parser.parse_args(arguments)
     differences = {claim: compare(options.results, *pair) for claim, pair in CLAIMS.items()}
     rows = [
-        f"| {claim} | {'; '.join(map(points, by_seed))} | {points(over_seeds(by_seed)) if by_seed[1:] else ''} |"
+        f"| {claim} | {'; '.join(map(points, by_seed))} | {''.join(map(points, over_seeds(by_seed)))} |"
         for claim, by_seed in differences.items()
     ]
     print("| first − second | points, of each seed | mean over seeds |", "|---|---|---|", *rows, sep="\n")
@@ -125,9 +131,9 @@ def compare(results: Path, first: Classifier, second: Classifier) -> list[igpt.I
     return [one.compare(two).difference for one, two in pairs]
 
 
-def over_seeds(differences: Sequence[igpt.Interval]) -> igpt.Interval:
-    """Returns the mean of the differences of several seeds, with its interval over seeds."""
-    return igpt.mean_interval([difference.estimate for difference in differences])
+def over_seeds(differences: Sequence[igpt.Interval]) -> list[igpt.Interval]:
+    """Returns the mean of the differences with its interval over seeds; nothing for two, of which that says little."""
+    return [igpt.mean_interval([difference.estimate for difference in differences])] if differences[2:] else []
 
 
 def points(difference: igpt.Interval) -> str:
@@ -143,7 +149,7 @@ def plot(differences: Mapping[str, Sequence[igpt.Interval]]) -> Figure:
     axes = figure.subplots()
     heights, line = [], 0.0
     for by_seed in differences.values():
-        means = [over_seeds(by_seed)] if by_seed[1:] else []
+        means = over_seeds(by_seed)
         heights.append(line + (len(by_seed) + len(means) - 1) / 2)
         for difference in [*by_seed, *means]:
             estimate, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
