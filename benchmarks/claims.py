@@ -90,8 +90,11 @@ CLAIMS = {
         _probe("cifar10_8x8/seeds/large_0"),
         _probe(AR_8[0]),
     ),
-    "AR fine-tuned − its best probe, 16×16": (_finetuned(*AR_TUNED), _probe(*[f"{AR_16}/probe"] * 2)),
-    "BERT fine-tuned − its best probe, 16×16": (_finetuned(*BERT_TUNED), _probe(*[f"{BERT_16}/probe"] * 2)),
+    "AR fine-tuned − its best probe, 16×16": (_finetuned(*AR_TUNED), _probe(*[f"{AR_16}/probe"] * len(AR_TUNED))),
+    "BERT fine-tuned − its best probe, 16×16": (
+        _finetuned(*BERT_TUNED),
+        _probe(*[f"{BERT_16}/probe"] * len(BERT_TUNED)),
+    ),
     "AR fine-tuned − from scratch, 16×16": (_finetuned(*AR_TUNED), _finetuned(*SCRATCH)),
     "BERT fine-tuned − from scratch, 16×16": (_finetuned(*BERT_TUNED), _finetuned(*SCRATCH)),
     "AR − BERT, fine-tuned, 16×16": (_finetuned(*AR_TUNED), _finetuned(*BERT_TUNED)),

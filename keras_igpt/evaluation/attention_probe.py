@@ -382,11 +382,11 @@ def fit_attention_pooling(
                 break
         trials.append((best, best_epoch + 1))
         progress.update(len(trials))
-    if all(accuracy < 0 for accuracy, _ in trials):
+    chosen, (best, epochs) = max(enumerate(trials), key=lambda numbered: numbered[1][0])
+    if best < 0:
         raise ValueError(f"`rates` must have one with which training does not diverge. Received: rates={tuple(rates)}")
     accuracies = tuple(max(accuracy, 0.0) for accuracy, _ in trials)
-    chosen = max(range(len(trials)), key=lambda trial: trials[trial][0])
-    refitted, epochs = start(rates[chosen], together), trials[chosen][1]
+    refitted = start(rates[chosen], together)
     for epoch in range(epochs):
         _train(refitted, parts, batch_size, seed, epoch)
     return AttentionFit(classes, refitted, accuracies, rates[chosen], epochs)
